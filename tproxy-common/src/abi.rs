@@ -1,0 +1,408 @@
+//! The agreement between kernel and user space: map keys and values, marks, names, reasons.
+//!
+//! Addresses and ports are words that lie in memory in network order (`u32::from_ne_bytes` of the
+//! address's bytes), so that the kernel half copies them by words. Times are nanoseconds of `CLOCK_BOOTTIME`.
+//! Every structure is `repr(C)` without implicit padding and its size is asserted.
+
+use core::mem::size_of;
+
+/// The bits of a packet or socket mark that belong to tproxy-bpf. All others are left as they are.
+///
+/// One documented nibble: it stays clear of 1, 2 and 255 (the marks of the iptables guides), of
+/// mwan3 (0x3f00), kube-proxy (0xc000), Tailscale (0xff0000) and `wg-quick` (0xca6c).
+pub const MARK_MASK: u32 = 0x0000_00f0;
+/// A packet on its way to the proxy: one policy-routing rule delivers it locally.
+pub const MARK_STEER: u32 = 0x0000_00a0;
+/// A socket whose traffic is never steered. The proxy sets it on each of its own sockets.
+pub const MARK_EXEMPT: u32 = 0x0000_00b0;
+/// The lower half of the mark of a UDP reply. The upper half is the source port that
+/// `udp_reply` writes into the datagram.
+pub const MARK_REPLY: u32 = 0x0000_00d0;
+/// The half of a reply's mark that must equal [`MARK_REPLY`].
+pub const MARK_REPLY_MASK: u32 = 0x0000_ffff;
+
+/// The routing table that delivers steered packets locally.
+pub const ROUTE_TABLE: u32 = 0x7470;
+/// The routing protocol number on every rule and route that tproxy-bpf adds, so that
+/// clean-up finds exactly these.
+pub const ROUTE_PROTOCOL: u8 = 0x74;
+/// The priority of the policy-routing rule: after `local` (0), before everything else.
+pub const RULE_PRIORITY: u32 = 100;
+
+/// How many prefixes each bypass trie holds.
+pub const BYPASS_CAPACITY: u32 = 262_144;
+/// How many own addresses and subnets each trie holds.
+pub const LOCALS_CAPACITY: u32 = 4_096;
+/// How many source prefixes (summed over the LAN links) each trie holds.
+pub const SOURCES_CAPACITY: u32 = 4_096;
+/// How many links can be attached.
+pub const LINKS_CAPACITY: u32 = 256;
+/// How many TCP connections are remembered as steered.
+pub const STEERED_CAPACITY: u32 = 65_536;
+/// How many fragmented TCP segments are remembered.
+pub const FRAGMENTS_CAPACITY: u32 = 1_024;
+/// How many notes (texts beside bypass prefixes) are kept.
+pub const NOTES_CAPACITY: u32 = 65_536;
+/// The bytes of a note.
+pub const NOTE_BYTES: usize = 96;
+
+/// Names of the maps, which are also the names of their pins.
+pub mod map {
+    /// [`Settings`](super::Settings), one element.
+    pub const SETTINGS: &str = "SETTINGS";
+    /// [`Counter`](super::Counter) by [`Reason`](super::Reason), per CPU.
+    pub const COUNTERS: &str = "COUNTERS";
+    /// The proxy's sockets by [`Listener`](super::Listener).
+    pub const LISTENERS: &str = "LISTENERS";
+    /// IPv4 prefix to [`Bypass`](super::Bypass).
+    pub const BYPASS_V4: &str = "BYPASS_V4";
+    /// IPv6 prefix to [`Bypass`](super::Bypass).
+    pub const BYPASS_V6: &str = "BYPASS_V6";
+    /// [`NoteKey`](super::NoteKey) to [`Note`](super::Note).
+    pub const NOTES: &str = "NOTES";
+    /// IPv4 prefix to [`Local`](super::Local).
+    pub const LOCALS_V4: &str = "LOCALS_V4";
+    /// IPv6 prefix to [`Local`](super::Local).
+    pub const LOCALS_V6: &str = "LOCALS_V6";
+    /// [`SourceV4`](super::SourceV4) prefixes that may use the proxy.
+    pub const SOURCES_V4: &str = "SOURCES_V4";
+    /// [`SourceV6`](super::SourceV6) prefixes that may use the proxy.
+    pub const SOURCES_V6: &str = "SOURCES_V6";
+    /// Interface index to [`Link`](super::Link).
+    pub const LINKS: &str = "LINKS";
+    /// [`FlowKey`](super::FlowKey)s of steered TCP connections.
+    pub const STEERED: &str = "STEERED";
+    /// [`FragmentKey`](super::FragmentKey) to the verdict of the first fragment.
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+}
+
+/// Names of the programs.
+pub mod program {
+    /// tc ingress on a LAN link with an Ethernet header.
+    pub const LAN_INGRESS: &str = "lan_ingress";
+    /// tc ingress on a LAN link without one (ppp, tun, WireGuard).
+    pub const LAN_INGRESS_L3: &str = "lan_ingress_l3";
+    /// tc egress on a LAN link with an Ethernet header.
+    pub const UDP_REPLY: &str = "udp_reply";
+    /// tc egress on a LAN link without one.
+    pub const UDP_REPLY_L3: &str = "udp_reply_l3";
+    /// Socket lookup in the gateway's network namespace.
+    pub const SK_LOOKUP: &str = "lookup";
+}
+
+/// The proxy's sockets, as keys of the map [`map::LISTENERS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Listener {
+    /// Accepts steered TCP connections over IPv4.
+    Tcp4 = 0,
+    /// Accepts steered TCP connections over IPv6.
+    Tcp6 = 1,
+    /// Receives steered IPv4 datagrams.
+    Udp4 = 2,
+    /// Receives steered IPv6 datagrams.
+    Udp6 = 3,
+}
+
+impl Listener {
+    /// All of them, in the order of their keys.
+    pub const ALL: [Self; 4] = [Self::Tcp4, Self::Tcp6, Self::Udp4, Self::Udp6];
+}
+
+/// What the kernel half does, as far as it can be changed while it runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Settings {
+    /// A set of the `Settings::*` flags.
+    pub flags: u32,
+    /// The port of the IPv4 socket that sends UDP replies, network order.
+    pub reply_port_v4: u16,
+    /// The port of the IPv6 socket that sends UDP replies, network order.
+    pub reply_port_v6: u16,
+}
+
+impl Settings {
+    /// Flag: private ranges (RFC 1918, RFC 4193, RFC 6598) are bypassed.
+    pub const BYPASS_PRIVATE: u32 = 1;
+    /// Flag: when the proxy is down, what it should have got is dropped. Without the flag it passes.
+    pub const DOWN_DROPS: u32 = 1 << 1;
+
+    /// Is this flag set?
+    #[inline(always)]
+    #[must_use]
+    pub const fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counter {
+    /// How many packets.
+    pub packets: u64,
+    /// Their bytes, link header included.
+    pub bytes: u64,
+}
+
+/// Who put a prefix into the bypass set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Origin {
+    /// The command line, at run time.
+    Command = 1,
+    /// The configuration or one of its files.
+    Config = 2,
+}
+
+/// A bypassed prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Bypass {
+    /// After this time (`CLOCK_BOOTTIME`, nanoseconds) the entry counts no more. 0: never.
+    pub expires: u64,
+    /// Packets that this prefix let pass.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The length of this prefix: where an expired entry is passed over.
+    pub prefix_len: u32,
+    /// An [`Origin`].
+    pub origin: u32,
+}
+
+/// Names a note: a bypassed prefix of either family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct NoteKey {
+    /// The address; IPv4 in its IPv4-mapped form.
+    pub address: [u32; 4],
+    /// The length in bits of the mapped form (IPv4: 96 more).
+    pub prefix_len: u32,
+}
+
+/// A text beside a bypassed prefix: UTF-8, filled up with zero bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Note {
+    /// The text.
+    pub text: [u8; NOTE_BYTES],
+}
+
+/// A prefix of the gateway itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Local {
+    /// [`Local::ADDRESS`] or [`Local::SUBNET`].
+    pub kind: u32,
+}
+
+impl Local {
+    /// One of the gateway's own addresses.
+    pub const ADDRESS: u32 = 1;
+    /// A subnet that one of its links is part of.
+    pub const SUBNET: u32 = 2;
+}
+
+/// Where a packet may come from: a link and a prefix. As a trie key its first 32 bits are the link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct SourceV4 {
+    /// The interface index, network order.
+    pub link: u32,
+    /// The source address.
+    pub address: u32,
+}
+
+/// [`SourceV4`] for IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct SourceV6 {
+    /// The interface index, network order.
+    pub link: u32,
+    /// The source address.
+    pub address: [u32; 4],
+}
+
+/// A link that is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Link {
+    /// A set of the `Link::*` flags.
+    pub flags: u32,
+}
+
+impl Link {
+    /// Flag: devices of the LAN are behind this link.
+    pub const LAN: u32 = 1;
+    /// Flag: attached by `attach`, so it stays when a proxy ends.
+    pub const PERSISTENT: u32 = 1 << 1;
+    /// Flag: held by clsact filters, not by tcx links.
+    pub const CLSACT: u32 = 1 << 2;
+    /// Flag: the clsact qdisc was already there, so it stays on detach.
+    pub const CLSACT_WAS_THERE: u32 = 1 << 3;
+}
+
+/// One TCP connection as the gateway sees it from the device's side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct FlowKey {
+    /// The device; IPv4 in its IPv4-mapped form.
+    pub source: [u32; 4],
+    /// Where it wants to go; likewise.
+    pub destination: [u32; 4],
+    /// The device's port, network order.
+    pub source_port: u16,
+    /// The destination port, network order.
+    pub destination_port: u16,
+}
+
+/// One fragmented TCP segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct FragmentKey {
+    /// The sender; IPv4 in its IPv4-mapped form.
+    pub source: [u32; 4],
+    /// The destination; likewise.
+    pub destination: [u32; 4],
+    /// The identification.
+    pub id: u32,
+}
+
+/// What became of the first fragment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum FragmentFate {
+    /// It passed, so the others pass.
+    Passed = 1,
+    /// It was steered, so the others are.
+    Steered = 2,
+}
+
+const _: () = assert!(size_of::<Settings>() == 8);
+const _: () = assert!(size_of::<Counter>() == 16);
+const _: () = assert!(size_of::<Bypass>() == 32);
+const _: () = assert!(size_of::<NoteKey>() == 20);
+const _: () = assert!(size_of::<Note>() == NOTE_BYTES);
+const _: () = assert!(size_of::<Local>() == 4);
+const _: () = assert!(size_of::<SourceV4>() == 8);
+const _: () = assert!(size_of::<SourceV6>() == 20);
+const _: () = assert!(size_of::<Link>() == 4);
+const _: () = assert!(size_of::<FlowKey>() == 36);
+const _: () = assert!(size_of::<FragmentKey>() == 36);
+
+/// What happens to a packet for a [`Reason`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// The kernel goes on with it as if tproxy-bpf were not there.
+    Pass,
+    /// The proxy gets it.
+    Steer,
+    /// It ends here.
+    Drop,
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $word:literal, $effect:ident, $sentence:literal;)*) => {
+        /// Why a packet passed, was steered or was dropped. One list for the counter's index, the
+        /// metric's label and the word that the commands print.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u32)]
+        pub enum Reason {
+            $(#[doc = $sentence] $name,)*
+        }
+
+        impl Reason {
+            /// All reasons in the order of their indices.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The word for it: lower case, with underscores.
+            #[must_use]
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$name => $word,)* }
+            }
+
+            /// One sentence for a person.
+            #[must_use]
+            pub const fn sentence(self) -> &'static str {
+                match self { $(Self::$name => $sentence,)* }
+            }
+
+            /// What happens to the packet.
+            #[must_use]
+            pub const fn effect(self) -> Effect {
+                match self { $(Self::$name => Effect::$effect,)* }
+            }
+        }
+    };
+}
+
+reasons! {
+    NotIp = "not_ip", Pass, "Neither IPv4 nor IPv6 (ARP, for example).";
+    OtherHost = "other_host", Pass, "Addressed to another machine on the link; the kernel ignores it.";
+    MalformedIp = "malformed_ip", Pass, "The IP header is broken; left to the kernel, which drops it.";
+    OtherProtocol = "other_protocol", Pass, "Neither TCP nor UDP (ICMP, for example).";
+    OwnAddress = "own_address", Pass, "Addressed to the gateway itself.";
+    OwnSubnet = "own_subnet", Pass, "Addressed to a subnet that the gateway is part of.";
+    Multicast = "multicast", Pass, "A multicast or broadcast destination.";
+    LinkLocal = "link_local", Pass, "A link-local destination.";
+    Loopback = "loopback", Pass, "A loopback or unspecified destination.";
+    Reserved = "reserved", Pass, "A destination in the reserved range 240.0.0.0/4.";
+    PrivateRange = "private_range", Pass, "A private destination (RFC 1918, 4193, 6598).";
+    Bypassed = "bypassed", Pass, "The destination is in the bypass set.";
+    ForeignSource = "foreign_source", Pass, "The source is not of this LAN, so it may not use the proxy.";
+    DirectConnection = "direct_connection", Pass, "Part of a TCP connection that the proxy does not hold.";
+    DownPassed = "down_passed", Pass, "No proxy is running and on_proxy_down is \"pass\".";
+    DirectFragment = "direct_fragment", Pass, "A later fragment of a TCP segment that passed.";
+    TcpOpened = "tcp_opened", Steer, "A new TCP connection, given to the proxy.";
+    TcpSteered = "tcp_steered", Steer, "Part of a TCP connection that the proxy holds.";
+    TcpGone = "tcp_gone", Steer, "Part of a TCP connection that the proxy held and lost; the gateway answers with RST.";
+    UdpSteered = "udp_steered", Steer, "A datagram, given to the proxy.";
+    FragmentSteered = "fragment_steered", Steer, "A fragment, reassembled by the gateway and then given to the proxy.";
+    DownDropped = "down_dropped", Drop, "No proxy is running and on_proxy_down is \"drop\".";
+    MalformedTransport = "malformed_transport", Drop, "The TCP or UDP header is cut off.";
+    LongExtensionChain = "long_extension_chain", Drop, "More IPv6 extension headers than can be followed.";
+    LoneFragment = "lone_fragment", Drop, "A later fragment of a TCP segment whose first fragment was not seen.";
+    ReplySent = "reply_sent", Pass, "A UDP reply of the proxy that got its source port.";
+    LookupSteered = "lookup_steered", Steer, "A reassembled datagram or a late SYN that socket lookup gave to the proxy.";
+}
+
+impl Reason {
+    /// How many there are.
+    pub const COUNT: usize = Self::ALL.len();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_indexed_in_order_and_their_words_differ() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            assert!(
+                Reason::ALL[..index]
+                    .iter()
+                    .all(|other| other.word() != reason.word()),
+                "{} stands twice",
+                reason.word()
+            );
+        }
+    }
+
+    #[test]
+    fn marks_are_told_apart_under_the_mask() {
+        let marks = [MARK_STEER, MARK_EXEMPT, MARK_REPLY];
+        for (index, mark) in marks.iter().enumerate() {
+            assert_eq!(mark & !MARK_MASK, 0);
+            assert!(!marks[..index].contains(mark));
+            // The marks of the iptables guides.
+            assert!([1, 2, 255].iter().all(|guide| guide & MARK_MASK != *mark));
+        }
+        // A reply never looks steered or exempt, whatever port it carries.
+        assert!(
+            (0..=u16::MAX)
+                .all(|port| { (u32::from(port) << 16 | MARK_REPLY) & MARK_MASK == MARK_REPLY })
+        );
+    }
+}

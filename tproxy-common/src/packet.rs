@@ -1,0 +1,381 @@
+//! From bytes to a [`Packet`], or why not.
+//!
+//! The parser reads through [`PacketBytes`], so the very code that the verifier accepts in the kernel
+//! is tested on slices on the host. It never trusts a length field further than the bytes reach.
+
+/// Ethertype of IPv4.
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// Ethertype of IPv6.
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ETHERTYPE_VLAN: u16 = 0x8100;
+const ETHERTYPE_QINQ: u16 = 0x88a8;
+
+/// IP protocol number of TCP.
+pub const PROTOCOL_TCP: u8 = 6;
+/// IP protocol number of UDP.
+pub const PROTOCOL_UDP: u8 = 17;
+
+/// The bytes of an Ethernet header without VLAN tags.
+pub const ETHERNET_HEADER: usize = 14;
+/// How many VLAN tags inside the frame are followed. The outermost one is usually not inside:
+/// the kernel takes it off before the first tc program runs.
+const MAX_VLAN_TAGS: usize = 2;
+/// How many IPv6 extension headers are followed.
+pub const MAX_EXTENSIONS: usize = 8;
+
+const TCP_FIN_SYN_RST_ACK: u8 = 0b0001_0111;
+const TCP_SYN: u8 = 0b0000_0010;
+const TCP_RST: u8 = 0b0000_0100;
+const TCP_ACK: u8 = 0b0001_0000;
+
+/// Bytes of a packet, aligned so that addresses are copied by words: BPF has no unaligned access,
+/// and a compiler that must assume the worst moves every byte alone.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(8))]
+pub struct Bytes<const N: usize>(pub [u8; N]);
+
+/// Read access to a packet.
+pub trait PacketBytes {
+    /// `N` bytes at `offset`, or nothing if the packet ends before.
+    fn read<const N: usize>(&self, offset: usize) -> Option<Bytes<N>>;
+}
+
+impl PacketBytes for [u8] {
+    fn read<const N: usize>(&self, offset: usize) -> Option<Bytes<N>> {
+        let bytes = self.get(offset..offset.checked_add(N)?)?;
+        bytes.try_into().ok().map(Bytes)
+    }
+}
+
+impl<const N: usize> Bytes<N> {
+    /// The four bytes at `at` as they lie in memory.
+    #[inline(always)]
+    const fn word(&self, at: usize) -> u32 {
+        u32::from_ne_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
+    }
+
+    /// The sixteen bytes at `at`, likewise.
+    #[inline(always)]
+    const fn words(&self, at: usize) -> [u32; 4] {
+        [
+            self.word(at),
+            self.word(at + 4),
+            self.word(at + 8),
+            self.word(at + 12),
+        ]
+    }
+
+    /// The two bytes at `at`, from network order.
+    #[inline(always)]
+    const fn number(&self, at: usize) -> u16 {
+        u16::from_be_bytes([self.0[at], self.0[at + 1]])
+    }
+}
+
+/// Source and destination address, as words that lie in memory in network order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addresses {
+    /// IPv4.
+    V4 {
+        /// The sender.
+        source: u32,
+        /// The destination.
+        destination: u32,
+    },
+    /// IPv6.
+    V6 {
+        /// The sender.
+        source: [u32; 4],
+        /// The destination.
+        destination: [u32; 4],
+    },
+}
+
+impl Addresses {
+    /// Both as IPv6 addresses, IPv4 in its IPv4-mapped form (RFC 4291, 2.5.5.2).
+    #[inline(always)]
+    #[must_use]
+    pub const fn mapped(&self) -> ([u32; 4], [u32; 4]) {
+        match self {
+            Self::V4 {
+                source,
+                destination,
+            } => (map_v4(*source), map_v4(*destination)),
+            Self::V6 {
+                source,
+                destination,
+            } => (*source, *destination),
+        }
+    }
+}
+
+#[inline(always)]
+const fn map_v4(address: u32) -> [u32; 4] {
+    [0, 0, 0xffff_u32.to_be(), address]
+}
+
+/// Source and destination port, each lying in memory in network order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports {
+    /// The sender's.
+    pub source: u16,
+    /// The destination's.
+    pub destination: u16,
+}
+
+/// What the IP packet carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// A TCP segment, or the first fragment of one.
+    Tcp {
+        /// The ports.
+        ports: Ports,
+        /// Does it open a connection: SYN without ACK and RST?
+        opens: bool,
+    },
+    /// A UDP datagram, or the first fragment of one.
+    Udp {
+        /// The ports.
+        ports: Ports,
+    },
+    /// A fragment that is not the first, of TCP or UDP.
+    LaterFragment {
+        /// Is it TCP? Otherwise it is UDP.
+        tcp: bool,
+    },
+    /// Another protocol.
+    Other,
+    /// TCP or UDP, but its header is cut off.
+    CutOff,
+    /// IPv6 with more extension headers than are followed: what it carries is not known.
+    Buried,
+}
+
+/// What was learnt from a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Who sent it, and where it goes.
+    pub addresses: Addresses,
+    /// What it carries.
+    pub transport: Transport,
+    /// The identification of the datagram if this is a fragment of one.
+    pub fragment: Option<u32>,
+    /// Where the transport header starts, in bytes from the start of the packet.
+    pub transport_offset: usize,
+}
+
+/// Why there is no [`Packet`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unparsed {
+    /// Neither IPv4 nor IPv6.
+    NotIp,
+    /// An IP header that contradicts itself or the length of the packet.
+    Malformed,
+}
+
+/// Parses a packet whose link header has been passed over: at `offset` the header that
+/// `ethertype` (host order) names begins.
+///
+/// # Errors
+/// [`Unparsed`] when no addresses can be had from it.
+#[inline(always)]
+pub fn parse<B: PacketBytes + ?Sized>(
+    bytes: &B,
+    mut ethertype: u16,
+    mut offset: usize,
+) -> Result<Packet, Unparsed> {
+    for _ in 0..MAX_VLAN_TAGS {
+        if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
+            break;
+        }
+        ethertype = bytes
+            .read::<4>(offset)
+            .ok_or(Unparsed::Malformed)?
+            .number(2);
+        offset += 4;
+    }
+    match ethertype {
+        ETHERTYPE_IPV4 => parse_v4(bytes, offset),
+        ETHERTYPE_IPV6 => parse_v6(bytes, offset),
+        _ => Err(Unparsed::NotIp),
+    }
+}
+
+/// Parses an Ethernet frame, for those who have nothing but its bytes.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_frame<B: PacketBytes + ?Sized>(bytes: &B) -> Result<Packet, Unparsed> {
+    let ethertype = bytes
+        .read::<2>(ETHERNET_HEADER - 2)
+        .ok_or(Unparsed::Malformed)?;
+    parse(bytes, ethertype.number(0), ETHERNET_HEADER)
+}
+
+/// RFC 791, 3.1.
+#[inline(always)]
+fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<Packet, Unparsed> {
+    let header = bytes.read::<20>(offset).ok_or(Unparsed::Malformed)?;
+    let header_length = usize::from(header.0[0] & 0x0f) * 4;
+    let total = usize::from(header.number(2));
+    if header.0[0] >> 4 != 4 || header_length < 20 || total < header_length {
+        return Err(Unparsed::Malformed);
+    }
+    let more = header.number(6) & 0x2000 != 0;
+    let later = header.number(6) & 0x1fff != 0;
+    let protocol = header.0[9];
+    let transport_offset = offset + header_length;
+    let transport = if later {
+        later_fragment(protocol)
+    } else {
+        parse_transport(bytes, transport_offset, protocol, total - header_length)
+    };
+    Ok(Packet {
+        addresses: Addresses::V4 {
+            source: header.word(12),
+            destination: header.word(16),
+        },
+        transport,
+        fragment: (more || later).then_some(u32::from(header.number(4))),
+        transport_offset,
+    })
+}
+
+/// RFC 8200, 3 and 4.
+#[inline(always)]
+fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<Packet, Unparsed> {
+    let header = bytes.read::<40>(offset).ok_or(Unparsed::Malformed)?;
+    if header.0[0] >> 4 != 6 {
+        return Err(Unparsed::Malformed);
+    }
+    let mut left = usize::from(header.number(4));
+    let mut next = header.0[6];
+    let mut at = offset + 40;
+    let mut fragment = None;
+    let mut transport = None;
+    for _ in 0..MAX_EXTENSIONS {
+        let Extension::Header(kind) = Extension::of(next) else {
+            transport = Some(parse_transport(bytes, at, next, left));
+            break;
+        };
+        let Some(extension) = bytes.read::<8>(at) else {
+            transport = Some(Transport::CutOff);
+            break;
+        };
+        let length = match kind {
+            ExtensionKind::Options => 8 + usize::from(extension.0[1]) * 8,
+            // Counted in words of four bytes, less two (RFC 4302, 2.2).
+            ExtensionKind::Authentication => 8 + usize::from(extension.0[1]) * 4,
+            ExtensionKind::Fragment => 8,
+        };
+        if length > left {
+            transport = Some(Transport::CutOff);
+            break;
+        }
+        next = extension.0[0];
+        if let ExtensionKind::Fragment = kind {
+            let field = extension.number(2);
+            let later = field & 0xfff8 != 0;
+            // A fragment that is first and last at once ("atomic", RFC 6946) is no fragment.
+            if later || field & 1 != 0 {
+                fragment = Some(extension.word(4));
+            }
+            if later {
+                transport = Some(later_fragment(next));
+                break;
+            }
+        }
+        at += length;
+        left -= length;
+    }
+    let transport = match transport {
+        Some(transport) => transport,
+        // The last one followed may have been the last there is.
+        None => match Extension::of(next) {
+            Extension::None => parse_transport(bytes, at, next, left),
+            Extension::Header(_) => Transport::Buried,
+        },
+    };
+    Ok(Packet {
+        addresses: Addresses::V6 {
+            source: header.words(8),
+            destination: header.words(24),
+        },
+        transport,
+        fragment,
+        transport_offset: at,
+    })
+}
+
+#[derive(Clone, Copy)]
+enum ExtensionKind {
+    Options,
+    Authentication,
+    Fragment,
+}
+
+enum Extension {
+    None,
+    Header(ExtensionKind),
+}
+
+impl Extension {
+    /// Which header a "next header" value names.
+    #[inline(always)]
+    const fn of(next: u8) -> Self {
+        match next {
+            // Hop-by-hop, routing, destination options, mobility, HIP, shim6: one length format.
+            0 | 43 | 60 | 135 | 139 | 140 => Self::Header(ExtensionKind::Options),
+            44 => Self::Header(ExtensionKind::Fragment),
+            51 => Self::Header(ExtensionKind::Authentication),
+            _ => Self::None,
+        }
+    }
+}
+
+#[inline(always)]
+fn parse_transport<B: PacketBytes + ?Sized>(
+    bytes: &B,
+    offset: usize,
+    protocol: u8,
+    left: usize,
+) -> Transport {
+    match protocol {
+        PROTOCOL_TCP => match bytes.read::<14>(offset) {
+            Some(header) if left >= 20 => Transport::Tcp {
+                ports: ports(&header),
+                opens: opens(header.0[13]),
+            },
+            _ => Transport::CutOff,
+        },
+        PROTOCOL_UDP => match bytes.read::<4>(offset) {
+            Some(header) if left >= 8 => Transport::Udp {
+                ports: ports(&header),
+            },
+            _ => Transport::CutOff,
+        },
+        _ => Transport::Other,
+    }
+}
+
+#[inline(always)]
+const fn opens(flags: u8) -> bool {
+    flags & TCP_FIN_SYN_RST_ACK & (TCP_SYN | TCP_RST | TCP_ACK) == TCP_SYN
+}
+
+#[inline(always)]
+const fn ports<const N: usize>(header: &Bytes<N>) -> Ports {
+    Ports {
+        source: u16::from_ne_bytes([header.0[0], header.0[1]]),
+        destination: u16::from_ne_bytes([header.0[2], header.0[3]]),
+    }
+}
+
+#[inline(always)]
+const fn later_fragment(protocol: u8) -> Transport {
+    match protocol {
+        PROTOCOL_TCP => Transport::LaterFragment { tcp: true },
+        PROTOCOL_UDP => Transport::LaterFragment { tcp: false },
+        _ => Transport::Other,
+    }
+}

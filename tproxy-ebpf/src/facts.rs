@@ -1,0 +1,253 @@
+//! Answers to what a decision asks, from the maps.
+//!
+//! What needs a key of its own is not inlined: a BPF program has 512 bytes of stack in all, and
+//! the frames of calls that have returned are used again.
+
+use core::arch::asm;
+use core::mem::size_of;
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
+use aya_ebpf::maps::LpmTrie;
+use aya_ebpf::maps::lpm_trie::Key;
+use tproxy_common::abi::{
+    Bypass, Counter, FlowKey, FragmentFate, FragmentKey, Local, Reason, Settings, SourceV4,
+    SourceV6,
+};
+use tproxy_common::packet::{Addresses, Packet, Ports, Transport};
+use tproxy_common::verdict::{Connection, Facts, Locality};
+
+use crate::maps::{
+    BYPASS_V4, BYPASS_V6, COUNTERS, FRAGMENTS, LOCALS_V4, LOCALS_V6, SETTINGS, SOURCES_V4,
+    SOURCES_V6, STEERED,
+};
+use crate::skb::Skb;
+use crate::socket;
+
+/// How many expired prefixes, one inside the other, a look-up passes over.
+const MAX_EXPIRED: usize = 4;
+
+/// What is known about a packet at a tc hook.
+pub struct SkbFacts {
+    pub skb: Skb,
+    pub settings: Settings,
+}
+
+impl Facts for SkbFacts {
+    #[inline(always)]
+    fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    #[inline(always)]
+    fn locality(&self, addresses: &Addresses) -> Locality {
+        locality(addresses)
+    }
+
+    #[inline(always)]
+    fn bypassed(&self, addresses: &Addresses) -> bool {
+        bypassed(addresses, self.skb.len())
+    }
+
+    #[inline(always)]
+    fn admitted(&self, addresses: &Addresses) -> bool {
+        admitted(addresses, self.skb.interface())
+    }
+
+    #[inline(always)]
+    fn connection(&self, packet: &Packet) -> Connection {
+        let Some(ports) = tcp_ports(packet) else {
+            return Connection::Unknown;
+        };
+        if socket::assign_connection(self.skb, &packet.addresses, ports) {
+            Connection::Held
+        } else if is_steered(&packet.addresses, ports) {
+            Connection::Gone
+        } else {
+            Connection::Unknown
+        }
+    }
+
+    #[inline(always)]
+    fn fragment(&self, packet: &Packet) -> Option<FragmentFate> {
+        recall_fragment(packet)
+    }
+}
+
+/// Was this connection steered once?
+#[inline(never)]
+fn is_steered(addresses: &Addresses, ports: &Ports) -> bool {
+    // SAFETY: only the presence of the value is looked at.
+    unsafe { STEERED.get(flow_key(addresses, ports)) }.is_some()
+}
+
+/// Remembers that a connection is steered.
+#[inline(never)]
+pub fn remember_steered(addresses: &Addresses, ports: &Ports) {
+    let _ = STEERED.insert(flow_key(addresses, ports), 0, 0);
+}
+
+/// Forgets it.
+#[inline(never)]
+pub fn forget_steered(addresses: &Addresses, ports: &Ports) {
+    let _ = STEERED.remove(flow_key(addresses, ports));
+}
+
+/// Remembers what became of the first fragment of a TCP segment.
+#[inline(never)]
+pub fn remember_fragment(packet: &Packet, fate: FragmentFate) {
+    if let Some(key) = fragment_key(packet) {
+        let _ = FRAGMENTS.insert(key, fate as u32, 0);
+    }
+}
+
+#[inline(never)]
+fn recall_fragment(packet: &Packet) -> Option<FragmentFate> {
+    // SAFETY: the value is copied at once; a torn read of a word cannot be.
+    match unsafe { FRAGMENTS.get(fragment_key(packet)?) }.copied()? {
+        fate if fate == FragmentFate::Steered as u32 => Some(FragmentFate::Steered),
+        _ => Some(FragmentFate::Passed),
+    }
+}
+
+#[inline(always)]
+pub fn settings() -> Settings {
+    SETTINGS.get(0).copied().unwrap_or_default()
+}
+
+#[inline(always)]
+pub fn count(reason: Reason, bytes: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(reason as u32) {
+        add(counter, bytes);
+    }
+}
+
+#[inline(always)]
+fn add(counter: *mut Counter, bytes: u32) {
+    // SAFETY: an element of a per-CPU array, which only this run of the program writes.
+    unsafe {
+        (*counter).packets += 1;
+        (*counter).bytes += u64::from(bytes);
+    }
+}
+
+#[inline(never)]
+pub fn locality(addresses: &Addresses) -> Locality {
+    let local = match addresses {
+        Addresses::V4 { destination, .. } => LOCALS_V4.get(Key::new(32, *destination)),
+        Addresses::V6 { destination, .. } => LOCALS_V6.get(Key::new(128, *destination)),
+    };
+    match local {
+        None => Locality::Foreign,
+        Some(local) if local.kind == Local::ADDRESS => Locality::Address,
+        Some(_) => Locality::Subnet,
+    }
+}
+
+/// Is the destination bypassed? Counts a packet of `bytes` for the prefix.
+#[inline(never)]
+pub fn bypassed(addresses: &Addresses, bytes: u32) -> bool {
+    match addresses {
+        Addresses::V4 { destination, .. } => bypassed_in(&BYPASS_V4, *destination, bytes),
+        Addresses::V6 { destination, .. } => bypassed_in(&BYPASS_V6, *destination, bytes),
+    }
+}
+
+#[inline(always)]
+fn bypassed_in<K>(trie: &LpmTrie<K, Bypass>, destination: K, bytes: u32) -> bool {
+    let mut key = Key::new(8 * size_of::<K>() as u32, destination);
+    for _ in 0..MAX_EXPIRED {
+        let Some(entry) = trie.get(&key) else {
+            return false;
+        };
+        // SAFETY: the helper takes no arguments.
+        if entry.expires == 0 || entry.expires > unsafe { bpf_ktime_get_boot_ns() } {
+            hit(core::ptr::from_ref(entry).cast_mut(), bytes);
+            return true;
+        }
+        // The entry has expired and nobody has removed it: a shorter prefix may still hold.
+        let Some(shorter) = entry.prefix_len.checked_sub(1) else {
+            return false;
+        };
+        key.prefix_len = shorter;
+    }
+    false
+}
+
+/// Counts a packet for a prefix. CPUs share the entry, so the additions are atomic.
+#[inline(always)]
+fn hit(entry: *mut Bypass, bytes: u32) {
+    // SAFETY: the entry is map memory, valid for the run of the program.
+    unsafe {
+        atomic_add(&raw mut (*entry).packets, 1);
+        atomic_add(&raw mut (*entry).bytes, u64::from(bytes));
+    }
+}
+
+/// Adds without losing what another CPU adds at the same time. `core` has no atomic addition for
+/// the BPF targets, though the machine has had the instruction since its first version.
+///
+/// # Safety
+/// `to` points to an aligned number in map memory.
+#[inline(always)]
+unsafe fn atomic_add(to: *mut u64, number: u64) {
+    // SAFETY: the instruction writes these eight bytes and nothing else.
+    unsafe {
+        asm!("lock *(u64 *)({to} + 0) += {number}", to = in(reg) to, number = in(reg) number);
+    }
+}
+
+/// May this source use the proxy over the link with this index?
+#[inline(never)]
+pub fn admitted(addresses: &Addresses, interface: u32) -> bool {
+    let link = interface.to_be();
+    match addresses {
+        Addresses::V4 { source, .. } => SOURCES_V4
+            .get(Key::new(
+                8 * size_of::<SourceV4>() as u32,
+                SourceV4 {
+                    link,
+                    address: *source,
+                },
+            ))
+            .is_some(),
+        Addresses::V6 { source, .. } => SOURCES_V6
+            .get(Key::new(
+                8 * size_of::<SourceV6>() as u32,
+                SourceV6 {
+                    link,
+                    address: *source,
+                },
+            ))
+            .is_some(),
+    }
+}
+
+#[inline(always)]
+pub fn tcp_ports(packet: &Packet) -> Option<&Ports> {
+    match &packet.transport {
+        Transport::Tcp { ports, .. } => Some(ports),
+        _ => None,
+    }
+}
+
+#[inline(always)]
+fn flow_key(addresses: &Addresses, ports: &Ports) -> FlowKey {
+    let (source, destination) = addresses.mapped();
+    FlowKey {
+        source,
+        destination,
+        source_port: ports.source,
+        destination_port: ports.destination,
+    }
+}
+
+#[inline(always)]
+fn fragment_key(packet: &Packet) -> Option<FragmentKey> {
+    let id = packet.fragment?;
+    let (source, destination) = packet.addresses.mapped();
+    Some(FragmentKey {
+        source,
+        destination,
+        id,
+    })
+}

@@ -1,0 +1,112 @@
+//! tc ingress on a LAN link: the gate that everything from the devices passes.
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::programs::TcContext;
+use tproxy_common::abi::{FragmentFate, Listener, MARK_STEER, Reason, Settings};
+use tproxy_common::packet::{Packet, Transport, Unparsed};
+use tproxy_common::verdict::{Target, Verdict, decide};
+
+use crate::facts::{
+    self, SkbFacts, count, forget_steered, remember_fragment, remember_steered, tcp_ports,
+};
+use crate::skb::{Framing, Skb};
+use crate::socket::{self, Assigned};
+
+/// `TC_ACT_UNSPEC` lets the programs and filters behind this one have their say; a tcx chain reads
+/// the same value as `TCX_NEXT`.
+const CONTINUE: i32 = TC_ACT_UNSPEC;
+
+#[inline(always)]
+pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
+    let skb = Skb::new(ctx);
+    if !skb.is_for_host() {
+        return pass(skb, Reason::OtherHost);
+    }
+    let packet = match skb.parse(framing) {
+        Ok(packet) => packet,
+        Err(Unparsed::NotIp) => return pass(skb, Reason::NotIp),
+        Err(Unparsed::Malformed) => return pass(skb, Reason::MalformedIp),
+    };
+    let facts = SkbFacts {
+        skb,
+        settings: facts::settings(),
+    };
+    match decide(&packet, &facts) {
+        Verdict::Pass(reason) => pass_on(skb, &packet, reason),
+        Verdict::Drop(reason) => drop(skb, reason),
+        Verdict::Steer(target) => steer(skb, &packet, target, facts.settings),
+    }
+}
+
+#[inline(always)]
+fn steer(skb: Skb, packet: &Packet, target: Target, settings: Settings) -> i32 {
+    match target {
+        Target::Connection => mark(skb, Reason::TcpSteered),
+        Target::Gone => mark(skb, Reason::TcpGone),
+        Target::Reassembly(listener) => {
+            if !socket::listener_is_up(listener) {
+                return down(skb, packet, settings);
+            }
+            if tcp_ports(packet).is_some() {
+                remember_fragment(packet, FragmentFate::Steered);
+            }
+            mark(skb, Reason::FragmentSteered)
+        }
+        Target::Listener(listener) => {
+            match socket::assign_listener(skb.as_ptr().cast(), listener) {
+                Assigned::Down => down(skb, packet, settings),
+                Assigned::Done => match listener {
+                    Listener::Udp4 | Listener::Udp6 => mark(skb, Reason::UdpSteered),
+                    Listener::Tcp4 | Listener::Tcp6 => {
+                        if let Some(ports) = tcp_ports(packet) {
+                            remember_steered(&packet.addresses, ports);
+                        }
+                        mark(skb, Reason::TcpOpened)
+                    }
+                },
+            }
+        }
+    }
+}
+
+/// No proxy is running: the declared policy decides.
+#[inline(always)]
+fn down(skb: Skb, packet: &Packet, settings: Settings) -> i32 {
+    if settings.has(Settings::DOWN_DROPS) {
+        drop(skb, Reason::DownDropped)
+    } else {
+        pass_on(skb, packet, Reason::DownPassed)
+    }
+}
+
+/// Lets a packet pass and forgets what it makes untrue.
+#[inline(always)]
+fn pass_on(skb: Skb, packet: &Packet, reason: Reason) -> i32 {
+    if let Transport::Tcp { opens, ports } = &packet.transport {
+        if *opens {
+            forget_steered(&packet.addresses, ports);
+        }
+        if packet.fragment.is_some() {
+            remember_fragment(packet, FragmentFate::Passed);
+        }
+    }
+    pass(skb, reason)
+}
+
+#[inline(always)]
+fn mark(skb: Skb, reason: Reason) -> i32 {
+    skb.set_own_mark(MARK_STEER);
+    pass(skb, reason)
+}
+
+#[inline(always)]
+fn pass(skb: Skb, reason: Reason) -> i32 {
+    count(reason, skb.len());
+    CONTINUE
+}
+
+#[inline(always)]
+fn drop(skb: Skb, reason: Reason) -> i32 {
+    count(reason, skb.len());
+    TC_ACT_SHOT
+}

@@ -1,0 +1,76 @@
+//! Every map: key, value, who writes, who reads, who evicts, how large and why.
+//!
+//! All are pinned under the gateway's folder in bpffs, so that commands work without a daemon and
+//! a killed proxy leaves its state to the next one.
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap};
+use tproxy_common::abi::{
+    BYPASS_CAPACITY, Bypass, Counter, FRAGMENTS_CAPACITY, FlowKey, FragmentKey, LINKS_CAPACITY,
+    LOCALS_CAPACITY, Link, Listener, Local, NOTES_CAPACITY, Note, NoteKey, Reason,
+    SOURCES_CAPACITY, STEERED_CAPACITY, Settings, SourceV4, SourceV6,
+};
+
+/// The settings in force. Written by user space, read for each packet.
+#[map]
+pub static SETTINGS: Array<Settings> = Array::pinned(1, 0);
+
+/// Packets and bytes by reason. Written by the programs, one copy a CPU so that nothing is
+/// contended; read by user space.
+#[map]
+pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::pinned(Reason::COUNT as u32, 0);
+
+/// The proxy's sockets. Written by the proxy when it is ready; a socket that closes, and so a proxy
+/// that dies, leaves the map by itself. An empty slot is how the programs know that no proxy runs.
+#[map]
+pub static LISTENERS: SockMap = SockMap::pinned(Listener::ALL.len() as u32, 0);
+
+/// Bypassed prefixes. Written by the commands and the configuration; the programs count hits in
+/// the values. Memory is used only for the entries that are there.
+#[map]
+pub static BYPASS_V4: LpmTrie<u32, Bypass> = LpmTrie::pinned(BYPASS_CAPACITY, BPF_F_NO_PREALLOC);
+
+/// The same for IPv6.
+#[map]
+pub static BYPASS_V6: LpmTrie<[u32; 4], Bypass> =
+    LpmTrie::pinned(BYPASS_CAPACITY, BPF_F_NO_PREALLOC);
+
+/// Texts beside bypassed prefixes. Never read by the programs; a map so that they live exactly as
+/// long as the prefixes.
+#[map]
+pub static NOTES: HashMap<NoteKey, Note> = HashMap::pinned(NOTES_CAPACITY, BPF_F_NO_PREALLOC);
+
+/// The gateway's own addresses and subnets. Written by whoever follows netlink.
+#[map]
+pub static LOCALS_V4: LpmTrie<u32, Local> = LpmTrie::pinned(LOCALS_CAPACITY, BPF_F_NO_PREALLOC);
+
+/// The same for IPv6.
+#[map]
+pub static LOCALS_V6: LpmTrie<[u32; 4], Local> =
+    LpmTrie::pinned(LOCALS_CAPACITY, BPF_F_NO_PREALLOC);
+
+/// Who may use the proxy: prefixes by link. Written with the locals.
+#[map]
+pub static SOURCES_V4: LpmTrie<SourceV4, u32> =
+    LpmTrie::pinned(SOURCES_CAPACITY, BPF_F_NO_PREALLOC);
+
+/// The same for IPv6.
+#[map]
+pub static SOURCES_V6: LpmTrie<SourceV6, u32> =
+    LpmTrie::pinned(SOURCES_CAPACITY, BPF_F_NO_PREALLOC);
+
+/// The attached links. Written by attach and detach, read by `sk_lookup`.
+#[map]
+pub static LINKS: HashMap<u32, Link> = HashMap::pinned(LINKS_CAPACITY, 0);
+
+/// TCP connections that were steered, so that the rest of one that the proxy has lost is answered
+/// with RST and never leaks to the server. Written for a steered SYN, removed by a SYN that passes;
+/// the least recently used entry gives way. Losing an entry costs only the RST.
+#[map]
+pub static STEERED: LruHashMap<FlowKey, u32> = LruHashMap::pinned(STEERED_CAPACITY, 0);
+
+/// The fate of the first fragment of a fragmented TCP segment: fragments that follow carry no
+/// ports. UDP needs no such state, its verdict does not depend on ports.
+#[map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, u32> = LruHashMap::pinned(FRAGMENTS_CAPACITY, 0);

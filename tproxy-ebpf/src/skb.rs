@@ -1,0 +1,133 @@
+//! Packet memory: the one file that touches it.
+
+use core::ffi::c_void;
+use core::mem::MaybeUninit;
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0};
+use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes};
+use aya_ebpf::programs::TcContext;
+use tproxy_common::abi::MARK_MASK;
+use tproxy_common::packet::{Bytes, ETHERNET_HEADER, Packet, PacketBytes, Unparsed, parse};
+
+/// Where in a UDP header the checksum stands (RFC 768).
+const UDP_CHECKSUM: usize = 6;
+/// `PACKET_HOST` of `linux/if_packet.h`: the packet is addressed to this machine.
+const PACKET_HOST: u32 = 0;
+
+/// What stands before the IP header on a link.
+#[derive(Clone, Copy)]
+pub enum Framing {
+    /// An Ethernet header.
+    Ethernet,
+    /// Nothing.
+    None,
+}
+
+/// A packet at a tc hook.
+#[derive(Clone, Copy)]
+pub struct Skb(*mut __sk_buff);
+
+impl Skb {
+    pub const fn new(ctx: &TcContext) -> Self {
+        Self(ctx.skb.skb)
+    }
+
+    pub const fn as_ptr(&self) -> *mut __sk_buff {
+        self.0
+    }
+
+    #[inline(always)]
+    pub fn len(&self) -> u32 {
+        // SAFETY: the kernel gives a valid context for the run of the program.
+        unsafe { (*self.0).len }
+    }
+
+    #[inline(always)]
+    pub fn mark(&self) -> u32 {
+        // SAFETY: as in `len`.
+        unsafe { (*self.0).mark }
+    }
+
+    #[inline(always)]
+    pub fn set_mark(&self, mark: u32) {
+        // SAFETY: as in `len`; the field may be written by tc programs.
+        unsafe { (*self.0).mark = mark }
+    }
+
+    /// Sets our bits of the mark and leaves those of others.
+    #[inline(always)]
+    pub fn set_own_mark(&self, mark: u32) {
+        self.set_mark(self.mark() & !MARK_MASK | mark);
+    }
+
+    #[inline(always)]
+    pub fn interface(&self) -> u32 {
+        // SAFETY: as in `len`.
+        unsafe { (*self.0).ifindex }
+    }
+
+    /// Is it addressed to this machine, on the link layer?
+    #[inline(always)]
+    pub fn is_for_host(&self) -> bool {
+        // SAFETY: as in `len`.
+        unsafe { (*self.0).pkt_type == PACKET_HOST }
+    }
+
+    #[inline(always)]
+    pub fn parse(&self, framing: Framing) -> Result<Packet, Unparsed> {
+        // The kernel keeps the ethertype behind the link header, and behind an offloaded VLAN tag,
+        // in the context, so the header itself need not be read.
+        // SAFETY: as in `len`.
+        let ethertype = u16::from_be(unsafe { (*self.0).protocol } as u16);
+        let offset = match framing {
+            Framing::Ethernet => ETHERNET_HEADER,
+            Framing::None => 0,
+        };
+        parse(self, ethertype, offset)
+    }
+
+    /// Writes the source port of the UDP header at `offset` and mends its checksum.
+    /// Returns whether it was done.
+    #[inline(always)]
+    pub fn set_udp_source(&self, offset: usize, from: u16, to: u16) -> bool {
+        // SAFETY: the helpers check the offset against the packet themselves.
+        unsafe {
+            // A zero checksum means "none" over IPv4 and stays so (RFC 768).
+            bpf_l4_csum_replace(
+                self.0.cast(),
+                (offset + UDP_CHECKSUM) as u32,
+                u64::from(from),
+                u64::from(to),
+                u64::from(BPF_F_MARK_MANGLED_0) | 2,
+            ) == 0
+                && bpf_skb_store_bytes(
+                    self.0.cast(),
+                    offset as u32,
+                    (&raw const to).cast::<c_void>(),
+                    2,
+                    0,
+                ) == 0
+        }
+    }
+}
+
+impl PacketBytes for Skb {
+    #[inline(always)]
+    fn read<const N: usize>(&self, offset: usize) -> Option<Bytes<N>> {
+        let mut bytes = MaybeUninit::<Bytes<N>>::uninit();
+        // SAFETY: the helper writes exactly `N` bytes, or returns an error.
+        unsafe {
+            if bpf_skb_load_bytes(
+                self.0.cast(),
+                offset as u32,
+                bytes.as_mut_ptr().cast(),
+                N as u32,
+            ) == 0
+            {
+                Some(bytes.assume_init())
+            } else {
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Sockets: finding them and giving packets to them.
+
+use core::ffi::c_void;
+use core::mem::size_of_val;
+use core::ptr;
+
+use aya_ebpf::bindings::{BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, bpf_sock, bpf_sock_tuple};
+use aya_ebpf::bindings::{
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+};
+use aya_ebpf::helpers::generated::{
+    bpf_map_lookup_elem, bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp,
+};
+use tproxy_common::abi::Listener;
+use tproxy_common::packet::{Addresses, Ports};
+
+use crate::maps::LISTENERS;
+use crate::skb::Skb;
+
+/// Gives the packet to the socket of its own connection, if that socket is here.
+///
+/// The destination is not an address of the gateway, so a connected socket with that local address
+/// is a transparent one, the proxy's. A listener is not: any service bound to a wildcard address
+/// would be found.
+#[inline(never)]
+pub fn assign_connection(skb: Skb, addresses: &Addresses, ports: &Ports) -> bool {
+    let sock = match addresses {
+        Addresses::V4 {
+            source,
+            destination,
+        } => {
+            let tuple = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+                saddr: *source,
+                daddr: *destination,
+                sport: ports.source,
+                dport: ports.destination,
+            };
+            lookup(skb, &tuple)
+        }
+        Addresses::V6 {
+            source,
+            destination,
+        } => {
+            let tuple = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+                saddr: *source,
+                daddr: *destination,
+                sport: ports.source,
+                dport: ports.destination,
+            };
+            lookup(skb, &tuple)
+        }
+    };
+    if sock.is_null() {
+        return false;
+    }
+    // SAFETY: `sock` is a referenced socket until it is released, on every path.
+    unsafe {
+        let assigned = (*sock).state != BPF_TCP_LISTEN
+            && bpf_sk_assign(skb.as_ptr().cast(), sock.cast(), 0) == 0;
+        bpf_sk_release(sock.cast());
+        assigned
+    }
+}
+
+/// The family of the look-up is told by the size of the tuple.
+#[inline(always)]
+fn lookup<T>(skb: Skb, tuple: &T) -> *mut bpf_sock {
+    // SAFETY: the helper reads the tuple, whose size it is told.
+    unsafe {
+        bpf_skc_lookup_tcp(
+            skb.as_ptr().cast(),
+            ptr::from_ref(tuple).cast::<bpf_sock_tuple>().cast_mut(),
+            size_of_val(tuple) as u32,
+            BPF_F_CURRENT_NETNS as i64 as u64,
+            0,
+        )
+    }
+}
+
+/// What assigning a packet to one of the proxy's listeners came to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Assigned {
+    Done,
+    /// There is no such socket: no proxy is running.
+    Down,
+}
+
+/// Gives the packet or the look-up at `ctx` to a listener of the proxy.
+#[inline(always)]
+pub fn assign_listener(ctx: *mut c_void, listener: Listener) -> Assigned {
+    with_listener(listener, |sock| {
+        // SAFETY: both pointers are valid for the run of the program.
+        unsafe { bpf_sk_assign(ctx, sock, 0) == 0 }
+    })
+}
+
+/// Is there such a socket, that is: does a proxy run?
+#[inline(always)]
+pub fn listener_is_up(listener: Listener) -> bool {
+    with_listener(listener, |_| true) == Assigned::Done
+}
+
+#[inline(always)]
+fn with_listener(listener: Listener, act: impl FnOnce(*mut c_void) -> bool) -> Assigned {
+    let key = listener as u32;
+    // SAFETY: the helper reads the key; the socket it returns is released on every path.
+    unsafe {
+        let sock = bpf_map_lookup_elem(
+            (&raw const LISTENERS).cast_mut().cast(),
+            (&raw const key).cast(),
+        );
+        if sock.is_null() {
+            return Assigned::Down;
+        }
+        let done = act(sock);
+        bpf_sk_release(sock);
+        if done { Assigned::Done } else { Assigned::Down }
+    }
+}

@@ -1,0 +1,1 @@
+//! Configuration: a file to a validated `Config`.

@@ -1,0 +1,1 @@
+//! The kernel half: programs, maps, routes, sysctls, links.

@@ -1,0 +1,1 @@
+//! The proxy: relays what the kernel half steers.

@@ -1,0 +1,2 @@
+//! tproxy-bpf.
+fn main() {}

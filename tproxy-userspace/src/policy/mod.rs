@@ -1,0 +1,1 @@
+//! Prefix sets and their file formats.
