@@ -6,6 +6,9 @@
 
 use core::mem::size_of;
 
+/// Counts the changes of what is in this file. Maps of another version are not used.
+pub const ABI_VERSION: u32 = 1;
+
 /// The bits of a packet or socket mark that belong to tproxy-bpf. All others are left as they are.
 ///
 /// One documented nibble: it stays clear of 1, 2 and 255 (the marks of the iptables guides), of
@@ -113,6 +116,8 @@ impl Listener {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Settings {
+    /// [`ABI_VERSION`] of who made the maps.
+    pub abi: u32,
     /// A set of the `Settings::*` flags.
     pub flags: u32,
     /// The port of the IPv4 socket that sends UDP replies, network order.
@@ -279,7 +284,7 @@ pub enum FragmentFate {
     Steered = 2,
 }
 
-const _: () = assert!(size_of::<Settings>() == 8);
+const _: () = assert!(size_of::<Settings>() == 12);
 const _: () = assert!(size_of::<Counter>() == 16);
 const _: () = assert!(size_of::<Bypass>() == 32);
 const _: () = assert!(size_of::<NoteKey>() == 20);

@@ -1,1 +1,2 @@
 //! The kernel half: programs, maps, routes, sysctls, links.
+pub mod bpf;

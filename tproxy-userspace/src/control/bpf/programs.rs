@@ -1,0 +1,326 @@
+//! The programs: loading them, and attaching them so that they outlive this process.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::{FdLink, PinnedLink};
+use aya::programs::tc::{
+    NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
+};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, SkLookup, TcAttachType};
+use aya::{Ebpf, EbpfLoader};
+use tproxy_common::abi::{ABI_VERSION, program};
+
+use super::{Error, Maps};
+
+/// The kernel half, built for the target of BPF.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tproxy-ebpf.o"));
+
+/// How programs are held at a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachWay {
+    /// tcx links, pinned (kernel 6.6 and later).
+    Tcx,
+    /// Filters of a clsact qdisc, found again by priority and handle.
+    Clsact,
+}
+
+/// The priority of our clsact filters: 0x7470, after what others put first by hand.
+const PRIORITY: u16 = 0x7470;
+const HANDLE: TcHandle = TcHandle::new(0, 1);
+const LOOKUP_PIN: &str = "lookup";
+
+/// The loaded programs.
+pub struct Programs {
+    ebpf: Ebpf,
+    pins: PathBuf,
+}
+
+/// The two programs of a LAN link.
+#[derive(Clone, Copy)]
+struct Hook {
+    program: &'static str,
+    direction: TcAttachType,
+}
+
+fn hooks(ethernet: bool) -> [Hook; 2] {
+    let (ingress, egress) = if ethernet {
+        (program::LAN_INGRESS, program::UDP_REPLY)
+    } else {
+        (program::LAN_INGRESS_L3, program::UDP_REPLY_L3)
+    };
+    // The way back first: nothing is steered before its answers can leave.
+    [
+        Hook {
+            program: egress,
+            direction: TcAttachType::Egress,
+        },
+        Hook {
+            program: ingress,
+            direction: TcAttachType::Ingress,
+        },
+    ]
+}
+
+impl Hook {
+    fn pin(&self, pins: &Path, index: u32) -> PathBuf {
+        let direction = match self.direction {
+            TcAttachType::Egress => "egress",
+            _ => "ingress",
+        };
+        pins.join(format!("link_{index}_{direction}"))
+    }
+}
+
+impl Programs {
+    /// Loads the programs; maps that are pinned in the folder are used, those that are missing are
+    /// made and pinned there.
+    ///
+    /// # Errors
+    /// [`Error::Load`], [`Error::Program`], [`Error::Version`].
+    pub fn load(pins: &Path) -> Result<(Self, Maps), Error> {
+        // Maps of another version must be found before they are used.
+        Maps::open(pins)?;
+        let mut ebpf = EbpfLoader::new()
+            .default_map_pin_directory(pins)
+            .load(OBJECT)
+            .map_err(Error::Load)?;
+        let mut maps = Maps::of(&mut ebpf)?;
+        let mut settings = maps.settings()?;
+        settings.abi = ABI_VERSION;
+        maps.set_settings(settings)?;
+        let mut programs = Self {
+            ebpf,
+            pins: pins.to_owned(),
+        };
+        for name in [
+            program::LAN_INGRESS,
+            program::LAN_INGRESS_L3,
+            program::UDP_REPLY,
+            program::UDP_REPLY_L3,
+        ] {
+            programs
+                .classifier(name)
+                .and_then(SchedClassifier::load)
+                .map_err(|source| Error::Program { name, source })?;
+        }
+        programs
+            .socket_lookup()
+            .and_then(SkLookup::load)
+            .map_err(|source| Error::Program {
+                name: program::SK_LOOKUP,
+                source,
+            })?;
+        Ok((programs, maps))
+    }
+
+    fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier, ProgramError> {
+        self.ebpf
+            .program_mut(name)
+            .ok_or(ProgramError::NotLoaded)?
+            .try_into()
+    }
+
+    fn socket_lookup(&mut self) -> Result<&mut SkLookup, ProgramError> {
+        self.ebpf
+            .program_mut(program::SK_LOOKUP)
+            .ok_or(ProgramError::NotLoaded)?
+            .try_into()
+    }
+
+    /// Attaches socket lookup to this network namespace, or puts the new program in the place of
+    /// the one a process before this one left.
+    ///
+    /// # Errors
+    /// [`Error::Attach`], [`Error::Pin`].
+    pub fn attach_lookup(&mut self) -> Result<(), Error> {
+        let pin = self.pins.join(LOOKUP_PIN);
+        let failed = |source| Error::Attach {
+            program: program::SK_LOOKUP,
+            link: "the network namespace".into(),
+            source,
+        };
+        // Unlike tcx links, aya cannot update a socket lookup link in place. The new one is attached
+        // before the old one goes; while both are there they choose the same socket.
+        let netns = Path::new("/proc/thread-self/ns/net");
+        let file = File::open(netns).map_err(file("opening", netns))?;
+        let program = self.socket_lookup().map_err(failed)?;
+        let id = program.attach(file).map_err(failed)?;
+        let link: FdLink = program.take_link(id).map_err(failed)?.into();
+        remove_pin(&pin)?;
+        link.pin(&pin)
+            .map_err(|source| Error::Pin { path: pin, source })?;
+        Ok(())
+    }
+
+    /// Attaches the programs of a LAN link, or puts the new programs in the place of those that are
+    /// there. Returns whether a clsact qdisc was there before (with tcx there is none to look for).
+    ///
+    /// # Errors
+    /// [`Error::Attach`], [`Error::Pin`]. What was attached until then is detached again.
+    pub fn attach_lan(
+        &mut self,
+        index: u32,
+        name: &str,
+        ethernet: bool,
+        way: AttachWay,
+    ) -> Result<bool, Error> {
+        let attached = match way {
+            AttachWay::Tcx => self.attach_tcx(index, name, ethernet).map(|()| true),
+            AttachWay::Clsact => self.attach_clsact(name, ethernet),
+        };
+        if attached.is_err() {
+            // The first failure is the one to tell.
+            let _ = detach_lan(&self.pins, index, name, way);
+        }
+        attached
+    }
+
+    fn attach_tcx(&mut self, index: u32, name: &str, ethernet: bool) -> Result<(), Error> {
+        for hook in hooks(ethernet) {
+            let pin = hook.pin(&self.pins, index);
+            let failed = |source| Error::Attach {
+                program: hook.program,
+                link: name.into(),
+                source,
+            };
+            let program = self.classifier(hook.program).map_err(failed)?;
+            // A pin whose link is gone (the interface was removed) cannot be updated.
+            let present = PinnedLink::from_pin(&pin)
+                .ok()
+                .and_then(|pinned| SchedClassifierLink::try_from(FdLink::from(pinned)).ok())
+                .and_then(|link| program.attach_to_link(link).ok());
+            if let Some(id) = present {
+                // The pin holds the link; ours is only a reference to it.
+                drop(program.take_link(id).map_err(failed)?);
+                continue;
+            }
+            remove_pin(&pin)?;
+            // First: what ends the chain before us would make the devices' packets invisible.
+            let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+            let id = program
+                .attach_with_options(name, hook.direction, options)
+                .map_err(failed)?;
+            let link: FdLink = program
+                .take_link(id)
+                .and_then(|link| link.try_into().map_err(|_| ProgramError::NotAttached))
+                .map_err(failed)?;
+            link.pin(&pin)
+                .map_err(|source| Error::Pin { path: pin, source })?;
+        }
+        Ok(())
+    }
+
+    fn attach_clsact(&mut self, name: &str, ethernet: bool) -> Result<bool, Error> {
+        let was_there = match qdisc_add_clsact(name) {
+            Ok(()) => false,
+            Err(TcError::AlreadyAttached) => true,
+            Err(error) => {
+                return Err(Error::Attach {
+                    program: "the clsact qdisc",
+                    link: name.into(),
+                    source: error.into(),
+                });
+            }
+        };
+        for hook in hooks(ethernet) {
+            let failed = |source| Error::Attach {
+                program: hook.program,
+                link: name.into(),
+                source,
+            };
+            let program = self.classifier(hook.program).map_err(failed)?;
+            if let Ok(left) =
+                SchedClassifierLink::attached(name, hook.direction, PRIORITY, HANDLE, None)
+                && let Ok(id) = program.attach_to_link(left)
+            {
+                std::mem::forget(program.take_link(id).map_err(failed)?);
+                continue;
+            }
+            let options = TcAttachOptions::Netlink(NlOptions {
+                priority: PRIORITY,
+                handle: HANDLE,
+                classid: None,
+            });
+            let id = program
+                .attach_with_options(name, hook.direction, options)
+                .map_err(failed)?;
+            // Dropping it would detach it, and it must outlive this process.
+            std::mem::forget(program.take_link(id).map_err(failed)?);
+        }
+        Ok(was_there)
+    }
+}
+
+/// Detaches the programs of a link. A link that is gone took its programs with it.
+///
+/// # Errors
+/// [`Error::Detach`], [`Error::File`].
+pub fn detach_lan(pins: &Path, index: u32, name: &str, way: AttachWay) -> Result<(), Error> {
+    let mut result = Ok(());
+    // Steering ends before the way back does.
+    for hook in hooks(true).into_iter().rev() {
+        let detached = match way {
+            AttachWay::Tcx => remove_pin(&hook.pin(pins, index)),
+            AttachWay::Clsact => {
+                match SchedClassifierLink::attached(name, hook.direction, PRIORITY, HANDLE, None) {
+                    Ok(link) => {
+                        aya::programs::links::Link::detach(link).map_err(|source| Error::Detach {
+                            program: hook.program,
+                            link: name.into(),
+                            source,
+                        })
+                    }
+                    Err(_) => Ok(()),
+                }
+            }
+        };
+        result = result.and(detached);
+    }
+    result
+}
+
+/// Removes a pin; one that is not there needs no removing.
+pub(super) fn remove_pin(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(file("removing the pin", path)),
+    }
+}
+
+pub(super) fn file(doing: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+    let path = path.to_owned();
+    move |source| Error::File {
+        doing,
+        path,
+        source,
+    }
+}
+
+/// Removes every pin in the folder: links first, so that no program runs on maps that are gone.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn remove_pins(pins: &Path) -> Result<(), Error> {
+    let entries = match fs::read_dir(pins) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(file("reading the folder", pins))?,
+    };
+    let mut paths = Vec::new();
+    for entry in entries {
+        paths.push(entry.map_err(file("reading the folder", pins))?.path());
+    }
+    let is_map = |path: &PathBuf| {
+        path.file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(|name| {
+                name.chars()
+                    .all(|letter| letter.is_ascii_uppercase() || matches!(letter, '_' | '0'..='9'))
+            })
+    };
+    paths.sort_by_key(is_map);
+    for path in paths {
+        remove_pin(&path)?;
+    }
+    Ok(())
+}
