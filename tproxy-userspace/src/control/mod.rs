@@ -1,2 +1,3 @@
 //! The kernel half: programs, maps, routes, sysctls, links.
 pub mod bpf;
+pub mod bypass;

@@ -306,36 +306,76 @@ impl Maps {
     /// # Errors
     /// [`Error::Map`].
     pub fn bypass(&self) -> Result<Vec<BypassEntry>, Error> {
-        let mut entries = Vec::new();
-        for entry in self.bypass_v4.iter() {
-            let (key, Raw(value)) = entry.map_err(failed("reading", abi::map::BYPASS_V4))?;
-            entries.push(self.entry(net_v4(&key).into(), value)?);
+        let mut notes = std::collections::HashMap::new();
+        for entry in self.notes.iter() {
+            let (Raw(key), Raw(note)) = entry.map_err(failed("reading", abi::map::NOTES))?;
+            notes.insert((key.address, key.prefix_len), note_text(&note));
         }
-        for entry in self.bypass_v6.iter() {
-            let (key, Raw(value)) = entry.map_err(failed("reading", abi::map::BYPASS_V6))?;
-            entries.push(self.entry(net_v6(&key).into(), value)?);
+        let mut entry = |prefix: IpNet, value: Bypass| {
+            let key = note_key(prefix);
+            let note = notes
+                .remove(&(key.address, key.prefix_len))
+                .unwrap_or_default();
+            BypassEntry {
+                prefix,
+                value,
+                note,
+            }
+        };
+        let mut entries = Vec::new();
+        for found in self.bypass_v4.iter() {
+            let (key, Raw(value)) = found.map_err(failed("reading", abi::map::BYPASS_V4))?;
+            entries.push(entry(net_v4(&key).into(), value));
+        }
+        for found in self.bypass_v6.iter() {
+            let (key, Raw(value)) = found.map_err(failed("reading", abi::map::BYPASS_V6))?;
+            entries.push(entry(net_v6(&key).into(), value));
         }
         Ok(entries)
     }
 
-    fn entry(&self, prefix: IpNet, value: Bypass) -> Result<BypassEntry, Error> {
-        let note = match self.notes.get(&Raw(note_key(prefix)), 0) {
-            Ok(Raw(note)) => {
-                let end = note
-                    .text
-                    .iter()
-                    .position(|byte| *byte == 0)
-                    .unwrap_or(NOTE_BYTES);
-                String::from_utf8_lossy(&note.text[..end]).into_owned()
-            }
-            Err(MapError::KeyNotFound) => String::new(),
-            Err(error) => return Err(failed("reading", abi::map::NOTES)(error)),
+    /// How many prefixes are bypassed, IPv4 and IPv6.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn bypass_count(&self) -> Result<(usize, usize), Error> {
+        let v4 = self.bypass_v4.keys().collect::<Result<Vec<_>, _>>();
+        let v6 = self.bypass_v6.keys().collect::<Result<Vec<_>, _>>();
+        Ok((
+            v4.map_err(failed("reading", abi::map::BYPASS_V4))?.len(),
+            v6.map_err(failed("reading", abi::map::BYPASS_V6))?.len(),
+        ))
+    }
+
+    /// The entry with just this prefix.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn bypass_entry(&self, prefix: IpNet) -> Result<Option<BypassEntry>, Error> {
+        let found = match prefix {
+            IpNet::V4(net) => self.bypass_v4.get(&key_v4(net), 0),
+            IpNet::V6(net) => self.bypass_v6.get(&key_v6(net), 0),
         };
-        Ok(BypassEntry {
-            prefix,
-            value,
-            note,
-        })
+        match found {
+            // A trie answers with the longest match, which may be shorter than what was asked for.
+            Ok(Raw(value)) if value.prefix_len == u32::from(prefix.prefix_len()) => {
+                Ok(Some(BypassEntry {
+                    prefix,
+                    value,
+                    note: self.note(prefix)?,
+                }))
+            }
+            Ok(_) | Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(failed("reading", "BYPASS")(error)),
+        }
+    }
+
+    fn note(&self, prefix: IpNet) -> Result<String, Error> {
+        match self.notes.get(&Raw(note_key(prefix)), 0) {
+            Ok(Raw(note)) => Ok(note_text(&note)),
+            Err(MapError::KeyNotFound) => Ok(String::new()),
+            Err(error) => Err(failed("reading", abi::map::NOTES)(error)),
+        }
     }
 
     /// Adds an entry to the bypass set or replaces the one with the same prefix.
@@ -483,6 +523,15 @@ fn note_key(prefix: IpNet) -> NoteKey {
         address: words(address.octets()),
         prefix_len: offset + u32::from(prefix.prefix_len()),
     }
+}
+
+fn note_text(note: &Note) -> String {
+    let end = note
+        .text
+        .iter()
+        .position(|byte| *byte == 0)
+        .unwrap_or(NOTE_BYTES);
+    String::from_utf8_lossy(&note.text[..end]).into_owned()
 }
 
 /// As much of the text as fits, cut between characters.

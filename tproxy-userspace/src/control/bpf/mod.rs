@@ -2,6 +2,7 @@
 
 mod maps;
 mod programs;
+mod trial;
 
 use std::io;
 use std::path::PathBuf;
@@ -13,6 +14,7 @@ use aya::programs::links::LinkError;
 
 pub use maps::{BypassEntry, Maps};
 pub use programs::{AttachWay, Programs, detach_lan, remove_pins};
+pub use trial::{Outcome, Trial};
 
 /// What can go wrong with the kernel half.
 #[derive(Debug, thiserror::Error)]

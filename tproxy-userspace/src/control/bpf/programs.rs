@@ -114,7 +114,7 @@ impl Programs {
         Ok((programs, maps))
     }
 
-    fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier, ProgramError> {
+    pub(super) fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier, ProgramError> {
         self.ebpf
             .program_mut(name)
             .ok_or(ProgramError::NotLoaded)?

@@ -1,0 +1,149 @@
+//! `bypass`: the prefixes that go direct, edited on the pinned maps, daemon or not.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use serde::Serialize;
+use tproxy_common::abi::Origin;
+use tproxy_userspace::config::parse_duration;
+use tproxy_userspace::control::bpf::BypassEntry;
+use tproxy_userspace::control::bypass::{self, Terms};
+use tproxy_userspace::control::place::Place;
+use tproxy_userspace::policy::list::load_files;
+use tproxy_userspace::policy::prefix::parse_prefix;
+
+use super::output::{self, Table};
+use super::{BypassCommand, TermsArgs, pinned_maps};
+
+pub fn bypass(command: BypassCommand) -> Result<ExitCode> {
+    // Whatever can be wrong with the words is found before anything is opened.
+    match command {
+        BypassCommand::Add { prefixes, terms } => {
+            let (prefixes, terms) = (parse_all(&prefixes)?, terms.parse()?);
+            edit(|maps| {
+                bypass::add(maps, &prefixes, &terms)?;
+                Ok(format!("{} added", count(prefixes.len())))
+            })
+        }
+        BypassCommand::Del { prefixes } => {
+            let prefixes = parse_all(&prefixes)?;
+            edit(|maps| {
+                bypass::remove(maps, &prefixes)?;
+                Ok(format!("{} removed", count(prefixes.len())))
+            })
+        }
+        BypassCommand::Load { files, replace, terms } => load(&files, replace, &terms),
+        BypassCommand::Flush => {
+            edit(|maps| Ok(format!("{} removed", count(bypass::flush(maps)?))))
+        }
+        BypassCommand::List { hits, read } => list(hits, read.json),
+    }
+}
+
+fn load(files: &[PathBuf], replace: bool, terms: &TermsArgs) -> Result<ExitCode> {
+    let terms = terms.parse()?;
+    let started = Instant::now();
+    let prefixes = load_files(files).context("the bypass set was not changed")?;
+    edit(|maps| {
+        let text = if replace {
+            let replaced = bypass::replace(maps, &prefixes, &terms, Origin::Command)?;
+            format!(
+                "{} loaded: {} new or changed, {} removed",
+                count(replaced.wanted),
+                output::number(replaced.added as u64),
+                output::number(replaced.removed as u64)
+            )
+        } else {
+            bypass::add(maps, &prefixes, &terms)?;
+            format!("{} loaded", count(prefixes.len()))
+        };
+        Ok(format!("{text} ({} ms)", started.elapsed().as_millis()))
+    })
+}
+
+/// Edits the maps while nobody else does, and says what was done.
+fn edit(
+    change: impl FnOnce(&mut tproxy_userspace::control::bpf::Maps) -> Result<String>,
+) -> Result<ExitCode> {
+    let place = Place::current()?;
+    let mut maps = pinned_maps(&place)?;
+    let _lock = place.lock()?;
+    output::text_out(&format!("{}\n", change(&mut maps)?))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn count(prefixes: usize) -> String {
+    match prefixes {
+        1 => "1 prefix".into(),
+        _ => format!("{} prefixes", output::number(prefixes as u64)),
+    }
+}
+
+fn parse_all(texts: &[String]) -> Result<Vec<IpNet>> {
+    texts.iter().map(|text| parse_prefix(text).map_err(anyhow::Error::from)).collect()
+}
+
+impl TermsArgs {
+    fn parse(&self) -> Result<Terms> {
+        let ttl = self.ttl.as_deref().map(parse_duration).transpose().context("--ttl")?;
+        Ok(Terms { ttl, note: self.comment.clone().unwrap_or_default() })
+    }
+}
+
+#[derive(Serialize)]
+struct Row {
+    prefix: IpNet,
+    origin: &'static str,
+    /// Seconds until it counts no more; null: never.
+    expires_in: Option<u64>,
+    packets: u64,
+    bytes: u64,
+    comment: String,
+}
+
+fn row(entry: BypassEntry, now: u64) -> Row {
+    Row {
+        prefix: entry.prefix,
+        origin: if entry.value.origin == Origin::Config as u32 { "config" } else { "command" },
+        expires_in: bypass::time_left(&entry.value, now).map(|left| left.as_secs()),
+        packets: entry.value.packets,
+        bytes: entry.value.bytes,
+        comment: entry.note,
+    }
+}
+
+fn list(hits: bool, json: bool) -> Result<ExitCode> {
+    let place = Place::current()?;
+    let now = bypass::now();
+    let mut rows: Vec<Row> = pinned_maps(&place)?
+        .bypass()?
+        .into_iter()
+        .filter(|entry| entry.value.expires == 0 || entry.value.expires > now)
+        .map(|entry| row(entry, now))
+        .collect();
+    rows.sort_by_key(|row| (hits.then(|| std::cmp::Reverse(row.packets)), row.prefix));
+    if json {
+        output::json(&rows)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut headings = vec!["prefix", "origin", "expires in", "comment"];
+    if hits {
+        headings.extend(["packets", "bytes"]);
+    }
+    let mut table = Table::new(&headings, &[4, 5]);
+    for row in rows {
+        let expires = row.expires_in.map_or("never".into(), |seconds| {
+            output::duration(std::time::Duration::from_secs(seconds))
+        });
+        let mut cells = vec![row.prefix.to_string(), row.origin.into(), expires, row.comment];
+        if hits {
+            cells.extend([output::number(row.packets), output::bytes(row.bytes)]);
+        }
+        table.row(cells);
+    }
+    output::text_out(&table.render())?;
+    Ok(ExitCode::SUCCESS)
+}

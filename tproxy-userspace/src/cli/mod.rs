@@ -1,0 +1,216 @@
+//! The command line: one file a verb group.
+
+mod attach;
+mod bypass;
+mod check;
+mod counters;
+mod output;
+mod run;
+mod session;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use tproxy_userspace::control::bpf::Maps;
+use tproxy_userspace::control::place::Place;
+
+/// A transparent proxy for a Linux gateway: eBPF steers, the proxy relays.
+#[derive(Debug, Parser)]
+#[command(name = "tproxy-bpf", version, propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Attach, and proxy until SIGINT or SIGTERM; then drain and detach.
+    Run(RunArgs),
+    /// Attach the kernel half alone; it stays without a daemon.
+    Attach(AttachArgs),
+    /// Detach from links; with no name, from all, and remove everything that was left.
+    Detach(DetachArgs),
+    /// Show or edit the prefixes that go direct.
+    Bypass {
+        #[command(subcommand)]
+        command: BypassCommand,
+    },
+    /// What is attached where, whether the proxy runs, and what it does.
+    Status(ReadArgs),
+    /// Why packets passed, were steered or were dropped.
+    Counters(CountersArgs),
+    /// Validate a configuration and print what it comes to.
+    Check(CheckArgs),
+}
+
+#[derive(Debug, Args)]
+struct ReadArgs {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// The configuration [default: /etc/tproxy-bpf/config.toml if no link is named].
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A link with devices behind it, or a glob such as "br-*".
+    #[arg(long, value_name = "IF")]
+    lan: Vec<String>,
+    /// Where proxied traffic goes: direct:// or socks5://[user:password@]host:port.
+    #[arg(long, value_name = "URL")]
+    outbound: Option<String>,
+    /// What happens to new traffic when the proxy is down.
+    #[arg(long, value_name = "POLICY")]
+    on_proxy_down: Option<Policy>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Policy {
+    /// It goes direct.
+    Pass,
+    /// It goes nowhere.
+    Drop,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Role {
+    /// Devices are behind the link.
+    Lan,
+}
+
+#[derive(Debug, Args)]
+struct AttachArgs {
+    /// The links, or globs.
+    #[arg(required = true, value_name = "IF")]
+    links: Vec<String>,
+    /// What is behind them.
+    #[arg(long = "as", value_enum, default_value_t = Role::Lan)]
+    role: Role,
+    /// Settings and bypass prefixes to put into force.
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What happens to new traffic when the proxy is down.
+    #[arg(long, value_name = "POLICY")]
+    on_proxy_down: Option<Policy>,
+}
+
+#[derive(Debug, Args)]
+struct DetachArgs {
+    /// The links.
+    #[arg(value_name = "IF")]
+    links: Vec<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum BypassCommand {
+    /// Add prefixes or addresses.
+    Add {
+        /// The prefixes.
+        #[arg(required = true, value_name = "CIDR")]
+        prefixes: Vec<String>,
+        #[command(flatten)]
+        terms: TermsArgs,
+    },
+    /// Remove prefixes.
+    Del {
+        /// The prefixes.
+        #[arg(required = true, value_name = "CIDR")]
+        prefixes: Vec<String>,
+    },
+    /// Show the prefixes.
+    List {
+        /// Show packets and bytes, most first.
+        #[arg(long)]
+        hits: bool,
+        #[command(flatten)]
+        read: ReadArgs,
+    },
+    /// Add the prefixes of list files ("-" is standard input).
+    Load {
+        /// The files.
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Remove what was added by command before and is not in the files.
+        #[arg(long)]
+        replace: bool,
+        #[command(flatten)]
+        terms: TermsArgs,
+    },
+    /// Remove all prefixes.
+    Flush,
+}
+
+#[derive(Debug, Args)]
+struct TermsArgs {
+    /// For how long, such as "90s" or "1h30m" [default: for ever].
+    #[arg(long, value_name = "TIME")]
+    ttl: Option<String>,
+    /// A text to find it again by.
+    #[arg(long, value_name = "TEXT")]
+    comment: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct CountersArgs {
+    #[command(flatten)]
+    read: ReadArgs,
+    /// Show also the reasons that never occurred.
+    #[arg(long)]
+    all: bool,
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// The configuration.
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+/// Does what the command line says.
+pub fn main() -> ExitCode {
+    // clap itself ends with 2 on wrong usage.
+    let cli = Cli::parse();
+    match dispatch(cli.command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("tproxy-bpf: {}", output::one_message(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Run(args) => run::run(args),
+        Command::Attach(args) => attach::attach(args),
+        Command::Detach(args) => attach::detach(&args),
+        Command::Bypass { command } => bypass::bypass(command),
+        Command::Status(args) => status::status(&args),
+        Command::Counters(args) => counters::counters(&args),
+        Command::Check(args) => check::check(&args),
+    }
+}
+
+/// The pinned maps of this gateway, for the commands that work without a daemon.
+fn pinned_maps(place: &Place) -> Result<Maps> {
+    Maps::open(place.pins())?.context(
+        "nothing is attached in this network namespace; \
+         `tproxy-bpf run --lan IF` or `tproxy-bpf attach IF` comes first",
+    )
+}
+
+/// A runtime for the commands that need one; only the proxy itself needs more than a thread.
+fn small_runtime() -> Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("starting the asynchronous runtime failed")
+}
