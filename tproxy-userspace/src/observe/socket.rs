@@ -1,0 +1,188 @@
+//! The control socket: a Unix socket in the gateway's run folder, for root alone. A request is one line
+//! of JSON, and so is the answer.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream as BlockingStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+
+/// The name of the socket in the run folder.
+const NAME: &str = "control.sock";
+/// The longest request that is read, in bytes.
+const MAX_REQUEST: u64 = 64 * 1024;
+/// How long a client may take for its request.
+const REQUEST_TIME: Duration = Duration::from_secs(5);
+
+/// What can be asked of a proxy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "verb", rename_all = "snake_case")]
+pub enum Request {
+    /// What it does now.
+    Status,
+    /// Give up these links when the connections have ended.
+    Detach {
+        /// Their names.
+        links: Vec<String>,
+    },
+}
+
+/// Why asking failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The socket could not be made.
+    #[error("making the control socket {} failed: {source}", .path.display())]
+    Bind {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The proxy did not answer.
+    #[error("asking the proxy through {} failed: {source}", .path.display())]
+    Ask {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// The listening side.
+#[derive(Debug)]
+pub struct Server {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+/// One request, to be answered.
+#[derive(Debug)]
+pub struct Asked {
+    /// What is asked.
+    pub request: Request,
+    stream: UnixStream,
+}
+
+impl Server {
+    /// Listens in this folder. What a killed proxy left there is replaced: only the holder of the
+    /// proxy's lock may call this.
+    ///
+    /// # Errors
+    /// [`Error::Bind`].
+    pub fn bind(folder: &Path) -> Result<Self, Error> {
+        let path = folder.join(NAME);
+        let bind = || {
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            let listener = UnixListener::bind(&path)?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+            Ok(listener)
+        };
+        match bind() {
+            Ok(listener) => Ok(Self { listener, path }),
+            Err(source) => Err(Error::Bind { path, source }),
+        }
+    }
+
+    /// The next request that can be understood. Others are answered here.
+    pub async fn next(&self) -> Asked {
+        loop {
+            let Ok((stream, _)) = self.listener.accept().await else {
+                // Out of descriptors, most likely: they come back.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            };
+            match tokio::time::timeout(REQUEST_TIME, read_request(stream)).await {
+                Ok(Ok(asked)) => return asked,
+                Ok(Err(error)) => tracing::debug!("control socket: {error}"),
+                Err(_) => tracing::debug!("control socket: a client sent no request"),
+            }
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+async fn read_request(stream: UnixStream) -> io::Result<Asked> {
+    let mut reader = tokio::io::BufReader::new(stream).take(MAX_REQUEST);
+    let mut line = String::new();
+    reader.read_line(&mut line).await?;
+    let mut stream = reader.into_inner().into_inner();
+    match serde_json::from_str(&line) {
+        Ok(request) => Ok(Asked { request, stream }),
+        Err(error) => {
+            let answer = serde_json::json!({ "error": format!("not a request: {error}") });
+            stream.write_all(format!("{answer}\n").as_bytes()).await?;
+            Err(io::Error::new(io::ErrorKind::InvalidData, error))
+        }
+    }
+}
+
+impl Asked {
+    /// Answers. Whoever asked may have gone, which is no concern of the proxy.
+    pub async fn answer(mut self, answer: &serde_json::Value) {
+        let _ = self.stream.write_all(format!("{answer}\n").as_bytes()).await;
+    }
+}
+
+/// Asks the proxy of this run folder and waits for the answer.
+///
+/// # Errors
+/// [`Error::Ask`].
+pub fn ask(
+    folder: &Path,
+    request: &Request,
+    patience: Duration,
+) -> Result<serde_json::Value, Error> {
+    let path = folder.join(NAME);
+    let ask = || {
+        let mut stream = BlockingStream::connect(&path)?;
+        stream.set_read_timeout(Some(patience))?;
+        stream.write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())?;
+        let mut line = String::new();
+        BufReader::new(stream).read_line(&mut line)?;
+        Ok(serde_json::from_str(&line)?)
+    };
+    ask().map_err(|source| Error::Ask { path, source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_is_answered_and_nonsense_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let server = Server::bind(folder.path()).unwrap();
+        let path = folder.path().to_owned();
+        let client = tokio::task::spawn_blocking(move || {
+            let mut nonsense = BlockingStream::connect(path.join(NAME)).unwrap();
+            nonsense.write_all(b"{\"verb\":\"dance\"}\n").unwrap();
+            let mut refusal = String::new();
+            BufReader::new(nonsense).read_line(&mut refusal).unwrap();
+            let answer = ask(&path, &Request::Status, Duration::from_secs(5)).unwrap();
+            (refusal, answer)
+        });
+        let asked = server.next().await;
+        assert_eq!(asked.request, Request::Status);
+        asked.answer(&serde_json::json!({ "well": true })).await;
+        let (refusal, answer) = client.await.unwrap();
+        assert!(refusal.contains("not a request"), "{refusal}");
+        assert_eq!(answer["well"], true);
+        drop(server);
+        assert!(!folder.path().join(NAME).exists());
+    }
+}
