@@ -369,7 +369,7 @@ reasons! {
     LongExtensionChain = "long_extension_chain", Drop, "More IPv6 extension headers than can be followed.";
     LoneFragment = "lone_fragment", Drop, "A later fragment of a TCP segment whose first fragment was not seen.";
     ReplySent = "reply_sent", Pass, "A UDP reply of the proxy that got its source port.";
-    LookupSteered = "lookup_steered", Steer, "A reassembled datagram or a late SYN that socket lookup gave to the proxy.";
+    LookupSteered = "lookup_steered", Steer, "A reassembled datagram that socket lookup gave to the proxy.";
 }
 
 impl Reason {

@@ -75,7 +75,7 @@ impl Facts for SkbFacts {
 
 /// Was this connection steered once?
 #[inline(never)]
-fn is_steered(addresses: &Addresses, ports: &Ports) -> bool {
+pub fn is_steered(addresses: &Addresses, ports: &Ports) -> bool {
     // SAFETY: only the presence of the value is looked at.
     unsafe { STEERED.get(flow_key(addresses, ports)) }.is_some()
 }

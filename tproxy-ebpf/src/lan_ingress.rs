@@ -47,8 +47,11 @@ fn steer(skb: Skb, packet: &Packet, target: Target, settings: Settings) -> i32 {
             if !socket::listener_is_up(listener) {
                 return down(skb, packet, settings);
             }
-            if tcp_ports(packet).is_some() {
+            if let Transport::Tcp { ports, opens } = &packet.transport {
                 remember_fragment(packet, FragmentFate::Steered);
+                if *opens {
+                    remember_steered(&packet.addresses, ports);
+                }
             }
             mark(skb, Reason::FragmentSteered)
         }

@@ -5,10 +5,10 @@
 use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use tproxy_common::abi::{Link, Listener, Reason};
-use tproxy_common::packet::{Addresses, PROTOCOL_UDP};
+use tproxy_common::packet::{Addresses, PROTOCOL_UDP, Ports};
 use tproxy_common::verdict::{Locality, built_in};
 
-use crate::facts::{admitted, count, locality};
+use crate::facts::{admitted, count, is_steered, locality};
 use crate::maps::LINKS;
 use crate::socket::{Assigned, assign_listener};
 
@@ -20,36 +20,49 @@ const AF_INET: u32 = 2;
 pub fn run(ctx: &SkLookupContext) -> u32 {
     let lookup = ctx.lookup;
     // SAFETY: the kernel gives a valid context for the run of the program.
-    let (family, protocol, interface) = unsafe {
-        (
-            (*lookup).family,
-            (*lookup).protocol,
-            (*lookup).ingress_ifindex,
-        )
+    let (v4, protocol, interface) = unsafe {
+        ((*lookup).family == AF_INET, (*lookup).protocol, (*lookup).ingress_ifindex)
     };
-    // SAFETY: the value is copied at once.
-    match unsafe { LINKS.get(interface) } {
-        Some(link) if link.flags & Link::LAN != 0 => {}
-        _ => return PASS,
-    }
-    let addresses = addresses(lookup, family == AF_INET);
-    // A destination that is not the gateway's got here by the mark only, so it was steered.
-    if built_in(&addresses).is_some()
-        || locality(&addresses) != Locality::Foreign
-        || !admitted(&addresses, interface)
-    {
-        return PASS;
-    }
-    let listener = match (family == AF_INET, protocol == u32::from(PROTOCOL_UDP)) {
-        (true, true) => Listener::Udp4,
-        (false, true) => Listener::Udp6,
-        (true, false) => Listener::Tcp4,
-        (false, false) => Listener::Tcp6,
-    };
-    if assign_listener(lookup.cast(), listener) == Assigned::Done {
-        count(Reason::LookupSteered, 0);
+    let addresses = addresses(lookup, v4);
+    if protocol == u32::from(PROTOCOL_UDP) {
+        // A destination that is not the gateway's got here by the mark only, so it was steered.
+        if is_lan(interface)
+            && built_in(&addresses).is_none()
+            && locality(&addresses) == Locality::Foreign
+            && admitted(&addresses, interface)
+            && assign(ctx, if v4 { Listener::Udp4 } else { Listener::Udp6 })
+        {
+            count(Reason::LookupSteered, 0);
+        }
+    // Also run whenever `lan_ingress` looks for the socket of a direct connection: one question is
+    // enough then. Not counted, since the two uses look the same from here.
+    } else if is_steered(&addresses, &ports(lookup)) {
+        assign(ctx, if v4 { Listener::Tcp4 } else { Listener::Tcp6 });
     }
     PASS
+}
+
+#[inline(always)]
+fn is_lan(interface: u32) -> bool {
+    // SAFETY: the value is copied at once.
+    let link = unsafe { LINKS.get(interface) };
+    link.is_some_and(|link| link.flags & Link::LAN != 0)
+}
+
+#[inline(always)]
+fn assign(ctx: &SkLookupContext, listener: Listener) -> bool {
+    assign_listener(ctx.lookup.cast(), listener) == Assigned::Done
+}
+
+#[inline(always)]
+fn ports(lookup: *mut bpf_sk_lookup) -> Ports {
+    // SAFETY: as in `run`. The remote port is in network order in the context, the local one is not.
+    unsafe {
+        Ports {
+            source: (*lookup).remote_port,
+            destination: ((*lookup).local_port as u16).to_be(),
+        }
+    }
 }
 
 #[inline(always)]

@@ -1,2 +1,7 @@
-//! tproxy-bpf.
-fn main() {}
+//! The program `tproxy-bpf`.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

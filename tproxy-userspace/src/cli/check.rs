@@ -1,0 +1,41 @@
+//! `check`: a configuration validated without touching anything.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use serde_json::json;
+use tproxy_userspace::config::Config;
+
+use super::session::bypass_prefixes;
+use super::{CheckArgs, output};
+
+pub fn check(args: &CheckArgs) -> Result<ExitCode> {
+    let config = match Config::load(&args.file) {
+        Ok(config) => config,
+        Err(error) if args.read.json => {
+            output::json(&json!({ "valid": false, "findings": error.findings() }))?;
+            return Ok(ExitCode::FAILURE);
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let prefixes = match bypass_prefixes(&config) {
+        Ok(prefixes) => prefixes.len(),
+        Err(error) if args.read.json => {
+            let finding = json!({ "message": output::one_message(&error) });
+            output::json(&json!({ "valid": false, "findings": [finding] }))?;
+            return Ok(ExitCode::FAILURE);
+        }
+        Err(error) => return Err(error),
+    };
+    if args.read.json {
+        output::json(&json!({ "valid": true, "bypass_prefixes": prefixes, "config": config }))?;
+    } else {
+        output::text_out(&format!(
+            "{} is valid; with all defaults it comes to:\n\n{}\n{} prefixes are bypassed\n",
+            args.file.display(),
+            config.to_toml(),
+            output::number(prefixes as u64)
+        ))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

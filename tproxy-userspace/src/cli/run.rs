@@ -1,0 +1,98 @@
+//! `run`: the composition root of a gateway with its proxy.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use tproxy_userspace::config::{Config, OnProxyDown};
+use tproxy_userspace::control::gateway;
+
+use super::{Policy, RunArgs, session};
+
+/// The configuration of a machine that has one.
+const DEFAULT_CONFIG: &str = "/etc/tproxy-bpf/config.toml";
+
+pub fn run(args: RunArgs) -> Result<ExitCode> {
+    init_log();
+    let config = config(&args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("starting the asynchronous runtime failed")?;
+    runtime.block_on(session::run(config))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The file, with what the command line says over it.
+fn config(args: &RunArgs) -> Result<Config> {
+    let default = Path::new(DEFAULT_CONFIG);
+    let path: Option<PathBuf> = match &args.config {
+        Some(path) => Some(path.clone()),
+        None if args.lan.is_empty() && default.exists() => Some(default.to_owned()),
+        None => None,
+    };
+    let mut config = load(path.as_deref())?;
+    if !args.lan.is_empty() {
+        config.lan.interfaces = parse_patterns(&args.lan)?;
+    }
+    if let Some(url) = &args.outbound {
+        config.set_outbound(url.parse().context("--outbound")?);
+    }
+    if let Some(policy) = args.on_proxy_down {
+        config.on_proxy_down = policy.into();
+    }
+    if config.lan.interfaces.is_empty() {
+        bail!(
+            "no LAN link is named: give one with --lan IF, or `[lan] interfaces = [\"IF\"]` in {}",
+            path.as_deref().unwrap_or(default).display()
+        );
+    }
+    Ok(config)
+}
+
+/// The configuration in the file, or the defaults without one.
+pub fn load(path: Option<&Path>) -> Result<Config> {
+    Ok(match path {
+        Some(path) => Config::load(path)?,
+        None => Config::default(),
+    })
+}
+
+/// Names or globs of links.
+pub fn parse_patterns(
+    texts: &[String],
+) -> Result<Vec<tproxy_userspace::control::sync::LinkPattern>> {
+    texts.iter().map(|text| text.parse().map_err(anyhow::Error::from)).collect()
+}
+
+/// What the kernel half is told of a configuration.
+pub fn policy(config: &Config) -> gateway::Policy {
+    gateway::Policy {
+        bypass_private: config.bypass.private,
+        down_drops: config.on_proxy_down == OnProxyDown::Drop,
+    }
+}
+
+impl From<Policy> for OnProxyDown {
+    fn from(policy: Policy) -> Self {
+        match policy {
+            Policy::Pass => Self::Pass,
+            Policy::Drop => Self::Drop,
+        }
+    }
+}
+
+/// Events go to standard error; `RUST_LOG` chooses which (default: info, without a line for each
+/// connection).
+fn init_log() {
+    use std::io::IsTerminal as _;
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("info,access=warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}

@@ -1,0 +1,337 @@
+//! One run of a gateway with its proxy: start in order, follow the machine, stop in reverse.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::json;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tproxy_common::abi::{Listener, Origin};
+use tproxy_userspace::config::Config;
+use tproxy_userspace::control::bpf::AttachWay;
+use tproxy_userspace::control::bypass::{self, Terms};
+use tproxy_userspace::control::gateway::{Gateway, Synced};
+use tproxy_userspace::control::links::{Snapshot, Watch};
+use tproxy_userspace::control::place::Place;
+use tproxy_userspace::control::sync::{LinkPattern, wanted};
+use tproxy_userspace::control::{preflight, sysctl};
+use tproxy_userspace::data::{Outbound, Proxy, Sockets};
+use tproxy_userspace::net::SocketFactory;
+use tproxy_userspace::observe::socket::{Asked, Request, Server};
+use tproxy_userspace::policy::list::load_files;
+
+use super::run::policy;
+
+/// How often expired bypass prefixes are taken out of the tries. They count no more before.
+const SWEEP: Duration = Duration::from_secs(60);
+
+/// How often a link that is to be given up is looked at.
+const LEAVE: Duration = Duration::from_millis(100);
+
+/// A gateway with its proxy, while it runs.
+struct Session {
+    config: Config,
+    started: Instant,
+    place: Place,
+    gateway: Gateway,
+    proxy: Proxy,
+    watch: Watch,
+    snapshot: Snapshot,
+    /// Links that `detach` took from this run.
+    released: Vec<String>,
+    /// Links that `detach` is taking: nothing new is steered there.
+    leaving: Vec<Leaving>,
+}
+
+/// A link that is given up when the connections have ended.
+struct Leaving {
+    name: String,
+    deadline: Instant,
+    asked: Asked,
+}
+
+/// Proxies until SIGINT or SIGTERM.
+pub async fn run(config: Config) -> Result<()> {
+    // What can be wrong with the words is found before anything is touched.
+    let outbound: Outbound = config.outbound().url.as_str_with_secret().parse()?;
+    let prefixes = bypass_prefixes(&config)?;
+    preflight::check()?;
+    let place = Place::current()?;
+    let mut signals = Signals::new()?;
+    let (watch, snapshot) = Watch::open().await?;
+    preflight::check_links(&snapshot, &config.lan.interfaces)?;
+    let _proxy_lock = place.proxy_lock()?;
+    let server = Server::bind(place.create_run()?)?;
+    let factory = SocketFactory::new();
+    let sockets = Sockets::bind(&factory, config.proxy.port)?;
+
+    let mut gateway = {
+        let _lock = place.lock()?;
+        Gateway::open(place.clone(), way(), false).await?
+    };
+    let started = start(&mut gateway, &config, &prefixes, &sockets, &snapshot).await;
+    let proxy = match started.and_then(|()| {
+        Proxy::start(sockets, outbound, config.limits(), factory).map_err(Into::into)
+    }) {
+        Ok(proxy) => proxy,
+        Err(error) => {
+            close(gateway, &place, &snapshot).await;
+            return Err(error);
+        }
+    };
+    let mut session = Session {
+        config,
+        started: Instant::now(),
+        place,
+        gateway,
+        proxy,
+        watch,
+        snapshot,
+        released: Vec::new(),
+        leaving: Vec::new(),
+    };
+    let result = session.sync().await.map(|synced| session.tell(&synced));
+    let result = match result {
+        Ok(()) => {
+            tracing::info!("ready: {} proxied through {}", session.lan(), session.outbound());
+            session.serve(&mut signals, &server).await
+        }
+        Err(error) => Err(error),
+    };
+    session.stop(&mut signals).await;
+    result
+}
+
+/// tcx where the kernel has it. `TPROXY_BPF_ATTACH=clsact` takes the other way, for tests and for a
+/// kernel whose tcx misbehaves.
+pub fn way() -> AttachWay {
+    let forced = std::env::var("TPROXY_BPF_ATTACH").is_ok_and(|way| way == "clsact");
+    if preflight::has_tcx() && !forced { AttachWay::Tcx } else { AttachWay::Clsact }
+}
+
+/// The prefixes that the configuration bypasses.
+pub fn bypass_prefixes(config: &Config) -> Result<Vec<ipnet::IpNet>> {
+    let mut prefixes = config.bypass.prefixes.clone();
+    if !config.bypass.files.is_empty() {
+        prefixes.extend(load_files(&config.bypass.files)?);
+    }
+    Ok(prefixes)
+}
+
+/// Everything between the loaded programs and the first steered packet but the links themselves.
+async fn start(
+    gateway: &mut Gateway,
+    config: &Config,
+    prefixes: &[ipnet::IpNet],
+    sockets: &Sockets,
+    snapshot: &Snapshot,
+) -> Result<()> {
+    gateway.set_policy(policy(config))?;
+    bypass::replace(gateway.maps(), prefixes, &Terms::default(), Origin::Config)?;
+    if config.gateway.forward {
+        sysctl::enable_forwarding(gateway.place(), snapshot)?;
+    }
+    let listeners: Vec<_> = Listener::ALL
+        .into_iter()
+        .zip([sockets.tcp4(), sockets.tcp6(), sockets.udp4(), sockets.udp6()])
+        .filter_map(|(listener, socket)| socket.map(|socket| (listener, socket)))
+        .collect();
+    Ok(gateway.publish(&listeners, sockets.reply_ports())?)
+}
+
+/// Detaches, and says what could not be undone.
+async fn close(gateway: Gateway, place: &Place, snapshot: &Snapshot) {
+    let closed = match place.lock() {
+        Ok(lock) => gateway.close(snapshot, lock).await,
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = closed {
+        tracing::error!("{error}; `tproxy-bpf detach` removes what is left");
+    }
+}
+
+impl Session {
+    async fn serve(&mut self, signals: &mut Signals, server: &Server) -> Result<()> {
+        let mut sweep = interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut leave = interval(LEAVE);
+        leave.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = signals.stop() => return Ok(()),
+                Some(()) = signals.hangup.recv() => {
+                    tracing::warn!("SIGHUP: a changed configuration needs a restart");
+                }
+                snapshot = self.watch.next() => {
+                    self.snapshot = snapshot.context("following the links")?;
+                    match self.sync().await {
+                        Ok(synced) => self.tell(&synced),
+                        Err(error) => tracing::error!("following the links: {error:#}"),
+                    }
+                }
+                _ = sweep.tick() => {
+                    if let Err(error) = self.sweep() {
+                        tracing::warn!("removing expired bypass prefixes: {error:#}");
+                    }
+                }
+                asked = server.next() => {
+                    if self.answer(asked).await? {
+                        return Ok(());
+                    }
+                }
+                _ = leave.tick(), if !self.leaving.is_empty() => self.leave().await?,
+            }
+        }
+    }
+
+    fn sweep(&mut self) -> Result<()> {
+        let _lock = self.place.lock()?;
+        bypass::sweep(self.gateway.maps())?;
+        Ok(())
+    }
+
+    /// Links by configuration, and those that `attach` left in place.
+    async fn sync(&mut self) -> Result<Synced> {
+        let mut patterns = self.config.lan.interfaces.clone();
+        for name in self.gateway.persistent_links(&self.snapshot)? {
+            patterns.push(LinkPattern::exact(&name));
+        }
+        let mut wanted = wanted(&self.snapshot, &patterns, &self.config.lan.sources);
+        let released = &self.released;
+        wanted.attach.retain(|_, (name, _)| !released.contains(name));
+        let leaving = &self.leaving;
+        let leaves = |index| {
+            let name = wanted.attach.get(&index).map(|(name, _)| name);
+            name.is_none_or(|name| leaving.iter().any(|leaving| leaving.name == *name))
+        };
+        wanted.sources.retain(|(index, _)| !leaves(*index));
+        let _lock = self.place.lock()?;
+        Ok(self.gateway.sync(&wanted, &self.snapshot).await?)
+    }
+
+    fn tell(&self, synced: &Synced) {
+        for name in &synced.attached {
+            tracing::info!("attached to {name}");
+        }
+        for name in &synced.detached {
+            tracing::info!("detached from {name}");
+        }
+        for error in &synced.failed {
+            tracing::error!("{error}");
+        }
+    }
+
+    fn lan(&self) -> String {
+        let patterns = self.config.lan.interfaces.iter();
+        patterns.map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    }
+
+    fn outbound(&self) -> String {
+        self.config.outbound().url.to_string()
+    }
+
+    /// Answers a request. Returns whether the run is to end.
+    async fn answer(&mut self, asked: Asked) -> Result<bool> {
+        match asked.request.clone() {
+            Request::Status => asked.answer(&self.status()).await,
+            Request::Detach { links } if links.is_empty() => {
+                asked.answer(&json!({ "stopping": true })).await;
+                return Ok(true);
+            }
+            Request::Detach { links } => self.begin_to_leave(&links, asked).await?,
+        }
+        Ok(false)
+    }
+
+    fn status(&self) -> serde_json::Value {
+        json!({
+            "pid": std::process::id(),
+            "uptime_seconds": self.started.elapsed().as_secs(),
+            "outbound": self.outbound(),
+            "interfaces": self.config.lan.interfaces.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "traffic": self.proxy.stats(),
+        })
+    }
+
+    /// One link at a time, so that each asker gets one answer.
+    async fn begin_to_leave(&mut self, links: &[String], asked: Asked) -> Result<()> {
+        let [name] = links else {
+            asked.answer(&json!({ "error": "one link at a time" })).await;
+            return Ok(());
+        };
+        self.leaving.push(Leaving {
+            name: name.clone(),
+            deadline: Instant::now() + self.config.proxy.drain,
+            asked,
+        });
+        self.sync().await?;
+        self.leave().await
+    }
+
+    /// Gives up the links whose time has come.
+    async fn leave(&mut self) -> Result<()> {
+        let idle = self.proxy.stats().connections == 0;
+        let due = |leaving: &Leaving| idle || leaving.deadline <= Instant::now();
+        let (due, waiting) = std::mem::take(&mut self.leaving).into_iter().partition(due);
+        self.leaving = waiting;
+        let due: Vec<Leaving> = due;
+        if due.is_empty() {
+            return Ok(());
+        }
+        self.released.extend(due.iter().map(|leaving| leaving.name.clone()));
+        let synced = self.sync().await?;
+        self.tell(&synced);
+        for leaving in due {
+            leaving.asked.answer(&json!({ "detached": leaving.name })).await;
+        }
+        Ok(())
+    }
+
+    /// Takes the sockets back, drains, detaches. A second signal ends the draining.
+    async fn stop(mut self, signals: &mut Signals) {
+        if let Err(error) = self.gateway.retract() {
+            tracing::error!("{error}");
+        }
+        let limit = self.config.proxy.drain;
+        let live = self.proxy.stats().connections;
+        if live > 0 {
+            tracing::info!(
+                "draining: {live} connections have up to {} s; a second signal ends them now",
+                limit.as_secs()
+            );
+        }
+        tokio::select! {
+            report = self.proxy.drain(limit) => tracing::info!("{report}"),
+            () = signals.stop() => tracing::info!("connections were cut"),
+        }
+        // The machine may have changed while connections ended.
+        let snapshot = self.watch.current().await.unwrap_or(self.snapshot);
+        close(self.gateway, &self.place, &snapshot).await;
+    }
+}
+
+/// The signals that matter.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let open = |kind| signal(kind).context("listening for signals failed");
+        Ok(Self {
+            interrupt: open(SignalKind::interrupt())?,
+            terminate: open(SignalKind::terminate())?,
+            hangup: open(SignalKind::hangup())?,
+        })
+    }
+
+    /// SIGINT or SIGTERM.
+    async fn stop(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

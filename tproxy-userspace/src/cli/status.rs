@@ -1,0 +1,201 @@
+//! `status`: the first thing a worried user types.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde::Serialize;
+use serde_json::Value;
+use tproxy_common::abi::{Effect, Link, Settings};
+use tproxy_userspace::control::bpf::Maps;
+use tproxy_userspace::control::links::Snapshot;
+use tproxy_userspace::control::place::Place;
+use tproxy_userspace::control::{Netlink, route};
+use tproxy_userspace::observe::socket::{Request, ask};
+
+use super::{ReadArgs, output, small_runtime};
+
+/// How long a proxy may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+#[derive(Serialize)]
+struct Status {
+    /// Is the kernel half attached anywhere?
+    attached: bool,
+    links: Vec<LinkStatus>,
+    rules_and_routes: bool,
+    proxy: ProxyStatus,
+    on_proxy_down: Option<&'static str>,
+    bypass_private: Option<bool>,
+    bypass_prefixes: usize,
+    counts: Counts,
+    warnings: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct LinkStatus {
+    name: String,
+    index: u32,
+    role: &'static str,
+    persistent: bool,
+    way: &'static str,
+}
+
+#[derive(Serialize)]
+struct ProxyStatus {
+    running: bool,
+    pid: Option<u32>,
+    /// What the proxy itself says; null if it does not answer.
+    detail: Option<Value>,
+}
+
+#[derive(Default, Serialize)]
+struct Counts {
+    passed_packets: u64,
+    steered_packets: u64,
+    dropped_packets: u64,
+}
+
+pub fn status(args: &ReadArgs) -> Result<ExitCode> {
+    let place = Place::current()?;
+    let status = read(&place)?;
+    if args.json {
+        output::json(&status)?;
+    } else {
+        output::text_out(&text(&status))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn read(place: &Place) -> Result<Status> {
+    let (snapshot, routes) = small_runtime()?.block_on(async {
+        let netlink = Netlink::open()?;
+        anyhow::Ok((Snapshot::read(&netlink).await?, route::present(&netlink).await?))
+    })?;
+    let pid = place.proxy_pid();
+    let mut warnings = routes.warnings.clone();
+    let detail = pid.and_then(|_| match ask(place.run(), &Request::Status, PATIENCE) {
+        Ok(detail) => Some(detail),
+        Err(error) => {
+            warnings.push(error.to_string());
+            None
+        }
+    });
+    let mut status = Status {
+        attached: false,
+        links: Vec::new(),
+        rules_and_routes: routes.is_complete(),
+        proxy: ProxyStatus { running: pid.is_some(), pid, detail },
+        on_proxy_down: None,
+        bypass_private: None,
+        bypass_prefixes: 0,
+        counts: Counts::default(),
+        warnings,
+    };
+    if let Some(maps) = Maps::open(place.pins())? {
+        fill(&mut status, &maps, &snapshot)?;
+    }
+    Ok(status)
+}
+
+fn fill(status: &mut Status, maps: &Maps, snapshot: &Snapshot) -> Result<()> {
+    for (index, link) in maps.links()? {
+        let name = snapshot.links.iter().find(|link| link.index == index);
+        if name.is_none() {
+            status.warnings.push(format!("the link with index {index} is gone"));
+        }
+        status.links.push(LinkStatus {
+            name: name.map_or_else(|| format!("link {index}"), |link| link.name.clone()),
+            index,
+            role: "lan",
+            persistent: link.flags & Link::PERSISTENT != 0,
+            way: if link.flags & Link::CLSACT != 0 { "clsact" } else { "tcx" },
+        });
+    }
+    status.links.sort_by(|a, b| a.name.cmp(&b.name));
+    status.attached = !status.links.is_empty();
+    let settings = maps.settings()?;
+    let drops = settings.has(Settings::DOWN_DROPS);
+    status.on_proxy_down = Some(if drops { "drop" } else { "pass" });
+    status.bypass_private = Some(settings.has(Settings::BYPASS_PRIVATE));
+    let (v4, v6) = maps.bypass_count()?;
+    status.bypass_prefixes = v4 + v6;
+    for (reason, counter) in maps.counters()? {
+        *match reason.effect() {
+            Effect::Pass => &mut status.counts.passed_packets,
+            Effect::Steer => &mut status.counts.steered_packets,
+            Effect::Drop => &mut status.counts.dropped_packets,
+        } += counter.packets;
+    }
+    if status.attached && !status.rules_and_routes {
+        status.warnings.push(
+            "rules or routes are missing, so steered packets go astray; `tproxy-bpf attach` or a \
+             restart of the proxy puts them back"
+                .into(),
+        );
+    }
+    Ok(())
+}
+
+fn text(status: &Status) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: &str| {
+        let _ = writeln!(text, "{name:<15}{value}");
+    };
+    let down = match status.on_proxy_down {
+        Some("drop") => "new traffic is dropped",
+        _ => "new traffic goes direct",
+    };
+    match (&status.proxy.pid, &status.proxy.detail) {
+        (Some(pid), Some(detail)) => {
+            let uptime = Duration::from_secs(detail["uptime_seconds"].as_u64().unwrap_or(0));
+            let uptime = output::duration(uptime);
+            line("proxy", &format!("running since {uptime}, process {pid}"));
+            line("outbound", detail["outbound"].as_str().unwrap_or("?"));
+            let traffic = &detail["traffic"];
+            let count = |key: &str| output::number(traffic[key].as_u64().unwrap_or(0));
+            line(
+                "connections",
+                &format!(
+                    "{} now, {} in all; the limit is {}",
+                    count("connections"),
+                    count("connections_total"),
+                    count("connection_limit")
+                ),
+            );
+            line(
+                "associations",
+                &format!("{} now, {} in all", count("associations"), count("associations_total")),
+            );
+        }
+        (Some(pid), None) => line("proxy", &format!("process {pid} runs but does not answer")),
+        (None, _) if status.attached => line("proxy", &format!("not running: {down}")),
+        (None, _) => line("proxy", "not running"),
+    }
+    if status.attached {
+        for link in &status.links {
+            let stays = if link.persistent { ", stays without a proxy" } else { "" };
+            line("link", &format!("{} ({}, {}{stays})", link.name, link.role, link.way));
+        }
+        line("if it is down", down);
+        let private = if status.bypass_private == Some(true) { " and private ranges" } else { "" };
+        let prefixes = output::number(status.bypass_prefixes as u64);
+        line("bypass", &format!("{prefixes} prefixes{private}"));
+        line(
+            "packets",
+            &format!(
+                "{} passed, {} steered, {} dropped (`tproxy-bpf counters` says why)",
+                output::number(status.counts.passed_packets),
+                output::number(status.counts.steered_packets),
+                output::number(status.counts.dropped_packets)
+            ),
+        );
+    } else {
+        line("links", "none is attached");
+    }
+    for warning in &status.warnings {
+        line("warning", warning);
+    }
+    text
+}
