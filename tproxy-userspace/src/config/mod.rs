@@ -1,1 +1,316 @@
 //! Configuration: a file to a validated `Config`.
+//!
+//! A key is a field with its default in [`Config::preset`], and one line in `parse.rs`.
+
+mod duration;
+mod error;
+mod link;
+mod outbound;
+mod parse;
+mod read;
+mod refusal;
+mod secret;
+mod source;
+mod value;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use serde::{Serialize, Serializer};
+
+pub use duration::{LONGEST as LONGEST_DURATION, format_duration, parse_duration};
+pub use error::{ConfigError, Finding, Findings};
+pub use link::LinkPattern;
+pub use outbound::{OutboundUrl, Scheme};
+pub use refusal::Refusal;
+pub use source::Position;
+
+/// Larger configurations (in bytes) are refused: the file is something else.
+const LARGEST_FILE: u64 = 4 << 20;
+
+/// Everything that can be configured, checked. Its JSON and its `Display` (which is TOML) show
+/// what is in effect, defaults included, and no password.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// `stage`: which preset the defaults come from. Default 2.
+    pub stage: Stage,
+    /// `on_proxy_down`: what becomes of packets for the proxy while none runs. Default "pass".
+    pub on_proxy_down: OnProxyDown,
+    /// `[lan]`: whose traffic is proxied.
+    pub lan: Lan,
+    /// `[[outbound]]`: the ways out. Never empty and the names differ. The first is used;
+    /// default `direct://`.
+    #[serde(rename = "outbound")]
+    pub outbounds: Vec<Outbound>,
+    /// `[bypass]`: destinations that go direct.
+    pub bypass: Bypass,
+    /// `[tcp]`: limits of TCP connections.
+    pub tcp: Tcp,
+    /// `[udp]`: limits of UDP associations.
+    pub udp: Udp,
+    /// `[gateway]`: the machine itself.
+    pub gateway: Gateway,
+    /// `[proxy]`: the proxy itself.
+    pub proxy: Proxy,
+}
+
+/// How much of the traffic is proxied: a preset for other keys, each of which may override it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Stage {
+    /// All that arrives from the LAN, except for the gateway's own addresses and subnets.
+    One = 1,
+    /// Private ranges go direct too.
+    #[default]
+    Two = 2,
+    /// For the LAN as stage 2.
+    Three = 3,
+    /// For the LAN as stage 2.
+    Four = 4,
+}
+
+impl Stage {
+    /// All of them in order.
+    pub const ALL: [Self; 4] = [Self::One, Self::Two, Self::Three, Self::Four];
+}
+
+impl Serialize for Stage {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u8(*self as u8)
+    }
+}
+
+/// What becomes of packets for the proxy while none runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnProxyDown {
+    /// "pass": they go direct, as if there were no proxy.
+    #[default]
+    Pass,
+    /// "drop": they end here, so that nothing leaves by another way.
+    Drop,
+}
+
+/// Whose traffic is proxied.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Lan {
+    /// `interfaces`: names of links or globs. Default: none, so that they come from the command
+    /// line.
+    pub interfaces: Vec<LinkPattern>,
+    /// `sources`: prefixes that may use the proxy beside those of the links, for networks behind
+    /// another router. In order, without doubles. Default: none.
+    pub sources: Vec<IpNet>,
+}
+
+/// A way out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Outbound {
+    /// `name`: letters, digits, `-`, `_` and `.`; required.
+    pub name: String,
+    /// `url`: required.
+    pub url: OutboundUrl,
+}
+
+/// Destinations that go direct.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Bypass {
+    /// `private`: private ranges (RFC 1918, 4193, 6598) go direct. Default: false in stage 1, true
+    /// in the others.
+    pub private: bool,
+    /// `prefixes`: more that go direct. In order, without doubles. Default: none.
+    pub prefixes: Vec<IpNet>,
+    /// `files`: lists of prefixes ([`crate::policy::list`]); relative paths start at the folder of
+    /// the configuration. Default: none.
+    #[serde(serialize_with = "paths")]
+    pub files: Vec<PathBuf>,
+}
+
+/// Limits of TCP connections.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Tcp {
+    /// `idle`: a connection without traffic in either direction ends after this time, at least 1s.
+    /// Default 2h.
+    #[serde(serialize_with = "duration::serialize")]
+    pub idle: Duration,
+    /// `connect_timeout`: how long the upstream may take to accept a connection, at least 100ms.
+    /// Default 10s.
+    #[serde(serialize_with = "duration::serialize")]
+    pub connect_timeout: Duration,
+    /// `keepalive`: time without traffic between keepalive probes, 1s to 9h, which the kernel rounds
+    /// down to whole seconds. Default 60s.
+    #[serde(serialize_with = "duration::serialize")]
+    pub keepalive: Duration,
+    /// `max_connections`: how many are relayed at a time. Default: none set, so as many as the limit
+    /// of open files allows.
+    pub max_connections: Option<u32>,
+}
+
+/// Limits of UDP associations: one for each address and port of a device that sends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Udp {
+    /// `idle`: an association without traffic ends after this time, at least 1s. Default 300s
+    /// (RFC 4787, REQ-5).
+    #[serde(serialize_with = "duration::serialize")]
+    pub idle: Duration,
+    /// `dns_idle`: the same for one that has only been used with port 53, at least 1s. Default 10s.
+    #[serde(serialize_with = "duration::serialize")]
+    pub dns_idle: Duration,
+    /// `max_associations`: how many there are at a time; beyond it the one longest unused ends.
+    /// Default 4096.
+    pub max_associations: u32,
+}
+
+/// The machine itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Gateway {
+    /// `forward`: turn on IP forwarding for both families while tproxy-bpf is attached, and set it
+    /// back afterwards. Default false: it is left as it is.
+    pub forward: bool,
+}
+
+/// The proxy itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Proxy {
+    /// `port`: where it listens, in host byte order; 0 lets the system choose. Nobody connects to it
+    /// by number, so the number matters only to firewalls. Default 0.
+    pub port: u16,
+    /// `drain`: how long connections may live on when the proxy is told to stop; 0s ends them at
+    /// once. Default 10s.
+    #[serde(serialize_with = "duration::serialize")]
+    pub drain: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self::preset(Stage::default())
+    }
+}
+
+impl Config {
+    /// What an empty configuration of this stage means.
+    #[must_use]
+    pub fn preset(stage: Stage) -> Self {
+        Self {
+            stage,
+            on_proxy_down: OnProxyDown::default(),
+            lan: Lan::default(),
+            outbounds: vec![Outbound::direct()],
+            bypass: Bypass {
+                private: stage != Stage::One,
+                prefixes: Vec::new(),
+                files: Vec::new(),
+            },
+            tcp: Tcp {
+                idle: Duration::from_hours(2),
+                connect_timeout: Duration::from_secs(10),
+                keepalive: Duration::from_secs(60),
+                max_connections: None,
+            },
+            udp: Udp {
+                idle: Duration::from_secs(300),
+                dns_idle: Duration::from_secs(10),
+                max_associations: 4096,
+            },
+            gateway: Gateway::default(),
+            proxy: Proxy {
+                port: 0,
+                drain: Duration::from_secs(10),
+            },
+        }
+    }
+
+    /// Reads a configuration file. The lists that it names are not read: see [`Bypass::files`].
+    ///
+    /// # Errors
+    /// When the file cannot be read, or anything in it is wrong. There is no half configuration.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let mut bytes = Vec::new();
+        File::open(path)
+            .and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes))
+            .map_err(|error| ConfigError::read(path, &error))?;
+        Self::parse_bytes(&bytes, path)
+    }
+
+    /// Reads a configuration. `path` is its name in errors, and its folder is where relative paths
+    /// start.
+    ///
+    /// # Errors
+    /// When anything is wrong, with every finding. Of a text that is no TOML only the
+    /// first error of its syntax.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        parse::config(text, path)
+    }
+
+    /// The outbound that is used.
+    #[must_use]
+    pub fn outbound(&self) -> &Outbound {
+        self.outbounds
+            .first()
+            .expect("a configuration has an outbound")
+    }
+
+    fn parse_bytes(bytes: &[u8], path: &Path) -> Result<Self, ConfigError> {
+        if bytes.len() as u64 > LARGEST_FILE {
+            let error = std::io::Error::other(format!(
+                "it is larger than {} MiB, so it is no configuration",
+                LARGEST_FILE >> 20
+            ));
+            return Err(ConfigError::read(path, &error));
+        }
+        match std::str::from_utf8(bytes) {
+            Ok(text) => Self::parse(text, path),
+            Err(error) => Err(parse::no_text(bytes, &error, path)),
+        }
+    }
+}
+
+impl Outbound {
+    /// The gateway connects itself.
+    #[must_use]
+    pub fn direct() -> Self {
+        Self {
+            name: "direct".to_owned(),
+            url: OutboundUrl::direct(),
+        }
+    }
+}
+
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = toml::to_string(self).map_err(|_| fmt::Error)?;
+        f.write_str(text.trim_end())
+    }
+}
+
+fn paths<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
+}
+
+/// The word that was probably meant: as a compiler would guess, a third of the letters may be
+/// wrong. Case and the kind of dash do not count.
+fn nearest<'w>(word: &str, words: &[&'w str]) -> Option<&'w str> {
+    let plain = |word: &str| word.to_lowercase().replace('-', "_");
+    let word = plain(word);
+    // No known word is so long, and the distance takes quadratic time.
+    if word.len() > 64 {
+        return None;
+    }
+    words
+        .iter()
+        .map(|candidate| {
+            (
+                strsim::damerau_levenshtein(&word, &plain(candidate)),
+                *candidate,
+            )
+        })
+        .filter(|(distance, candidate)| *distance <= word.len().max(candidate.len()) / 3)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}

@@ -1,1 +1,4 @@
 //! Prefix sets and their file formats.
+
+pub mod list;
+pub mod prefix;

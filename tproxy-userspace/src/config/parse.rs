@@ -1,0 +1,167 @@
+//! Which keys there are, where they stand and what they may be.
+
+use std::path::{Path, PathBuf};
+use std::str::Utf8Error;
+use std::time::Duration;
+
+use super::error::ConfigError;
+use super::read::{Faults, Table, document};
+use super::value::{at_least, boolean, choice, integer, list, text, within};
+use super::{Config, LinkPattern, OnProxyDown, Outbound, OutboundUrl, Refusal, Stage};
+use crate::policy::{list as prefix_list, prefix};
+
+const SECOND: Duration = Duration::from_secs(1);
+/// More is a slip of the keyboard, not a limit.
+const LARGEST_LIMIT: i128 = 10_000_000;
+/// The longest `TCP_KEEPIDLE` is 32,767 s (`MAX_TCP_KEEPIDLE` in the kernel's include/net/tcp.h).
+const LONGEST_KEEPALIVE: Duration = Duration::from_hours(9);
+const LONGEST_OUTBOUND_NAME: usize = 64;
+
+pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
+    document(text, path, |root| {
+        let mut number = Stage::default() as u8;
+        root.optional("stage", &mut number, integer("a stage", 1..=4));
+        let stage = Stage::ALL.into_iter().find(|stage| *stage as u8 == number);
+        let mut config = Config::preset(stage.unwrap_or_default());
+        read(root, &mut config, path.parent().unwrap_or(Path::new("")));
+        config
+    })
+}
+
+fn read(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
+    root.optional(
+        "on_proxy_down",
+        &mut config.on_proxy_down,
+        choice(&[("pass", OnProxyDown::Pass), ("drop", OnProxyDown::Drop)]),
+    );
+    root.table("lan", |lan| {
+        let link = text("the name of a link", "eth0", str::parse::<LinkPattern>);
+        lan.optional(
+            "interfaces",
+            &mut config.lan.interfaces,
+            list("names of links", link),
+        );
+        prefixes(lan, "sources", &mut config.lan.sources);
+    });
+    outbounds(root, &mut config.outbounds);
+    root.table("bypass", |bypass| {
+        bypass.optional("private", &mut config.bypass.private, boolean);
+        prefixes(bypass, "prefixes", &mut config.bypass.prefixes);
+        let file = text("the path of a prefix list", "list.txt", |text| {
+            file(folder, text)
+        });
+        bypass.optional("files", &mut config.bypass.files, list("paths", file));
+    });
+    root.table("tcp", |tcp| {
+        tcp.optional("idle", &mut config.tcp.idle, at_least(SECOND));
+        tcp.optional(
+            "connect_timeout",
+            &mut config.tcp.connect_timeout,
+            at_least(Duration::from_millis(100)),
+        );
+        tcp.optional(
+            "keepalive",
+            &mut config.tcp.keepalive,
+            within(SECOND..=LONGEST_KEEPALIVE),
+        );
+        let connections = integer("a number of connections", 1..=LARGEST_LIMIT);
+        tcp.optional(
+            "max_connections",
+            &mut config.tcp.max_connections,
+            |value, faults| connections(value, faults).map(Some),
+        );
+    });
+    root.table("udp", |udp| {
+        udp.optional("idle", &mut config.udp.idle, at_least(SECOND));
+        udp.optional("dns_idle", &mut config.udp.dns_idle, at_least(SECOND));
+        udp.optional(
+            "max_associations",
+            &mut config.udp.max_associations,
+            integer("a number of associations", 1..=LARGEST_LIMIT),
+        );
+    });
+    root.table("gateway", |gateway| {
+        gateway.optional("forward", &mut config.gateway.forward, boolean);
+    });
+    root.table("proxy", |proxy| {
+        proxy.optional(
+            "port",
+            &mut config.proxy.port,
+            integer("a port", 0..=65_535),
+        );
+        proxy.optional("drain", &mut config.proxy.drain, at_least(Duration::ZERO));
+    });
+}
+
+fn prefixes(table: &mut Table<'_>, key: &'static str, into: &mut Vec<ipnet::IpNet>) {
+    let one = text("a prefix", "192.0.2.0/24", prefix::parse);
+    table.optional(key, into, list("prefixes", one));
+    prefix::normalize(into);
+}
+
+fn outbounds(root: &mut Table<'_>, into: &mut Vec<Outbound>) {
+    let mut found: Vec<Outbound> = Vec::new();
+    root.tables("outbound", |table| {
+        let name = table.required("name", text("a name", "proxy", outbound_name));
+        let url = table.required(
+            "url",
+            text("a URL", "socks5://HOST:PORT", str::parse::<OutboundUrl>),
+        );
+        let Some(name) = name else { return };
+        if found.iter().any(|other| other.name == *name.get_ref()) {
+            table.fault(
+                name.span(),
+                format!("a second outbound has the name `{}`", name.get_ref()),
+                Some("give each a name of its own".to_owned()),
+            );
+        }
+        // An outbound whose URL was refused still keeps its name from being used again.
+        found.push(Outbound {
+            name: name.into_inner(),
+            url: url.map_or_else(OutboundUrl::direct, toml::Spanned::into_inner),
+        });
+    });
+    if !found.is_empty() {
+        *into = found;
+    }
+}
+
+fn outbound_name(text: &str) -> Result<String, Refusal> {
+    let fits = (1..=LONGEST_OUTBOUND_NAME).contains(&text.len())
+        && text
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
+    if fits {
+        return Ok(text.to_owned());
+    }
+    Err(Refusal::new(
+        format!("`{}` is not a name for an outbound", prefix::excerpt(text)),
+        format!("write 1 to {LONGEST_OUTBOUND_NAME} of: A-Z a-z 0-9 - _ ."),
+    ))
+}
+
+fn file(folder: &Path, text: &str) -> Result<PathBuf, Refusal> {
+    match text {
+        "" => Err(Refusal::new("there is no path", "name a file")),
+        prefix_list::STANDARD_INPUT => Err(Refusal::new(
+            "a configuration cannot read a list from standard input",
+            "name a file",
+        )),
+        _ if text.contains('\0') => Err(Refusal::new("no path holds a zero byte", "name a file")),
+        _ => Ok(folder.join(text)),
+    }
+}
+
+/// The finding for a file that is not text.
+pub(super) fn no_text(bytes: &[u8], error: &Utf8Error, path: &Path) -> ConfigError {
+    let good = error.valid_up_to();
+    // Each bad byte becomes one character, of three bytes, so the place stays where it is.
+    let text = String::from_utf8_lossy(bytes);
+    let faults = Faults::default();
+    faults.add(
+        good..good + char::REPLACEMENT_CHARACTER.len_utf8(),
+        format!("the byte 0x{:02x} is not UTF-8 text", bytes[good]),
+        Some("save the file as UTF-8".to_owned()),
+    );
+    faults.into_error(&text, path)
+}

@@ -1,0 +1,31 @@
+//! Why one value was refused.
+
+use crate::policy::prefix::PrefixError;
+
+/// Why a text is not the value that it should be. `Display` gives both halves.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}{}", help.as_ref().map(|help| format!("; {help}")).unwrap_or_default())]
+pub struct Refusal {
+    /// What is wrong.
+    pub message: String,
+    /// What to write instead, if that can be told.
+    pub help: Option<String>,
+}
+
+impl Refusal {
+    pub(super) fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            help: Some(help.into()),
+        }
+    }
+}
+
+impl From<PrefixError> for Refusal {
+    fn from(error: PrefixError) -> Self {
+        Self {
+            message: error.message(),
+            help: error.help(),
+        }
+    }
+}

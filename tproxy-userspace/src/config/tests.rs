@@ -1,0 +1,569 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn parse(text: &str) -> Result<Config, ConfigError> {
+    Config::parse(text, Path::new("conf/c.toml"))
+}
+
+fn refused(text: &str) -> String {
+    match parse(text) {
+        Ok(_) => panic!("accepted: {text}"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// Message and help of the only finding.
+fn only_finding(text: &str) -> (String, String) {
+    let error = parse(text).expect_err(text);
+    let [finding] = error.findings() else {
+        panic!("{text}: {error}")
+    };
+    (
+        finding.message.clone(),
+        finding.help.clone().unwrap_or_default(),
+    )
+}
+
+const DEFAULTS: &str = r#"stage = 2
+on_proxy_down = "pass"
+
+[lan]
+interfaces = []
+sources = []
+
+[[outbound]]
+name = "direct"
+url = "direct://"
+
+[bypass]
+private = true
+prefixes = []
+files = []
+
+[tcp]
+idle = "2h"
+connect_timeout = "10s"
+keepalive = "1m"
+
+[udp]
+idle = "5m"
+dns_idle = "10s"
+max_associations = 4096
+
+[gateway]
+forward = false
+
+[proxy]
+port = 0
+drain = "10s""#;
+
+#[test]
+fn every_key_has_its_default() {
+    let config = parse("").unwrap();
+    assert_eq!(config, Config::default());
+    assert_eq!(config.to_string(), DEFAULTS);
+    // The one key that TOML has no way to print.
+    assert_eq!(config.tcp.max_connections, None);
+    assert_eq!(config.outbound(), &Outbound::direct());
+    assert_eq!(parse(DEFAULTS).unwrap(), config);
+}
+
+#[test]
+fn every_key_is_read() {
+    let config = parse(
+        r#"
+        stage = 1
+        on_proxy_down = "drop"
+        [lan]
+        interfaces = ["eth0", "br-*"]
+        sources = ["10.9.0.0/16", "10.8.0.0/16", "10.9.0.0/16"]
+        [[outbound]]
+        name = "proxy"
+        url = "socks5://me:secret@192.0.2.1:1080"
+        [[outbound]]
+        name = "other"
+        url = "direct://"
+        [bypass]
+        private = true
+        prefixes = ["203.0.113.0/24", "2001:db8::1"]
+        files = ["china_ip_list.txt", "/srv/list"]
+        [tcp]
+        idle = "1h30m"
+        connect_timeout = "500ms"
+        keepalive = "30s"
+        max_connections = 5_000
+        [udp]
+        idle = "60s"
+        dns_idle = "5s"
+        max_associations = 0x10
+        [gateway]
+        forward = true
+        [proxy]
+        port = 12345
+        drain = "0s"
+        "#,
+    )
+    .unwrap();
+    let prefix = |text: &str| text.parse::<IpNet>().unwrap();
+    let expected = Config {
+        stage: Stage::One,
+        on_proxy_down: OnProxyDown::Drop,
+        lan: Lan {
+            interfaces: vec!["eth0".parse().unwrap(), "br-*".parse().unwrap()],
+            sources: vec![prefix("10.8.0.0/16"), prefix("10.9.0.0/16")],
+        },
+        outbounds: vec![
+            Outbound {
+                name: "proxy".to_owned(),
+                url: "socks5://me:secret@192.0.2.1:1080".parse().unwrap(),
+            },
+            Outbound {
+                name: "other".to_owned(),
+                url: OutboundUrl::direct(),
+            },
+        ],
+        bypass: Bypass {
+            private: true,
+            prefixes: vec![prefix("203.0.113.0/24"), prefix("2001:db8::1/128")],
+            files: vec!["conf/china_ip_list.txt".into(), "/srv/list".into()],
+        },
+        tcp: Tcp {
+            idle: Duration::from_secs(5400),
+            connect_timeout: Duration::from_millis(500),
+            keepalive: Duration::from_secs(30),
+            max_connections: Some(5000),
+        },
+        udp: Udp {
+            idle: Duration::from_secs(60),
+            dns_idle: Duration::from_secs(5),
+            max_associations: 16,
+        },
+        gateway: Gateway { forward: true },
+        proxy: Proxy {
+            port: 12345,
+            drain: Duration::ZERO,
+        },
+    };
+    assert_eq!(config, expected);
+    assert!(!format!("{config} {config:?}").contains("secret"));
+    let json = serde_json::to_value(&config).unwrap();
+    assert_eq!(json["outbound"][0]["url"], "socks5://me:***@192.0.2.1:1080");
+    assert_eq!(json["tcp"]["idle"], "1h30m");
+    assert_eq!(json["lan"]["sources"][0], "10.8.0.0/16");
+}
+
+#[test]
+fn a_stage_is_a_preset_that_keys_override() {
+    for (text, private) in [
+        ("stage = 1", false),
+        ("stage = 2", true),
+        ("stage = 3", true),
+        ("stage = 4", true),
+        ("stage = 1\nbypass.private = true", true),
+        ("stage = 4\nbypass.private = false", false),
+    ] {
+        assert_eq!(parse(text).unwrap().bypass.private, private, "{text}");
+    }
+}
+
+#[test]
+fn all_that_is_wrong_is_shown_with_its_line() {
+    let text = "stage = 5\n\n[lan]\ninterface = [\"eth0\"]\nsources = [\"10.0.0.0/8\", \"10.0.0.1/8\"]\n\
+                [[outbound]]\nname = \"proxy\"\nurl = \"socks5://me:secret@192.0.2.1\"\n\t[tcp]\n\tidle = 10\n";
+    assert_eq!(
+        refused(text),
+        r#"the configuration conf/c.toml has 5 errors
+
+5 is not a stage
+ --> conf/c.toml:1:9
+  |
+1 | stage = 5
+  |         ^
+  = help: write a number from 1 to 4
+
+unknown key `interface` in [lan]
+ --> conf/c.toml:4:1
+  |
+4 | interface = ["eth0"]
+  | ^^^^^^^^^
+  = help: did you mean `interfaces`?
+
+10.0.0.1/8 has bits set after the first 8
+ --> conf/c.toml:5:26
+  |
+5 | sources = ["10.0.0.0/8", "10.0.0.1/8"]
+  |                          ^^^^^^^^^^^^
+  = help: write 10.0.0.0/8 for the whole prefix, or 10.0.0.1 for the one address
+
+the port is missing
+ --> conf/c.toml:8:7
+  |
+8 | url = "socks5://me:***@192.0.2.1"
+  |       ^^^^^^^^^^^^^^^^^^^^^^^^^^^
+  = help: write it behind the host: the usual one is socks5://HOST:1080
+
+expected a duration like "10s", found an integer
+  --> conf/c.toml:10:9
+   |
+10 |     idle = 10
+   |            ^^
+   = help: write "10s""#
+    );
+}
+
+#[test]
+fn a_text_that_is_no_toml_is_shown_where_it_breaks() {
+    assert_eq!(
+        refused("[lan]\ninterfaces = [\"eth0\"\n[tcp]\nidle = \"1s\"\n"),
+        r#"the configuration conf/c.toml has an error
+
+missing comma between array elements, expected `,`
+ --> conf/c.toml:3:1
+  |
+3 | [tcp]
+  | ^"#
+    );
+    assert_eq!(
+        refused("stage = 1\nstage = 2"),
+        "the configuration conf/c.toml has an error\n\nduplicate key\n --> conf/c.toml:2:1\n  |\n2 | stage = 2\n  | ^^^^^"
+    );
+}
+
+#[test]
+fn unknown_keys_lead_to_known_ones() {
+    for (text, message, help) in [
+        ("[bypas]", "unknown key `bypas`", "did you mean `bypass`?"),
+        ("[LAN]", "unknown key `LAN`", "did you mean `lan`?"),
+        ("[tpc]", "unknown key `tpc`", "did you mean `tcp`?"),
+        (
+            "[udp]\ndns-idle = \"1s\"",
+            "unknown key `dns-idle` in [udp]",
+            "did you mean `dns_idle`?",
+        ),
+        (
+            "[tcp]\nmax_connection = 1",
+            "unknown key `max_connection` in [tcp]",
+            "did you mean `max_connections`?",
+        ),
+        (
+            "[[outbound]]\nname = \"a\"\nuri = \"direct://\"\nurl = \"direct://\"",
+            "unknown key `uri` in [[outbound]]",
+            "did you mean `url`?",
+        ),
+        (
+            "interfaces = [\"eth0\"]",
+            "unknown key `interfaces`",
+            "`interfaces` is a key of [lan]",
+        ),
+        (
+            "url = \"direct://\"",
+            "unknown key `url`",
+            "`url` is a key of [[outbound]]",
+        ),
+        (
+            "[tcp]\ncolour = 1",
+            "unknown key `colour` in [tcp]",
+            "known here: idle, connect_timeout, keepalive, max_connections",
+        ),
+        (
+            "colour = 1",
+            "unknown key `colour`",
+            "known here: stage, on_proxy_down, lan, outbound, bypass, tcp, udp, gateway, proxy",
+        ),
+    ] {
+        assert_eq!(only_finding(text), (message.to_owned(), help.to_owned()));
+    }
+}
+
+#[test]
+fn wrong_types_and_values_are_told_with_what_is_right() {
+    for (text, message, help) in [
+        (
+            "lan = 5",
+            "expected a table, found an integer",
+            "write [lan] in a line of its own, and its keys in the lines below",
+        ),
+        (
+            "[[lan]]",
+            "expected a table, found an array",
+            "write [lan] in a line of its own, and its keys in the lines below",
+        ),
+        (
+            "[outbound]\nname = \"a\"\nurl = \"direct://\"",
+            "expected one of several tables [[outbound]], found a table",
+            "write [[outbound]] in a line of its own, and its keys in the lines below",
+        ),
+        (
+            "outbound = [\"direct://\"]",
+            "expected one of several tables [[outbound]], found a string",
+            "write [[outbound]] in a line of its own, and its keys in the lines below",
+        ),
+        (
+            "lan.interfaces = \"eth0\"",
+            "expected an array of names of links, found a string",
+            "put it in brackets: [\"…\"]",
+        ),
+        (
+            "proxy.port = \"80\"",
+            "expected a port, found a string",
+            "write 80 without quotes",
+        ),
+        (
+            "proxy.port = 65536",
+            "65536 is not a port",
+            "write a number from 0 to 65535",
+        ),
+        (
+            "tcp.max_connections = 99999999999999999999999999999999999999999",
+            "99999999999999999999999999999999999999999 is not a number of connections",
+            "write a number from 1 to 10000000",
+        ),
+        (
+            "gateway.forward = \"true\"",
+            "expected true or false, found a string",
+            "write true without quotes",
+        ),
+        (
+            "on_proxy_down = \"dropp\"",
+            "expected \"pass\" or \"drop\", found \"dropp\"",
+            "did you mean \"drop\"?",
+        ),
+        (
+            "on_proxy_down = true",
+            "expected \"pass\" or \"drop\", found true or false",
+            "write \"pass\" or \"drop\"",
+        ),
+        (
+            "tcp.idle = \"0s\"",
+            "`0s` is too short",
+            "write at least 1s",
+        ),
+        (
+            "tcp.keepalive = \"1d\"",
+            "`1d` is too long",
+            "write at most 9h",
+        ),
+        (
+            "udp.idle = \"10\"",
+            "`10` has no unit",
+            "write a number and a unit, like 10s, 5m, 2h, 1d or 1h30m",
+        ),
+        (
+            "bypass.files = [\"-\"]",
+            "a configuration cannot read a list from standard input",
+            "name a file",
+        ),
+        (
+            "outbound = [{ url = \"direct://\" }]",
+            "`name` is missing in [[outbound]]",
+            "",
+        ),
+        (
+            "outbound = [{ name = \"a b\", url = \"direct://\" }]",
+            "`a b` is not a name for an outbound",
+            "write 1 to 64 of: A-Z a-z 0-9 - _ .",
+        ),
+        (
+            "outbound = [{ name = \"a\", url = \"direct://\" }, { name = \"a\", url = \"direct://\" }]",
+            "a second outbound has the name `a`",
+            "give each a name of its own",
+        ),
+    ] {
+        assert_eq!(
+            only_finding(text),
+            (message.to_owned(), help.to_owned()),
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn findings_are_json() {
+    let error = parse("[lan]\ninterface = []").unwrap_err();
+    assert_eq!(
+        serde_json::to_value(error.findings()).unwrap(),
+        serde_json::json!([{
+            "file": "conf/c.toml",
+            "line": 2,
+            "column": 1,
+            "message": "unknown key `interface` in [lan]",
+            "help": "did you mean `interfaces`?",
+        }])
+    );
+    let error = Config::load(Path::new("/nowhere/c.toml")).unwrap_err();
+    assert!(matches!(error, ConfigError::Read(_)));
+    assert_eq!(
+        serde_json::to_value(error.findings()).unwrap(),
+        serde_json::json!([{
+            "file": "/nowhere/c.toml",
+            "message": "No such file or directory (os error 2)",
+            "help": "name another file with -c",
+        }])
+    );
+}
+
+#[test]
+fn hundreds_of_errors_are_counted() {
+    let text: String = (0..500).map(|key| format!("key{key} = 1\n")).collect();
+    let error = parse(&text).unwrap_err();
+    assert_eq!(error.findings().len(), 200);
+    let shown = error.to_string();
+    assert!(
+        shown.starts_with("the configuration conf/c.toml has 500 errors\n"),
+        "{shown}"
+    );
+    assert!(shown.ends_with("\n\nand 480 more"), "{shown}");
+}
+
+#[test]
+fn files_are_read_from_the_folder_of_the_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("c.toml");
+    std::fs::write(&path, "\u{feff}bypass.files = [\"list.txt\"]\r\n").unwrap();
+    let config = Config::load(&path).unwrap();
+    assert_eq!(config.bypass.files, [folder.path().join("list.txt")]);
+
+    std::fs::write(&path, b"stage = 1\n# \xfc\n").unwrap();
+    let error = Config::load(&path).unwrap_err();
+    assert_eq!(
+        error.findings()[0].message,
+        "the byte 0xfc is not UTF-8 text"
+    );
+    let position = Position { line: 2, column: 3 };
+    assert_eq!(error.findings()[0].position, Some(position));
+
+    std::fs::write(&path, vec![b'#'; LARGEST_FILE as usize + 1]).unwrap();
+    assert!(
+        Config::load(&path)
+            .unwrap_err()
+            .to_string()
+            .contains("larger than 4 MiB")
+    );
+}
+
+#[test]
+fn deep_nesting_is_refused() {
+    for text in [
+        "[".repeat(100_000),
+        format!("a = {}", "[".repeat(100_000)),
+        "a.".repeat(100_000),
+    ] {
+        assert!(parse(&text).is_err());
+    }
+}
+
+fn any_duration() -> impl Strategy<Value = Duration> {
+    (1..1_000_000_u64, 0..1_000_u64).prop_map(|(s, ms)| Duration::from_millis(1000 * s + ms))
+}
+
+fn any_prefixes() -> impl Strategy<Value = Vec<IpNet>> {
+    prop::collection::vec(any::<std::net::IpAddr>(), 0..4).prop_map(|addresses| {
+        let mut prefixes = addresses.into_iter().map(IpNet::from).collect();
+        crate::policy::prefix::normalize(&mut prefixes);
+        prefixes
+    })
+}
+
+prop_compose! {
+    fn any_config()(
+        stage in 0..4_usize,
+        drop: bool,
+        links in prop::collection::vec("[a-z*?.-]{3,15}", 0..3),
+        sources in any_prefixes(),
+        names in prop::collection::btree_set("[A-Za-z0-9_.-]{1,64}", 1..4),
+        host in "[a-z]{1,20}",
+        private: bool,
+        prefixes in any_prefixes(),
+        files in prop::collection::vec("/[^\0]{1,20}", 0..3),
+        (tcp_idle, connect_timeout, keepalive) in (any_duration(), any_duration(), 1..=32_400_u64),
+        max_connections in prop::option::of(1..10_000_000_u32),
+        (udp_idle, dns_idle, drain) in (any_duration(), any_duration(), any_duration()),
+        max_associations in 1..10_000_000_u32,
+        forward: bool,
+        port: u16,
+    ) -> Config {
+        let url: OutboundUrl = format!("socks5://{host}:{}", port.max(1)).parse().unwrap();
+        Config {
+            stage: Stage::ALL[stage],
+            on_proxy_down: if drop { OnProxyDown::Drop } else { OnProxyDown::Pass },
+            lan: Lan {
+                interfaces: links.iter().map(|link| link.parse().unwrap()).collect(),
+                sources,
+            },
+            outbounds: names
+                .into_iter()
+                .map(|name| Outbound { name, url: url.clone() })
+                .collect(),
+            bypass: Bypass {
+                private,
+                prefixes,
+                files: files.into_iter().map(PathBuf::from).collect(),
+            },
+            tcp: Tcp {
+                idle: tcp_idle,
+                connect_timeout,
+                keepalive: Duration::from_secs(keepalive),
+                max_connections,
+            },
+            udp: Udp { idle: udp_idle, dns_idle, max_associations },
+            gateway: Gateway { forward },
+            proxy: Proxy { port, drain },
+        }
+    }
+}
+
+const WITH_SECRET: &str = "stage = 2\n[[outbound]]\nname = \"a\"\n\
+                           url = \"socks5://me:hunter2@h.example:1080\" # mine\nfoo = 1\n";
+
+proptest! {
+    #[test]
+    fn what_is_printed_is_read_back(config in any_config()) {
+        let text = config.to_string();
+        match parse(&text) {
+            Ok(read) => prop_assert_eq!(read, config),
+            Err(error) => prop_assert!(false, "{}", error),
+        }
+    }
+
+    #[test]
+    fn no_bytes_make_it_panic(bytes: Vec<u8>, text: String) {
+        for bytes in [&bytes[..], text.as_bytes()] {
+            if let Err(error) = Config::parse_bytes(bytes, Path::new("c.toml")) {
+                prop_assert!(!error.findings().is_empty());
+                prop_assert!(!error.to_string().is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn no_pieces_of_toml_make_it_panic(pieces in prop::collection::vec(prop::sample::select(&[
+        "stage", "lan", "outbound", "url", "name", "interfaces", "bypass", "files", "tcp", "idle",
+        " = ", "=", ".", "[", "]", "[[", "]]", "{", "}", ",", "\n", "\r\n", "\"", "'", "\"\"\"", "#",
+        "\\", "1", "0x", "1.5", "true", "1979-05-27", "10s", "\"10s\"", "\"eth0\"", "socks5://a:b@c:1",
+        "10.0.0.1/8", "\t", "\u{feff}", "代", "\u{0}",
+    ][..]), 0..40)) {
+        if let Err(error) = parse(&pieces.concat()) {
+            prop_assert!(!error.to_string().is_empty());
+            for finding in error.findings() {
+                let position = finding.position.unwrap();
+                prop_assert!(position.line > 0 && position.column > 0);
+            }
+        }
+    }
+
+    /// One slip anywhere but in the user name and the password themselves.
+    #[test]
+    fn no_slip_shows_the_password(at in 0..WITH_SECRET.len(), insert in prop::option::of("[ -~\n]")) {
+        let user_info = WITH_SECRET.find("me:").unwrap()..WITH_SECRET.find("@h").unwrap();
+        prop_assume!(!user_info.contains(&at));
+        let mut text = WITH_SECRET.to_owned();
+        match insert {
+            Some(insert) => text.insert_str(at, &insert),
+            None => { text.remove(at); }
+        }
+        if let Err(error) = parse(&text) {
+            prop_assert!(!error.to_string().contains("hunter2"), "{}", error);
+        }
+    }
+}

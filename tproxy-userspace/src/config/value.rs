@@ -1,0 +1,184 @@
+//! Readers for single values: a TOML value to a typed one, or a finding about it.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+use toml::Spanned;
+use toml::de::DeValue;
+
+use super::read::Faults;
+use super::{Refusal, duration, nearest};
+use crate::policy::prefix::excerpt;
+
+/// A value and where it stands.
+pub(super) type Value<'i> = Spanned<DeValue<'i>>;
+
+/// What a TOML value is, in the words of a person.
+pub(super) fn kind(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "an integer",
+        DeValue::Float(_) => "a fraction",
+        DeValue::Boolean(_) => "true or false",
+        DeValue::Datetime(_) => "a date or time",
+        DeValue::Array(_) => "an array",
+        DeValue::Table(_) => "a table",
+    }
+}
+
+fn expected(what: &str, value: &Value<'_>, help: Option<String>, faults: &Faults) {
+    faults.add(
+        value.span(),
+        format!("expected {what}, found {}", kind(value.get_ref())),
+        help,
+    );
+}
+
+/// `true` or `false`.
+pub(super) fn boolean(value: &Value<'_>, faults: &Faults) -> Option<bool> {
+    let found = value.get_ref().as_bool();
+    if found.is_none() {
+        let help = match value.get_ref().as_str() {
+            Some(text @ ("true" | "false")) => format!("write {text} without quotes"),
+            _ => "write true or false".to_owned(),
+        };
+        expected("true or false", value, Some(help), faults);
+    }
+    found
+}
+
+/// A whole number in a range; `what` names it.
+pub(super) fn integer<T: TryFrom<i128>>(
+    what: &'static str,
+    range: RangeInclusive<i128>,
+) -> impl Fn(&Value<'_>, &Faults) -> Option<T> {
+    move |value, faults| {
+        let bounds = format!("from {} to {}", range.start(), range.end());
+        let Some(integer) = value.get_ref().as_integer() else {
+            let help = match value.get_ref().as_str() {
+                Some(text) if text.parse::<i128>().is_ok() => {
+                    format!("write {text} without quotes")
+                }
+                _ => format!("write a number {bounds}"),
+            };
+            expected(what, value, Some(help), faults);
+            return None;
+        };
+        // None here is a number of more than 128 bits.
+        let number = i128::from_str_radix(integer.as_str(), integer.radix()).ok();
+        let fitting = number
+            .filter(|number| range.contains(number))
+            .and_then(|number| T::try_from(number).ok());
+        if fitting.is_none() {
+            faults.add(
+                value.span(),
+                format!("{integer} is not {what}"),
+                Some(format!("write a number {bounds}")),
+            );
+        }
+        fitting
+    }
+}
+
+/// A string that `parse` accepts; `what` names it and `example` shows it.
+pub(super) fn text<T, E: Into<Refusal>>(
+    what: &'static str,
+    example: &'static str,
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> impl Fn(&Value<'_>, &Faults) -> Option<T> {
+    move |value, faults| {
+        let Some(text) = value.get_ref().as_str() else {
+            expected(what, value, Some(format!("write \"{example}\"")), faults);
+            return None;
+        };
+        parse(text)
+            .map_err(|refusal| {
+                let Refusal { message, help } = refusal.into();
+                faults.add(value.span(), message, help);
+            })
+            .ok()
+    }
+}
+
+/// A duration with a least value.
+pub(super) fn at_least(least: Duration) -> impl Fn(&Value<'_>, &Faults) -> Option<Duration> {
+    within(least..=duration::LONGEST)
+}
+
+/// A duration in a range.
+pub(super) fn within(
+    range: RangeInclusive<Duration>,
+) -> impl Fn(&Value<'_>, &Faults) -> Option<Duration> {
+    text("a duration like \"10s\"", "10s", move |text| {
+        let found = duration::parse_duration(text)?;
+        let (least, most) = range.clone().into_inner();
+        let bound = if found < least {
+            format!("at least {}", duration::format_duration(least))
+        } else if found > most {
+            format!("at most {}", duration::format_duration(most))
+        } else {
+            return Ok(found);
+        };
+        Err(Refusal::new(
+            format!(
+                "`{}` is too {}",
+                excerpt(text),
+                if found < least { "short" } else { "long" }
+            ),
+            format!("write {bound}"),
+        ))
+    })
+}
+
+/// One of a few words.
+pub(super) fn choice<T: Copy>(
+    words: &'static [(&'static str, T)],
+) -> impl Fn(&Value<'_>, &Faults) -> Option<T> {
+    let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+    let all = names
+        .iter()
+        .map(|name| format!("{name:?}"))
+        .collect::<Vec<_>>()
+        .join(" or ");
+    move |value, faults| {
+        let Some(text) = value.get_ref().as_str() else {
+            expected(&all, value, Some(format!("write {all}")), faults);
+            return None;
+        };
+        if let Some((_, meant)) = words.iter().find(|(word, _)| *word == text) {
+            return Some(*meant);
+        }
+        let help = match nearest(text, &names) {
+            Some(near) => format!("did you mean {near:?}?"),
+            None => format!("write {all}"),
+        };
+        faults.add(
+            value.span(),
+            format!("expected {all}, found {:?}", excerpt(text)),
+            Some(help),
+        );
+        None
+    }
+}
+
+/// An array of values. One bad element does not keep the others from being looked at.
+pub(super) fn list<T>(
+    what: &'static str,
+    read: impl Fn(&Value<'_>, &Faults) -> Option<T>,
+) -> impl Fn(&Value<'_>, &Faults) -> Option<Vec<T>> {
+    move |value, faults| {
+        let Some(elements) = value.get_ref().as_array() else {
+            let help = match value.get_ref() {
+                DeValue::String(_) => "put it in brackets: [\"…\"]".to_owned(),
+                _ => format!("write {what} in brackets: [\"…\", \"…\"]"),
+            };
+            expected(&format!("an array of {what}"), value, Some(help), faults);
+            return None;
+        };
+        let found: Vec<Option<T>> = elements
+            .iter()
+            .map(|element| read(element, faults))
+            .collect();
+        found.into_iter().collect()
+    }
+}
