@@ -32,7 +32,8 @@ run apt-get install -qq --no-install-recommends -o DPkg::Lock::Timeout=300 \
 
 for unit in $(enabled | comm -13 "${TMPDIR:-/tmp}/enabled.$$" -); do
     echo "  $unit came along and is disabled"
-    deb-systemd-helper disable "$unit" >/dev/null || :
+    # It wants to be told which package's script calls it.
+    DPKG_MAINTSCRIPT_PACKAGE=lab deb-systemd-helper disable "$unit" >/dev/null || :
     name=${unit%.service}
     if [ -e "/etc/init.d/$name" ]; then
         SYSTEMCTL_SKIP_SYSV=1 update-rc.d "$name" disable >/dev/null 2>&1 || :
