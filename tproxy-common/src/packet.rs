@@ -147,7 +147,8 @@ pub enum Transport {
     Other,
     /// TCP or UDP, but its header is cut off.
     CutOff,
-    /// IPv6 with more extension headers than are followed: what it carries is not known.
+    /// IPv6 with more extension headers than are followed, or a fragment of a datagram with
+    /// extension headers behind the fragment header: what it carries is not known.
     Buried,
 }
 
@@ -279,6 +280,12 @@ fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<Packet,
             // A fragment that is first and last at once ("atomic", RFC 6946) is no fragment.
             if later || field & 1 != 0 {
                 fragment = Some(extension.word(4));
+                // What comes behind these options is known to the first fragment alone, and all of
+                // a datagram must share one verdict.
+                if let Extension::Header(_) = Extension::of(next) {
+                    transport = Some(Transport::Buried);
+                    break;
+                }
             }
             if later {
                 transport = Some(later_fragment(next));

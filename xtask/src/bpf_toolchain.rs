@@ -19,6 +19,9 @@ pub const TARGET: &str = if cfg!(target_endian = "big") {
 /// unstable for BPF.
 const BOOTSTRAP: &str = "aya_ebpf,tproxy_ebpf";
 
+/// The `bpf-linker` that the project is built with.
+pub const LINKER_VERSION: &str = "0.13.0";
+
 /// A compiler for the kernel half.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Compiler {
@@ -29,17 +32,20 @@ pub enum Compiler {
 }
 
 impl Compiler {
-    /// The first that is there, in this order.
-    pub fn find() -> Option<Self> {
+    /// All that are there, the preferred one first.
+    pub fn all() -> Vec<Self> {
+        let mut all = Vec::new();
         let nightly_source = output("rustup", &["run", "nightly", "rustc", "--print", "sysroot"])
             .map(|sysroot| Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core"));
         if nightly_source.is_some_and(|source| source.is_dir()) {
-            return Some(Self::Nightly);
+            all.push(Self::Nightly);
         }
         let bin = PathBuf::from("/usr/bin");
         let core = Path::new("/usr/lib/rustlib").join(TARGET).join("lib");
-        (core.is_dir() && bin.join("rustc").exists() && bin.join("cargo").exists())
-            .then_some(Self::Prebuilt(bin))
+        if core.is_dir() && bin.join("rustc").exists() && bin.join("cargo").exists() {
+            all.push(Self::Prebuilt(bin));
+        }
+        all
     }
 
     fn rustc(&self) -> OsString {
@@ -115,6 +121,21 @@ pub fn tools(root: &Path) -> PathBuf {
     root.join(".tools")
 }
 
+/// The file beside `bpf-linker` that says what it is and which LLVM it speaks.
+pub fn stamp_file(root: &Path) -> PathBuf {
+    tools(root).join("bpf-linker.stamp")
+}
+
+/// What that file holds for this LLVM.
+pub fn stamp(llvm: u32) -> String {
+    format!("bpf-linker {LINKER_VERSION} for LLVM {llvm}")
+}
+
+/// What it holds now.
+pub fn read_stamp(root: &Path) -> Option<String> {
+    std::fs::read_to_string(stamp_file(root)).ok()
+}
+
 /// `bpf-linker`, from the project's folder or from `PATH`.
 pub fn find_linker(root: &Path) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -129,13 +150,28 @@ pub fn find_linker(root: &Path) -> Option<PathBuf> {
 /// # Errors
 /// The message.
 pub fn find(root: &Path) -> Result<(Compiler, PathBuf), String> {
-    let compiler = Compiler::find();
+    let compilers = Compiler::all();
     let linker = find_linker(root);
-    if let (Some(compiler), Some(linker)) = (&compiler, &linker) {
-        return Ok((compiler.clone(), linker.clone()));
+    if let (Some(first), Some(linker)) = (compilers.first(), &linker) {
+        let stamp = read_stamp(root).filter(|_| linker.starts_with(tools(root)));
+        let Some(stamp) = stamp else {
+            return Ok((first.clone(), linker.clone()));
+        };
+        // The linker's own word for bitcode of another LLVM would be "Invalid record".
+        let fitting = compilers
+            .iter()
+            .find(|compiler| compiler.llvm().map(self::stamp).as_ref() == Some(&stamp));
+        return match fitting {
+            Some(compiler) => Ok((compiler.clone(), linker.clone())),
+            None => Err(format!(
+                "the kernel half cannot be built: {} is {stamp}, and no compiler here has that LLVM. \
+                 Run `cargo xtask setup`: it builds the linker that fits.",
+                linker.display()
+            )),
+        };
     }
     let mut message = String::from("the kernel half cannot be built on this machine: ");
-    if compiler.is_none() {
+    if compilers.is_empty() {
         let _ = write!(
             message,
             "no Rust compiler has `core` for {TARGET} (a rustup nightly with rust-src, or Debian's rustc-web). "

@@ -1,2 +1,82 @@
-//! xtask.
-fn main() {}
+//! `cargo xtask`: gets what the project needs, builds, shows, tests and measures it. It says what it
+//! runs and only spawns.
+
+mod bpf_toolchain;
+mod lint;
+mod run;
+mod setup;
+mod shell;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use setup::Need;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about, version)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Gets what is missing on this machine: BPF compiler and linker, the programs of the lab.
+    ///
+    /// The other verbs call it themselves, each for what it needs. A second call does nothing.
+    Setup,
+    /// Shows tproxy-bpf at work in a lab of network namespaces, which leaves this machine alone.
+    ///
+    /// With arguments after `--` it runs `tproxy-bpf` with them on this very machine instead:
+    /// `cargo xtask run -- run --lan eth0 --outbound direct://`.
+    Run {
+        /// End after the show instead of keeping the lab up until Ctrl-C.
+        #[arg(long, conflicts_with = "arguments")]
+        once: bool,
+        /// What `tproxy-bpf` is started with.
+        #[arg(last = true)]
+        arguments: Vec<String>,
+    },
+    /// Tests everything, the parts that need root included, and sums up in one line.
+    Test {
+        /// Only the tests whose name contains one of these.
+        filters: Vec<String>,
+    },
+    /// Formatting, clippy for both halves, rustdoc, licences and sources of the dependencies.
+    Lint,
+    /// Measures in the lab, as ratios to plain forwarding.
+    Bench {
+        /// Handed on to the bench; `--help` lists them.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match dispatch(Arguments::parse().verb) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Setup => {
+            if setup::ensure(Need::Everything)? == setup::Outcome::NothingToDo {
+                println!("Everything is in place.");
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Verb::Run { once, arguments } if arguments.is_empty() => run::show(once),
+        Verb::Run { arguments, .. } => run::here(&arguments),
+        Verb::Test { filters } => test::all(&filters),
+        Verb::Lint => lint::all(),
+        Verb::Bench { arguments } => run::bench(&arguments),
+    }
+}

@@ -1,0 +1,591 @@
+//! The steering policy: every kind of packet against every kind of destination.
+
+mod frames;
+
+use std::cell::RefCell;
+use std::net::IpAddr;
+
+use frames::{Between, Extension, Frame, Payload, any_extension, any_tags, any_udp};
+use proptest::prelude::*;
+use tproxy_common::abi::{FragmentFate, Listener, Reason, Settings};
+use tproxy_common::packet::{Addresses, Packet, Ports, Transport, parse_frame};
+use tproxy_common::verdict::{Connection, Facts, Locality, Target, Verdict, decide};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Question {
+    Locality,
+    Bypassed,
+    Admitted,
+    Connection,
+    Fragment,
+}
+
+/// A gateway 192.0.2.1/24 and 2001:db8:1::1/64 that bypasses 198.51.100.0/24 and 2001:db8:b::/48.
+/// It remembers what it was asked.
+struct Gateway {
+    settings: Settings,
+    connection: Connection,
+    fragment: Option<FragmentFate>,
+    asked: RefCell<Vec<Question>>,
+}
+
+impl Gateway {
+    fn new() -> Self {
+        Self {
+            settings: Settings {
+                flags: Settings::BYPASS_PRIVATE,
+                ..Settings::default()
+            },
+            connection: Connection::Unknown,
+            fragment: None,
+            asked: RefCell::default(),
+        }
+    }
+
+    fn ask(&self, question: Question) {
+        self.asked.borrow_mut().push(question);
+    }
+}
+
+fn bytes_of(mapped: [u32; 4]) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (part, word) in bytes.chunks_mut(4).zip(mapped) {
+        part.copy_from_slice(&word.to_ne_bytes());
+    }
+    bytes
+}
+
+fn address(mapped: [u32; 4]) -> IpAddr {
+    std::net::Ipv6Addr::from(bytes_of(mapped)).to_canonical()
+}
+
+fn within(address: IpAddr, v4: &[u8], v6: &[u8]) -> bool {
+    match address {
+        IpAddr::V4(address) => address.octets().starts_with(v4),
+        IpAddr::V6(address) => address.octets().starts_with(v6),
+    }
+}
+
+const SUBNET_V4: &[u8] = &[192, 0, 2];
+const SUBNET_V6: &[u8] = &[0x20, 0x01, 0x0d, 0xb8, 0, 1, 0, 0];
+const BYPASS_V4: &[u8] = &[198, 51, 100];
+const BYPASS_V6: &[u8] = &[0x20, 0x01, 0x0d, 0xb8, 0, 0xb];
+
+impl Facts for Gateway {
+    fn settings(&self) -> Settings {
+        self.settings
+    }
+
+    fn locality(&self, addresses: &Addresses) -> Locality {
+        self.ask(Question::Locality);
+        let destination = address(addresses.mapped().1);
+        if destination == ip("192.0.2.1") || destination == ip("2001:db8:1::1") {
+            Locality::Address
+        } else if within(destination, SUBNET_V4, SUBNET_V6) {
+            Locality::Subnet
+        } else {
+            Locality::Foreign
+        }
+    }
+
+    fn bypassed(&self, addresses: &Addresses) -> bool {
+        self.ask(Question::Bypassed);
+        within(address(addresses.mapped().1), BYPASS_V4, BYPASS_V6)
+    }
+
+    fn admitted(&self, addresses: &Addresses) -> bool {
+        self.ask(Question::Admitted);
+        within(address(addresses.mapped().0), SUBNET_V4, SUBNET_V6)
+    }
+
+    fn connection(&self, _: &Packet) -> Connection {
+        self.ask(Question::Connection);
+        self.connection
+    }
+
+    fn fragment(&self, _: &Packet) -> Option<FragmentFate> {
+        self.ask(Question::Fragment);
+        self.fragment
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// Everything a packet can carry, fragments included.
+fn kinds() -> Vec<(Transport, Option<u32>)> {
+    let ports = Ports {
+        source: 1,
+        destination: 2,
+    };
+    let (syn, other) = (true, false);
+    vec![
+        (Transport::Tcp { ports, opens: syn }, None),
+        (Transport::Tcp { ports, opens: syn }, Some(7)),
+        (
+            Transport::Tcp {
+                ports,
+                opens: other,
+            },
+            None,
+        ),
+        (
+            Transport::Tcp {
+                ports,
+                opens: other,
+            },
+            Some(7),
+        ),
+        (Transport::Udp { ports }, None),
+        (Transport::Udp { ports }, Some(7)),
+        (Transport::LaterFragment { tcp: false }, Some(7)),
+        (Transport::LaterFragment { tcp: true }, Some(7)),
+        (Transport::CutOff, None),
+        (Transport::Buried, None),
+        (Transport::Other, None),
+    ]
+}
+
+fn packet(from: &str, to: &str, (transport, fragment): (Transport, Option<u32>)) -> Packet {
+    Packet {
+        addresses: Between::new(ip(from), ip(to)).addresses(),
+        transport,
+        fragment,
+        transport_offset: 34,
+    }
+}
+
+/// A device of the LAN in the family of `to`.
+fn device(to: &str) -> &'static str {
+    if ip(to).is_ipv4() {
+        "192.0.2.10"
+    } else {
+        "2001:db8:1::10"
+    }
+}
+
+/// (destination, why it passes whatever the packet is).
+const NEVER_STEERED: &[(&str, Reason)] = &[
+    ("192.0.2.1", Reason::OwnAddress),
+    ("2001:db8:1::1", Reason::OwnAddress),
+    ("192.0.2.77", Reason::OwnSubnet),
+    ("192.0.2.255", Reason::OwnSubnet),
+    ("2001:db8:1::77", Reason::OwnSubnet),
+    ("224.0.0.251", Reason::Multicast),
+    ("239.255.255.250", Reason::Multicast),
+    ("255.255.255.255", Reason::Multicast),
+    ("ff02::fb", Reason::Multicast),
+    ("ff0e::1", Reason::Multicast),
+    ("169.254.0.1", Reason::LinkLocal),
+    ("169.254.255.254", Reason::LinkLocal),
+    ("fe80::1", Reason::LinkLocal),
+    ("febf::1", Reason::LinkLocal),
+    ("127.0.0.1", Reason::Loopback),
+    ("127.255.255.255", Reason::Loopback),
+    ("0.0.0.0", Reason::Loopback),
+    ("::1", Reason::Loopback),
+    ("::", Reason::Loopback),
+    ("240.0.0.1", Reason::Reserved),
+    ("255.255.255.254", Reason::Reserved),
+    ("::ffff:203.0.113.5", Reason::Reserved),
+];
+
+/// (destination, why it passes unless it belongs to a connection that the proxy holds).
+const DIRECT: &[(&str, Reason)] = &[
+    ("10.1.2.3", Reason::PrivateRange),
+    ("172.16.0.1", Reason::PrivateRange),
+    ("172.31.255.255", Reason::PrivateRange),
+    ("192.168.1.1", Reason::PrivateRange),
+    ("100.64.0.1", Reason::PrivateRange),
+    ("100.127.255.255", Reason::PrivateRange),
+    ("fc00::1", Reason::PrivateRange),
+    ("fdff::1", Reason::PrivateRange),
+    ("198.51.100.9", Reason::Bypassed),
+    ("2001:db8:b::9", Reason::Bypassed),
+];
+
+/// Neighbours of the ranges above among them.
+const STEERED: &[&str] = &[
+    "203.0.113.5",
+    "1.0.0.0",
+    "9.255.255.255",
+    "11.0.0.0",
+    "100.63.255.255",
+    "100.128.0.0",
+    "126.255.255.255",
+    "128.0.0.0",
+    "169.253.255.255",
+    "169.255.0.0",
+    "172.15.255.255",
+    "172.32.0.0",
+    "192.167.255.255",
+    "192.169.0.0",
+    "223.255.255.255",
+    "2001:db8:5::5",
+    "::1:0:0:1",
+    "64:ff9b::203.0.113.5",
+    "fbff::1",
+    "fe00::1",
+    "fec0::1",
+];
+
+fn listeners(to: &str) -> (Listener, Listener) {
+    if ip(to).is_ipv4() {
+        (Listener::Tcp4, Listener::Udp4)
+    } else {
+        (Listener::Tcp6, Listener::Udp6)
+    }
+}
+
+#[test]
+fn some_destinations_are_never_steered() {
+    for (to, reason) in NEVER_STEERED {
+        for kind in kinds() {
+            for from in [device(to), foreigner(to)] {
+                let mut gateway = Gateway::new();
+                // Not even where the proxy seems to hold something.
+                gateway.connection = Connection::Held;
+                gateway.fragment = Some(FragmentFate::Steered);
+                let expected = match kind.0 {
+                    Transport::Other => Reason::OtherProtocol,
+                    _ => *reason,
+                };
+                assert_eq!(
+                    decide(&packet(from, to, kind), &gateway),
+                    Verdict::Pass(expected),
+                    "{from} to {to}: {kind:?}"
+                );
+                let asked = gateway.asked.borrow();
+                assert!(
+                    asked.iter().all(|question| *question == Question::Locality),
+                    "{from} to {to}: {kind:?} asked {asked:?}"
+                );
+            }
+        }
+    }
+}
+
+fn foreigner(to: &str) -> &'static str {
+    if ip(to).is_ipv4() {
+        "203.0.113.200"
+    } else {
+        "2001:db8:f::1"
+    }
+}
+
+#[test]
+fn direct_destinations_pass_unless_the_proxy_holds_the_connection() {
+    for (to, reason) in DIRECT {
+        goes_direct(device(to), to, *reason, &Gateway::new);
+    }
+}
+
+#[test]
+fn a_foreign_source_may_not_use_the_proxy() {
+    for to in STEERED {
+        goes_direct(foreigner(to), to, Reason::ForeignSource, &Gateway::new);
+    }
+}
+
+fn goes_direct(from: &str, to: &str, reason: Reason, gateway: &dyn Fn() -> Gateway) {
+    let (tcp, _) = listeners(to);
+    for kind in kinds() {
+        let verdict = |connection, fragment| {
+            let mut gateway = gateway();
+            gateway.connection = connection;
+            gateway.fragment = fragment;
+            decide(&packet(from, to, kind), &gateway)
+        };
+        let whole = kind.1.is_none();
+        let why = format!("{from} to {to}: {kind:?}");
+        match kind.0 {
+            // A connection keeps the verdict of its SYN.
+            Transport::Tcp { opens: false, .. } => {
+                let held = if whole {
+                    Target::Connection
+                } else {
+                    Target::Reassembly(tcp)
+                };
+                assert_eq!(
+                    verdict(Connection::Held, None),
+                    Verdict::Steer(held),
+                    "{why}"
+                );
+                assert_eq!(
+                    verdict(Connection::Gone, None),
+                    Verdict::Steer(Target::Gone),
+                    "{why}"
+                );
+                assert_eq!(
+                    verdict(Connection::Unknown, None),
+                    Verdict::Pass(Reason::DirectConnection),
+                    "{why}"
+                );
+            }
+            Transport::LaterFragment { tcp: true } => {
+                assert_eq!(
+                    verdict(Connection::Unknown, Some(FragmentFate::Steered)),
+                    Verdict::Steer(Target::Reassembly(tcp)),
+                    "{why}"
+                );
+                assert_eq!(
+                    verdict(Connection::Unknown, Some(FragmentFate::Passed)),
+                    Verdict::Pass(Reason::DirectFragment),
+                    "{why}"
+                );
+                assert_eq!(
+                    verdict(Connection::Unknown, None),
+                    Verdict::Pass(reason),
+                    "{why}"
+                );
+            }
+            Transport::Other => assert_eq!(
+                verdict(Connection::Unknown, None),
+                Verdict::Pass(Reason::OtherProtocol),
+                "{why}"
+            ),
+            // A new connection and a datagram ask for no connection.
+            _ => assert_eq!(
+                verdict(Connection::Held, None),
+                Verdict::Pass(reason),
+                "{why}"
+            ),
+        }
+    }
+}
+
+#[test]
+fn all_else_goes_to_the_proxy() {
+    for to in STEERED {
+        goes_to_the_proxy(to, Gateway::new().settings);
+    }
+}
+
+#[test]
+fn private_ranges_go_to_the_proxy_when_they_are_not_bypassed() {
+    for (to, _) in DIRECT
+        .iter()
+        .filter(|(_, reason)| *reason == Reason::PrivateRange)
+    {
+        goes_to_the_proxy(to, Settings::default());
+    }
+}
+
+fn goes_to_the_proxy(to: &str, settings: Settings) {
+    let (tcp, udp) = listeners(to);
+    for kind in kinds() {
+        let verdict = |connection, fragment| {
+            let gateway = Gateway {
+                settings,
+                connection,
+                fragment,
+                ..Gateway::new()
+            };
+            decide(&packet(device(to), to, kind), &gateway)
+        };
+        let whole = kind.1.is_none();
+        let why = format!("{to}: {kind:?}");
+        let unknown = verdict(Connection::Unknown, None);
+        match kind.0 {
+            Transport::Tcp { opens: true, .. } if whole => {
+                let listener = Verdict::Steer(Target::Listener(tcp));
+                assert_eq!(unknown, listener, "{why}");
+                assert_eq!(verdict(Connection::Gone, None), listener, "{why}");
+                // Sent twice, it belongs to the connection it opened.
+                assert_eq!(
+                    verdict(Connection::Held, None),
+                    Verdict::Steer(Target::Connection),
+                    "{why}"
+                );
+            }
+            Transport::Tcp { opens: true, .. } => {
+                assert_eq!(unknown, Verdict::Steer(Target::Reassembly(tcp)), "{why}");
+            }
+            Transport::Tcp { opens: false, .. } => {
+                assert_eq!(unknown, Verdict::Pass(Reason::DirectConnection), "{why}");
+                assert_eq!(
+                    verdict(Connection::Gone, None),
+                    Verdict::Steer(Target::Gone),
+                    "{why}"
+                );
+                let held = if whole {
+                    Target::Connection
+                } else {
+                    Target::Reassembly(tcp)
+                };
+                assert_eq!(
+                    verdict(Connection::Held, None),
+                    Verdict::Steer(held),
+                    "{why}"
+                );
+            }
+            Transport::Udp { .. } if whole => {
+                assert_eq!(unknown, Verdict::Steer(Target::Listener(udp)), "{why}");
+            }
+            Transport::Udp { .. } | Transport::LaterFragment { tcp: false } => {
+                assert_eq!(unknown, Verdict::Steer(Target::Reassembly(udp)), "{why}");
+            }
+            Transport::LaterFragment { tcp: true } => {
+                assert_eq!(unknown, Verdict::Drop(Reason::LoneFragment), "{why}");
+                assert_eq!(
+                    verdict(Connection::Unknown, Some(FragmentFate::Steered)),
+                    Verdict::Steer(Target::Reassembly(tcp)),
+                    "{why}"
+                );
+                assert_eq!(
+                    verdict(Connection::Unknown, Some(FragmentFate::Passed)),
+                    Verdict::Pass(Reason::DirectFragment),
+                    "{why}"
+                );
+            }
+            Transport::CutOff => {
+                assert_eq!(unknown, Verdict::Drop(Reason::MalformedTransport), "{why}");
+            }
+            Transport::Buried => {
+                assert_eq!(unknown, Verdict::Drop(Reason::LongExtensionChain), "{why}");
+            }
+            Transport::Other => {
+                assert_eq!(unknown, Verdict::Pass(Reason::OtherProtocol), "{why}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_private_destination_counts_no_hit_in_the_bypass_set() {
+    let gateway = Gateway::new();
+    let ports = Ports {
+        source: 1,
+        destination: 2,
+    };
+    let datagram = packet("192.0.2.10", "10.0.0.1", (Transport::Udp { ports }, None));
+    assert_eq!(
+        decide(&datagram, &gateway),
+        Verdict::Pass(Reason::PrivateRange)
+    );
+    assert!(!gateway.asked.borrow().contains(&Question::Bypassed));
+}
+
+#[test]
+fn the_verdict_says_of_a_reason_what_the_list_of_reasons_says() {
+    use tproxy_common::abi::Effect;
+    for to in NEVER_STEERED
+        .iter()
+        .chain(DIRECT)
+        .map(|(to, _)| *to)
+        .chain(STEERED.iter().copied())
+    {
+        for kind in kinds() {
+            for from in [device(to), foreigner(to)] {
+                match decide(&packet(from, to, kind), &Gateway::new()) {
+                    Verdict::Pass(reason) => {
+                        assert_eq!(reason.effect(), Effect::Pass, "{reason:?}")
+                    }
+                    Verdict::Drop(reason) => {
+                        assert_eq!(reason.effect(), Effect::Drop, "{reason:?}")
+                    }
+                    Verdict::Steer(_) => {}
+                }
+            }
+        }
+    }
+}
+
+fn any_pair() -> impl Strategy<Value = Between> {
+    let v6 = |word: u16, host: u64| {
+        let host = host.to_be_bytes();
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8]);
+        bytes[4..6].copy_from_slice(&word.to_be_bytes());
+        bytes[8..].copy_from_slice(&host);
+        std::net::Ipv6Addr::from(bytes)
+    };
+    let prefix = prop::sample::select(vec![1_u16, 0xb, 5, 0xf]);
+    prop_oneof![
+        frames::any_between(),
+        // From the LAN, to the near, the bypassed and the far.
+        (
+            any::<u8>(),
+            prop::sample::select(vec![[192, 0, 2], [198, 51, 100], [203, 0, 113], [10, 0, 0]]),
+            any::<u8>()
+        )
+            .prop_map(|(host, [a, b, c], d)| Between::V4(
+                [192, 0, 2, host].into(),
+                [a, b, c, d].into()
+            )),
+        (any::<u64>(), prefix, any::<u64>())
+            .prop_map(move |(from, word, to)| Between::V6(v6(1, from), v6(word, to))),
+    ]
+}
+
+proptest! {
+    /// A datagram whose head goes one way and whose tail goes another arrives nowhere, and leaks.
+    #[test]
+    fn all_fragments_of_a_datagram_share_one_verdict(
+        tags in any_tags(),
+        between in any_pair(),
+        option_words in 0..=10_u8,
+        extensions in prop::collection::vec(any_extension(), 0..4),
+        after in prop::collection::vec(any_extension(), 0..3),
+        payload in any_udp(8..1500),
+        size in 4..100_usize,
+        private in any::<bool>(),
+    ) {
+        let frame = Frame { tags, between, option_words, extensions, payload };
+        let mut gateway = Gateway::new();
+        if !private {
+            gateway.settings = Settings::default();
+        }
+        // An extension header that does not fit the first fragment is refused by every receiver
+        // (RFC 7112), so it is no datagram.
+        let front = frames::chain(&after, 17, &[]).1.len() + 8;
+        let size = size.max(front.div_ceil(8));
+        let fragments = frame.fragments(size, 99, &after);
+        let verdicts = fragments
+            .iter()
+            .map(|bytes| decide(&parse_frame(bytes.as_slice()).expect("well-formed"), &gateway))
+            .collect::<Vec<_>>();
+        prop_assert!(
+            verdicts.windows(2).all(|pair| pair[0] == pair[1]),
+            "{:?}", verdicts
+        );
+    }
+
+    /// The same for a datagram that need not be divided: its destination alone decides.
+    #[test]
+    fn a_datagram_goes_the_same_way_divided_or_not(between in any_pair(), payload in any_udp(100..200)) {
+        let frame = Frame::plain(between, payload);
+        let gateway = Gateway::new();
+        let verdict = |bytes: &[u8]| decide(&parse_frame(bytes).expect("well-formed"), &gateway);
+        let whole = verdict(&frame.bytes());
+        for fragment in frame.fragments(5, 1, &[]) {
+            match (whole, verdict(&fragment)) {
+                (
+                    Verdict::Steer(Target::Listener(one)),
+                    Verdict::Steer(Target::Reassembly(other)),
+                ) => prop_assert_eq!(one, other),
+                (one, other) => prop_assert_eq!(one, other),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_fragmented_datagram_with_options_behind_the_fragment_header_is_not_leaked() {
+    // Only the first fragment shows that it is UDP.
+    let between = Between::new(ip("2001:db8:1::10"), ip("2001:db8:5::5"));
+    let payload = Payload::Udp {
+        ports: (4000, 53),
+        data: 200,
+    };
+    let frame = Frame::plain(between, payload);
+    let gateway = Gateway::new();
+    for fragment in frame.fragments(4, 5, &[Extension::Options(60, 0)]) {
+        let packet = parse_frame(fragment.as_slice()).expect("it has addresses");
+        assert!(
+            !matches!(decide(&packet, &gateway), Verdict::Pass(_)),
+            "{packet:?}"
+        );
+    }
+}

@@ -1,0 +1,322 @@
+//! Gets what is missing. What is there is found by looking at files, so a second call costs nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::bpf_toolchain::{self, Compiler, LINKER_VERSION};
+use crate::shell;
+
+/// What a verb cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Compiler and linker of the kernel half.
+    Build,
+    /// And the programs that `lint` runs.
+    Lint,
+    /// And the real programs that the lab lets talk to each other.
+    Lab,
+    /// All of it.
+    Everything,
+}
+
+/// Whether there was something to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All was there.
+    NothingToDo,
+    /// Something was installed or built.
+    Installed,
+}
+
+/// A Debian package, a program of it that shows that it is there, and what the project does with it.
+struct Package {
+    name: &'static str,
+    program: &'static str,
+    purpose: &'static str,
+}
+
+const fn package(name: &'static str, program: &'static str, purpose: &'static str) -> Package {
+    Package {
+        name,
+        program,
+        purpose,
+    }
+}
+
+const LAB: &[Package] = &[
+    package("iproute2", "ip", "namespaces, links, routes, tc"),
+    package("procps", "sysctl", "sysctls of the namespaces"),
+    package("ethtool", "ethtool", "offloads of the lab's links"),
+    package("bpftool", "bpftool", "lists what detach must leave clean"),
+    package(
+        "nftables",
+        "nft",
+        "packet loss, and rules of others beside ours",
+    ),
+    package(
+        "iptables",
+        "iptables",
+        "the way that tproxy-bpf replaces, to compare with",
+    ),
+    package("v2ray", "v2ray", "the proxy of that way"),
+    package("curl", "curl", "downloads and uploads"),
+    package("nginx-light", "nginx", "the server for them"),
+    package("iperf3", "iperf3", "TCP and UDP streams"),
+    package("bind9-dnsutils", "dig", "DNS questions"),
+    package("dnsmasq-base", "dnsmasq", "their answers"),
+    package("microsocks", "microsocks", "a SOCKS5 upstream for TCP"),
+    package(
+        "dante-server",
+        "danted",
+        "a SOCKS5 upstream for UDP and passwords",
+    ),
+    // There are two of this name; only this one has -N and its UDP mode.
+    package(
+        "netcat-openbsd",
+        "nc.openbsd",
+        "single connections and datagrams",
+    ),
+    package("iputils-ping", "ping", "that ICMP goes through"),
+    package("tcpdump", "tcpdump", "what is on the wire"),
+];
+
+/// Debian's compiler that brings `core` for the BPF target.
+const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
+
+const DENY: &str = "0.20.2";
+const NEXTEST: &str = "0.9.143";
+
+/// Gets what `need` asks for and is not there.
+///
+/// # Errors
+/// What could not be had, why it is needed and what to do.
+pub fn ensure(need: Need) -> Result<Outcome> {
+    let mut installed = false;
+    installed |= toolchain(need)?;
+    if matches!(need, Need::Lab | Need::Everything) {
+        installed |= programs()?;
+        nice_to_have(
+            &mut installed,
+            "cargo-nextest",
+            NEXTEST,
+            "`cargo test` runs the tests instead",
+        );
+    }
+    if matches!(need, Need::Lint | Need::Everything) {
+        nice_to_have(
+            &mut installed,
+            "cargo-deny",
+            DENY,
+            "lint cannot check the dependencies",
+        );
+    }
+    Ok(if installed {
+        Outcome::Installed
+    } else {
+        Outcome::NothingToDo
+    })
+}
+
+/// Compiler and linker of the kernel half, and clippy for it where lint is meant.
+fn toolchain(need: Need) -> Result<bool> {
+    let mut installed = false;
+    let mut compilers = Compiler::all();
+    if compilers.is_empty() {
+        if !nightly_source() {
+            debian_compiler()?;
+        }
+        installed = true;
+        compilers = Compiler::all();
+    }
+    let mut compiler = fitting(&compilers);
+    if compiler.is_none() {
+        let mut buildable = compilers.into_iter().find(llvm_is_to_be_had);
+        if buildable.is_none() {
+            shell::say("This machine has no libraries for the LLVM of the nightly compiler");
+            debian_compiler()?;
+            buildable = Compiler::all().into_iter().find(llvm_is_to_be_had);
+        }
+        let Some(buildable) = buildable else {
+            bail!(
+                "no compiler here has `core` for {} and an LLVM to build bpf-linker with. \
+                 Install one: `rustup toolchain install nightly --component rust-src,clippy`, \
+                 and the development files of its LLVM (`rustc +nightly -vV` names the version)",
+                bpf_toolchain::TARGET
+            );
+        };
+        build_linker(&buildable)?;
+        compiler = Some(buildable);
+        installed = true;
+    }
+    if matches!(need, Need::Lint | Need::Everything)
+        && let Some(Compiler::Prebuilt(bin)) = &compiler
+        && !bin.join("cargo-clippy").exists()
+    {
+        apt(&[("rust-web-clippy", "lints the kernel half")])?;
+        installed = true;
+    }
+    Ok(installed)
+}
+
+/// The compiler that the linker in the project's folder was built for, if that linker works.
+fn fitting(compilers: &[Compiler]) -> Option<Compiler> {
+    let root = shell::root();
+    let stamp = bpf_toolchain::read_stamp(&root)?;
+    let program = bpf_toolchain::tools(&root).join("bin/bpf-linker");
+    // The library of LLVM may be gone since it was built.
+    if !shell::succeeds(Command::new(program).arg("--version")) {
+        return None;
+    }
+    compilers
+        .iter()
+        .find(|compiler| compiler.llvm().map(bpf_toolchain::stamp).as_ref() == Some(&stamp))
+        .cloned()
+}
+
+fn debian_compiler() -> Result<()> {
+    apt(&COMPILER.map(|name| (name, "compiles the kernel half")))
+}
+
+/// Completes a rustup nightly with the sources of `core`, if there is one and the network lets it.
+fn nightly_source() -> bool {
+    if !shell::succeeds(Command::new("rustup").args(["run", "nightly", "rustc", "-vV"])) {
+        return false;
+    }
+    shell::say("The nightly compiler lacks the sources of `core`; asking rustup for them");
+    // Where rustup's hosts cannot be reached it would try for minutes.
+    let mut add = Command::new("timeout");
+    add.args(["60", "rustup", "component", "add", "--toolchain", "nightly"])
+        .arg("rust-src")
+        .env("RUSTUP_MAX_RETRIES", "0");
+    let added =
+        shell::status(&mut add).is_ok_and(|status| status.success()) && !Compiler::all().is_empty();
+    if !added {
+        shell::say("rustup cannot bring them here; Debian has a compiler that needs none");
+    }
+    added
+}
+
+/// Where Debian's packages put this LLVM.
+fn llvm_prefix(llvm: u32) -> PathBuf {
+    PathBuf::from(format!("/usr/lib/llvm-{llvm}"))
+}
+
+/// The packages that bpf-linker is built with.
+fn llvm_packages(llvm: u32) -> [String; 2] {
+    [format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev")]
+}
+
+fn llvm_is_installed(llvm: u32) -> bool {
+    let prefix = llvm_prefix(llvm);
+    prefix.join("bin/llvm-config").exists() && prefix.join("lib/libPolly.a").exists()
+}
+
+/// Is the LLVM of this compiler installed, or does this machine's package manager have it?
+fn llvm_is_to_be_had(compiler: &Compiler) -> bool {
+    compiler.llvm().is_some_and(|llvm| {
+        llvm_is_installed(llvm)
+            || llvm_packages(llvm)
+                .iter()
+                .all(|name| shell::succeeds(Command::new("apt-cache").args(["show", name])))
+    })
+}
+
+/// `bpf-linker` for the LLVM of this compiler, in the project's own folder.
+fn build_linker(compiler: &Compiler) -> Result<()> {
+    let Some(llvm) = compiler.llvm() else {
+        bail!("the compiler for the kernel half does not say which LLVM it has (`rustc -vV`)");
+    };
+    shell::say(&format!(
+        "bpf-linker {LINKER_VERSION} for LLVM {llvm} is missing: it links the kernel half. Building it takes about a minute"
+    ));
+    if !llvm_is_installed(llvm) {
+        let packages = llvm_packages(llvm);
+        apt(&packages
+            .each_ref()
+            .map(|name| (name.as_str(), "bpf-linker is built with it")))?;
+    }
+    let root = shell::root();
+    let mut install = shell::cargo(["install", "bpf-linker", "--version", LINKER_VERSION]);
+    install
+        .args(["--no-default-features", "--features"])
+        .arg(format!("llvm-{llvm}"))
+        .args(["--locked", "--force", "--quiet", "--root"])
+        .arg(bpf_toolchain::tools(&root))
+        .env("LLVM_PREFIX", llvm_prefix(llvm));
+    shell::run(&mut install)?;
+    let file = bpf_toolchain::stamp_file(&root);
+    fs::write(&file, bpf_toolchain::stamp(llvm))
+        .with_context(|| format!("writing {} failed", file.display()))
+}
+
+/// What the lab runs.
+fn programs() -> Result<bool> {
+    let missing = LAB
+        .iter()
+        .filter(|package| shell::find_program(package.program).is_none())
+        .map(|package| (package.name, package.purpose))
+        .collect::<Vec<_>>();
+    if missing.is_empty() {
+        return Ok(false);
+    }
+    apt(&missing)?;
+    Ok(true)
+}
+
+/// A cargo program that is built from source, and without which there is a way.
+fn nice_to_have(installed: &mut bool, name: &str, version: &str, without: &str) {
+    if find_tool(name).is_some() {
+        return;
+    }
+    shell::say(&format!(
+        "{name} is missing; building it takes some minutes"
+    ));
+    let mut install = shell::cargo(["install", name, "--version", version]);
+    install
+        .args(["--locked", "--quiet", "--root"])
+        .arg(bpf_toolchain::tools(&shell::root()));
+    match shell::run(&mut install) {
+        Ok(()) => *installed = true,
+        Err(error) => shell::say(&format!("{error:#}; without it {without}")),
+    }
+}
+
+/// A cargo program: of the project's own folder or in `PATH`.
+pub fn find_tool(name: &str) -> Option<PathBuf> {
+    let own = bpf_toolchain::tools(&shell::root()).join("bin").join(name);
+    own.is_file()
+        .then_some(own)
+        .or_else(|| shell::find_program(name))
+}
+
+/// Installs packages, each with what it is for.
+fn apt(packages: &[(&str, &str)]) -> Result<()> {
+    let list = packages
+        .iter()
+        .map(|(name, purpose)| format!("  {name}: {purpose}"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let names = packages.iter().map(|(name, _)| *name).collect::<Vec<_>>();
+    if !Path::new("/etc/debian_version").exists() || shell::find_program("apt-get").is_none() {
+        bail!(
+            "these are missing, and this machine is not a Debian, whose names they are:\n{list}\nInstall what corresponds to them, then run the same command again"
+        );
+    }
+    shell::say(&format!("Missing here, so apt-get installs it:\n{list}"));
+    let mut install = shell::as_root("sh", "installing packages")?;
+    install
+        .args(["-c", include_str!("install.sh"), "install.sh"])
+        .args(&names);
+    eprintln!("  as root: xtask/src/install.sh {}", names.join(" "));
+    let status = install.status().context("starting apt-get failed")?;
+    if !status.success() {
+        bail!(
+            "apt-get did not install all of {} ({status}): its own message is above. Where these packages do not exist, install what corresponds to them:\n{list}",
+            names.join(" ")
+        );
+    }
+    Ok(())
+}
