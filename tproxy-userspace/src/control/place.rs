@@ -1,0 +1,573 @@
+//! Where a gateway keeps its state.
+//!
+//! A gateway is one network namespace. What belongs to it lies in two folders named after the
+//! namespace's inode: pins in the BPF file system, files in `/run`. Both are gone after a reboot.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::socket::sockopt::GetStruct;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket};
+
+use super::Error;
+
+/// Where the BPF file system is by custom.
+const BPFFS: &str = "/sys/fs/bpf";
+/// Where files go that live until the next boot.
+const RUN: &str = "/run";
+/// The folder of all gateways of this machine, in either place.
+const FOLDER: &str = "tproxy-bpf";
+
+/// Held by commands while they change state.
+const LOCK: &str = "lock";
+/// Held by a proxy as long as it runs.
+const PROXY_LOCK: &str = "proxy.lock";
+/// Holds the namespace's cookie: inode numbers are used again, cookies are not.
+const COOKIE: &str = "namespace";
+
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// Long enough to outlast a `proxy_pid` of another process, which holds the lock for an instant.
+const PROXY_LOCK_PATIENCE: Duration = Duration::from_millis(500);
+const RETRY: Duration = Duration::from_millis(20);
+
+/// `SO_NETNS_COOKIE` (Linux 5.14): a number that no other network namespace gets until the next boot.
+#[derive(Clone, Copy, Debug)]
+struct NetnsCookie;
+nix::getsockopt_impl!(
+    NetnsCookie,
+    libc::SOL_SOCKET,
+    libc::SO_NETNS_COOKIE,
+    u64,
+    GetStruct<u64>
+);
+
+/// The two folders of one gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    pins: PathBuf,
+    run: PathBuf,
+    namespace: u64,
+    cookie: u64,
+}
+
+/// A lock that is held until this is dropped or the process dies.
+#[derive(Debug)]
+pub struct Lock {
+    /// Keeps the flock; closing it lets go.
+    _file: File,
+}
+
+impl Place {
+    /// The place of the network namespace that the calling thread is in. Mounts a BPF file system
+    /// if there is none, and clears what a dead namespace with the same inode number left. Makes no folder.
+    ///
+    /// # Errors
+    /// When the namespace cannot be told, no BPF file system can be had, or the dead namespace's
+    /// left-overs cannot be removed.
+    pub fn current() -> Result<Self, Error> {
+        let file = Path::new("/proc/thread-self/ns/net");
+        let namespace = fs::metadata(file).map_err(Error::file("read", file))?.ino();
+        let cookie = netns_cookie()?;
+        let place = Self::at(&bpffs()?, Path::new(RUN), namespace, cookie);
+        place.clear_if_dead()?;
+        Ok(place)
+    }
+
+    fn at(bpffs: &Path, run: &Path, namespace: u64, cookie: u64) -> Self {
+        let folder = Path::new(FOLDER).join(namespace.to_string());
+        Self {
+            pins: bpffs.join(&folder),
+            run: run.join(&folder),
+            namespace,
+            cookie,
+        }
+    }
+
+    /// The inode number of the network namespace.
+    #[must_use]
+    pub fn namespace(&self) -> u64 {
+        self.namespace
+    }
+
+    /// The folder for pins. It may not exist yet: [`Self::create_pins`].
+    #[must_use]
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    /// The folder for files. It may not exist yet: [`Self::create_run`].
+    #[must_use]
+    pub fn run(&self) -> &Path {
+        &self.run
+    }
+
+    /// Makes the folder for pins, for its owner only, if it is not there.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it cannot be made.
+    pub fn create_pins(&self) -> Result<&Path, Error> {
+        create_folder(&self.pins)
+    }
+
+    /// Makes the folder for files, for its owner only, if it is not there.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it cannot be made.
+    pub fn create_run(&self) -> Result<&Path, Error> {
+        create_folder(&self.run)
+    }
+
+    /// Waits for the lock that every command holds while it changes state. Blocks the thread, for
+    /// some seconds at most.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] names the process that holds it.
+    pub fn lock(&self) -> Result<Lock, Error> {
+        self.acquire(
+            LOCK,
+            LOCK_PATIENCE,
+            "wait until that command has ended, then try again",
+        )
+    }
+
+    /// Takes the lock that a proxy holds as long as it runs.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] names the proxy that already runs.
+    pub fn proxy_lock(&self) -> Result<Lock, Error> {
+        self.acquire(
+            PROXY_LOCK,
+            PROXY_LOCK_PATIENCE,
+            "a proxy already runs in this network namespace, stop it first",
+        )
+    }
+
+    /// The process number of the proxy that runs here. Right after `kill -9` too, since it is the
+    /// kernel that lets go of a dead process's lock.
+    #[must_use]
+    pub fn proxy_pid(&self) -> Option<u32> {
+        let file = File::open(self.run.join(PROXY_LOCK)).ok()?;
+        let deadline = Instant::now() + PROXY_LOCK_PATIENCE;
+        loop {
+            match file.try_lock_shared() {
+                Err(TryLockError::WouldBlock) => {}
+                // The file goes, and the lock with it.
+                Ok(()) | Err(TryLockError::Error(_)) => return None,
+            }
+            // Between locking and writing its number a proxy has none.
+            match read_pid(&self.run.join(PROXY_LOCK)) {
+                Some(pid) => return Some(pid),
+                None if Instant::now() >= deadline => return None,
+                None => thread::sleep(RETRY),
+            }
+        }
+    }
+
+    /// Removes both folders if nothing is left in them but locks, and their parents if they are
+    /// empty then. A folder that is still in use stays. Lets go of `lock`.
+    ///
+    /// # Errors
+    /// [`Error::File`] when a folder cannot be read or removed.
+    pub fn remove(&self, lock: Lock) -> Result<(), Error> {
+        remove_if_empty(&self.pins)?;
+        let in_use = fs::read_dir(&self.run)
+            .and_then(|mut entries| {
+                entries.try_fold(false, |in_use, entry| {
+                    let name = entry?.file_name();
+                    Ok(in_use || ![LOCK, PROXY_LOCK, COOKIE].iter().any(|own| name == *own))
+                })
+            })
+            .map_err(Error::file("read", &self.run))?;
+        if in_use || self.proxy_pid().is_some() {
+            return Ok(());
+        }
+        // The lock's own file goes last: until then nobody else changes anything here.
+        for name in [PROXY_LOCK, COOKIE, LOCK] {
+            remove_file(&self.run.join(name))?;
+        }
+        drop(lock);
+        remove_if_empty(&self.run)
+    }
+
+    fn acquire(&self, name: &str, patience: Duration, advice: &'static str) -> Result<Lock, Error> {
+        let path = self.run.join(name);
+        let deadline = Instant::now() + patience;
+        loop {
+            self.create_run()?;
+            let mut file = match OpenOptions::new()
+                .create(true)
+                .truncate(false)
+                .read(true)
+                .write(true)
+                .mode(0o600)
+                .open(&path)
+            {
+                Ok(file) => file,
+                // `remove` of another process came between.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(Error::file("open", &path)(error)),
+            };
+            match file.try_lock() {
+                // A file that `remove` has unlinked protects nothing: take the one that is there now.
+                Ok(()) if !is_same_file(&file, &path) => {}
+                Ok(()) => {
+                    file.set_len(0)
+                        .and_then(|()| writeln!(file, "{}", std::process::id()))
+                        .map_err(Error::file("write", &path))?;
+                    let cookie = self.run.join(COOKIE);
+                    fs::write(&cookie, self.cookie.to_string())
+                        .map_err(Error::file("write", &cookie))?;
+                    return Ok(Lock { _file: file });
+                }
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(RETRY),
+                Err(TryLockError::WouldBlock) => {
+                    let holder = read_pid(&path).map_or_else(
+                        || "another process".to_owned(),
+                        |pid| format!("process {pid}"),
+                    );
+                    return Err(Error::Locked {
+                        path,
+                        holder,
+                        advice,
+                    });
+                }
+                Err(TryLockError::Error(error)) => return Err(Error::file("lock", &path)(error)),
+            }
+        }
+    }
+
+    /// A namespace's inode number is soon given to the next one. Pins of the dead one would then
+    /// be taken for this one's.
+    fn clear_if_dead(&self) -> Result<(), Error> {
+        let is_dead = || {
+            fs::read_to_string(self.run.join(COOKIE))
+                .is_ok_and(|cookie| cookie.trim().parse() != Ok(self.cookie))
+        };
+        if !is_dead() {
+            return Ok(());
+        }
+        let file = self.run.join(LOCK);
+        // Not `lock`: that writes the cookie before the clearing is done.
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(&file)
+            .map_err(Error::file("open", &file))?;
+        lock.lock().map_err(Error::file("lock", &file))?;
+        // Another process may have cleared it while this one waited.
+        if !is_dead() {
+            return Ok(());
+        }
+        tracing::info!(
+            folder = %self.pins.display(),
+            "clearing the state of a network namespace that is no more"
+        );
+        for folder in [&self.pins, &self.run] {
+            match fs::remove_dir_all(folder) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(Error::file("remove", folder)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+fn netns_cookie() -> Result<u64, Error> {
+    socket(
+        AddressFamily::Unix,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .and_then(|socket| getsockopt(&socket, NetnsCookie))
+    .map_err(|error| {
+        Error::file(
+            "identify the network namespace",
+            Path::new("SO_NETNS_COOKIE"),
+        )(error.into())
+    })
+}
+
+/// The BPF file system: [`BPFFS`] if it is there, else the first that is, else one mounted at [`BPFFS`].
+fn bpffs() -> Result<PathBuf, Error> {
+    let file = Path::new("/proc/thread-self/mounts");
+    let mounts = fs::read_to_string(file).map_err(Error::file("read", file))?;
+    if let Some(found) = find_bpffs(&mounts) {
+        return Ok(found);
+    }
+    mount(
+        Some("bpf"),
+        BPFFS,
+        Some("bpf"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC,
+        Some("mode=0700"),
+    )
+    .map_err(|reason| Error::BpfMount { reason })?;
+    tracing::info!(
+        "mounted a BPF file system at {BPFFS}; pins in it last as long as this mount namespace \
+         (\"ip netns exec\" makes one for each command, \"nsenter --net\" does not)"
+    );
+    Ok(PathBuf::from(BPFFS))
+}
+
+/// Is there a BPF file system, without mounting one?
+pub(super) fn has_bpffs() -> bool {
+    fs::read_to_string("/proc/thread-self/mounts").is_ok_and(|mounts| find_bpffs(&mounts).is_some())
+}
+
+/// Looks in the text of `/proc/self/mounts` (`proc(5)`, `fstab(5)`).
+fn find_bpffs(mounts: &str) -> Option<PathBuf> {
+    let mut found: Vec<PathBuf> = mounts
+        .lines()
+        .filter_map(|line| {
+            let mut fields = line.split(' ').skip(1);
+            let (target, kind, options) = (fields.next()?, fields.next()?, fields.next()?);
+            let writable = !options.split(',').any(|option| option == "ro");
+            (kind == "bpf" && writable).then(|| PathBuf::from(unescape(target)))
+        })
+        .collect();
+    let index = found.iter().position(|path| path == Path::new(BPFFS));
+    (!found.is_empty()).then(|| found.swap_remove(index.unwrap_or(0)))
+}
+
+/// Undoes the octal escapes of space, tab, newline and backslash.
+fn unescape(field: &str) -> String {
+    field
+        .replace("\\040", " ")
+        .replace("\\011", "\t")
+        .replace("\\012", "\n")
+        .replace("\\134", "\\")
+}
+
+fn create_folder(folder: &Path) -> Result<&Path, Error> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(Error::file("create the folder", folder))?;
+    Ok(folder)
+}
+
+/// Removes the folder and then its parent, each only if it is empty.
+fn remove_if_empty(folder: &Path) -> Result<(), Error> {
+    for folder in [Some(folder), folder.parent()].into_iter().flatten() {
+        match fs::remove_dir(folder) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => return Ok(()),
+            Err(error) => return Err(Error::file("remove the folder", folder)(error)),
+        }
+    }
+    Ok(())
+}
+
+fn remove_file(path: &Path) -> Result<(), Error> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(Error::file("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_same_file(file: &File, path: &Path) -> bool {
+    let identity = |metadata: io::Result<fs::Metadata>| {
+        metadata
+            .map(|metadata| (metadata.dev(), metadata.ino()))
+            .ok()
+    };
+    identity(file.metadata()).is_some_and(|own| identity(fs::metadata(path)) == Some(own))
+}
+
+fn read_pid(path: &Path) -> Option<u32> {
+    let mut text = String::new();
+    File::open(path).ok()?.read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use nix::mount::{MntFlags, umount2};
+    use nix::sched::{CloneFlags, unshare};
+
+    use super::*;
+    use crate::control::testing::in_namespace;
+
+    fn scratch() -> (tempfile::TempDir, Place) {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place::at(&folder.path().join("bpf"), &folder.path().join("run"), 7, 1);
+        (folder, place)
+    }
+
+    #[test]
+    fn the_customary_bpffs_is_preferred_and_a_read_only_one_is_not_taken() {
+        let mounts = "\
+            none /run/my\\040bpf bpf rw,relatime 0 0\n\
+            proc /proc proc rw 0 0\n\
+            bpf /sys/fs/bpf bpf rw,nosuid 0 0\n";
+        assert_eq!(find_bpffs(mounts), Some(PathBuf::from("/sys/fs/bpf")));
+        let read_only = mounts.replace("rw,nosuid", "ro,nosuid");
+        assert_eq!(find_bpffs(&read_only), Some(PathBuf::from("/run/my bpf")));
+        assert_eq!(find_bpffs("proc /proc proc rw 0 0\n"), None);
+    }
+
+    #[test]
+    fn a_held_lock_names_its_holder_and_a_dropped_one_is_free() {
+        let (_folder, place) = scratch();
+        let held = place.lock().unwrap();
+        let error = place
+            .acquire(LOCK, Duration::ZERO, "try later")
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(&format!("process {}", std::process::id())),
+            "{error}"
+        );
+        drop(held);
+        place.acquire(LOCK, Duration::ZERO, "").unwrap();
+    }
+
+    #[test]
+    fn folders_are_the_owners_alone() {
+        let (_folder, place) = scratch();
+        for folder in [place.create_pins().unwrap(), place.create_run().unwrap()] {
+            assert_eq!(fs::metadata(folder).unwrap().mode() & 0o777, 0o700);
+        }
+    }
+
+    #[test]
+    fn remove_leaves_nothing_unless_something_is_in_use() {
+        let (folder, place) = scratch();
+        place.create_pins().unwrap();
+        let lock = place.lock().unwrap();
+        fs::write(place.run().join("sysctl.json"), "x").unwrap();
+        place.remove(lock).unwrap();
+        assert!(!place.pins().exists());
+        assert!(place.run().join("sysctl.json").exists());
+
+        fs::remove_file(place.run().join("sysctl.json")).unwrap();
+        let lock = place.lock().unwrap();
+        let proxy = place.proxy_lock().unwrap();
+        place.remove(lock).unwrap();
+        assert_eq!(place.proxy_pid(), Some(std::process::id()));
+        drop(proxy);
+
+        // A neighbour in the parent folder keeps that one.
+        let neighbour = Place::at(&folder.path().join("bpf"), &folder.path().join("run"), 8, 2);
+        neighbour.create_run().unwrap();
+        place.remove(place.lock().unwrap()).unwrap();
+        assert!(!place.run().exists());
+        assert!(neighbour.run().exists());
+        neighbour.remove(neighbour.lock().unwrap()).unwrap();
+        assert!(!folder.path().join("run/tproxy-bpf").exists());
+    }
+
+    #[test]
+    fn a_lock_file_that_was_unlinked_is_not_trusted() {
+        let (_folder, place) = scratch();
+        let held = place.lock().unwrap();
+        let path = place.run().join(LOCK);
+        let waiting = {
+            let place = place.clone();
+            thread::spawn(move || place.lock().unwrap())
+        };
+        place.remove(held).unwrap();
+        let lock = waiting.join().unwrap();
+        assert!(is_same_file(&lock._file, &path));
+    }
+
+    #[test]
+    fn a_killed_proxy_is_not_taken_for_a_running_one() {
+        let (_folder, place) = scratch();
+        assert_eq!(place.proxy_pid(), None);
+        place.create_run().unwrap();
+        let path = place.run().join(PROXY_LOCK);
+        // The shell writes its number once it holds the lock, as a proxy does.
+        let mut child = Command::new("sh")
+            .arg("-c")
+            .arg("exec 9>>\"$0\"; flock -n 9 && echo $$ >\"$0\" && echo ready && exec sleep 60")
+            .arg(&path)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 5];
+        child.stdout.take().unwrap().read_exact(&mut ready).unwrap();
+        assert_eq!(place.proxy_pid(), Some(child.id()));
+        let error = place.proxy_lock().unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("process {}", child.id())),
+            "{error}"
+        );
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(place.proxy_pid(), None);
+        place.proxy_lock().unwrap();
+    }
+
+    #[test]
+    fn the_state_of_a_dead_namespace_is_not_inherited() {
+        let (folder, place) = scratch();
+        place.create_pins().unwrap();
+        fs::write(place.pins().join("BYPASS_V4"), "").unwrap();
+        drop(place.lock().unwrap());
+        place.clear_if_dead().unwrap();
+        assert!(place.pins().join("BYPASS_V4").exists());
+
+        let next = Place::at(&folder.path().join("bpf"), &folder.path().join("run"), 7, 2);
+        assert_eq!(next.pins(), place.pins());
+        next.clear_if_dead().unwrap();
+        assert!(!next.pins().exists());
+        assert!(!next.run().exists());
+    }
+
+    #[test]
+    fn each_namespace_has_its_place_and_a_missing_bpffs_is_mounted() {
+        in_namespace(|| async {
+            let first = Place::current().unwrap();
+            let other = thread::spawn(|| {
+                unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).unwrap();
+                mount(
+                    None::<&str>,
+                    "/",
+                    None::<&str>,
+                    MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+                    None::<&str>,
+                )
+                .unwrap();
+                while let Ok(mounts) = fs::read_to_string("/proc/thread-self/mounts")
+                    && let Some(path) = find_bpffs(&mounts)
+                {
+                    umount2(&path, MntFlags::MNT_DETACH).unwrap();
+                }
+                let place = Place::current().unwrap();
+                assert!(has_bpffs());
+                place.create_pins().unwrap();
+                let lock = place.lock().unwrap();
+                place.remove(lock).unwrap();
+                assert!(!place.pins().exists());
+                place
+            })
+            .join()
+            .unwrap();
+            assert_ne!(first.namespace(), other.namespace());
+            assert_ne!(first.cookie, other.cookie);
+            assert!(other.pins().starts_with(BPFFS));
+            assert!(
+                other
+                    .run()
+                    .ends_with(format!("tproxy-bpf/{}", other.namespace()))
+            );
+        });
+    }
+}

@@ -1,0 +1,780 @@
+//! What should be, from what there is: pure, no I/O.
+//!
+//! A [`Snapshot`] and the configuration give [`Wanted`]; [`diff`] against what is present gives
+//! the changes. Following a link, an address or a reload is the same thing done again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+use super::links::{Framing, Snapshot};
+
+/// The bytes of a link's name (`IFNAMSIZ` less the zero at the end).
+const NAME_BYTES: usize = 15;
+
+/// An on-link prefix that is shorter is no subnet but a way out: VPNs lay 0.0.0.0/1 or 2000::/3 on
+/// their link, and nothing would be proxied if those counted as near. Number of bits for IPv4.
+const SHORTEST_SUBNET_V4: u8 = 8;
+/// [`SHORTEST_SUBNET_V4`] for IPv6.
+const SHORTEST_SUBNET_V6: u8 = 16;
+
+/// Names links: one by its name, or many by a glob with `*`, `?`, `[a-z]` and `[!a-z]`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LinkPattern {
+    text: String,
+    /// Empty for a plain name.
+    glob: Vec<Token>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Token {
+    /// `*`
+    Many,
+    /// `?`
+    One,
+    /// `[…]`, as inclusive ranges
+    Set {
+        negated: bool,
+        ranges: Vec<(char, char)>,
+    },
+    Literal(char),
+}
+
+impl Token {
+    fn matches(&self, character: char) -> bool {
+        match self {
+            Self::Many | Self::One => true,
+            Self::Set { negated, ranges } => {
+                ranges
+                    .iter()
+                    .any(|(first, last)| (*first..=*last).contains(&character))
+                    != *negated
+            }
+            Self::Literal(literal) => *literal == character,
+        }
+    }
+}
+
+/// Why a text is no [`LinkPattern`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PatternError {
+    /// Nothing there.
+    #[error("a link name cannot be empty")]
+    Empty,
+    /// The kernel has no such names.
+    #[error("the link name {name:?} has {bytes} bytes, the kernel allows {NAME_BYTES}")]
+    Long {
+        /// The name.
+        name: String,
+        /// Its length.
+        bytes: usize,
+    },
+    /// The kernel has no such names either.
+    #[error("the link name {name:?} contains {character:?}, which the kernel does not allow")]
+    Character {
+        /// The name or glob.
+        name: String,
+        /// What is wrong in it.
+        character: char,
+    },
+    /// `[` without `]`, or nothing between them, or a range that runs backwards.
+    #[error(
+        "the glob {glob:?} has a \"[\" without characters and a \"]\" after it, or a range that runs \
+         backwards; write for example \"eth[0-3]\""
+    )]
+    Set {
+        /// The glob.
+        glob: String,
+    },
+}
+
+impl LinkPattern {
+    /// The name, if this is not a glob.
+    #[must_use]
+    pub fn exact(&self) -> Option<&str> {
+        self.glob.is_empty().then_some(&*self.text)
+    }
+
+    /// Is this the name of a link that is meant?
+    #[must_use]
+    pub fn matches(&self, name: &str) -> bool {
+        if self.glob.is_empty() {
+            return self.text == name;
+        }
+        let name: Vec<char> = name.chars().collect();
+        let (mut token, mut at) = (0, 0);
+        // Where the last `*` is, and how far it reaches: the only thing to come back to.
+        let mut last_many = None;
+        while at < name.len() {
+            match self.glob.get(token) {
+                Some(Token::Many) => {
+                    last_many = Some((token, at));
+                    token += 1;
+                }
+                Some(other) if other.matches(name[at]) => {
+                    token += 1;
+                    at += 1;
+                }
+                _ => {
+                    let Some((many, reach)) = last_many else {
+                        return false;
+                    };
+                    last_many = Some((many, reach + 1));
+                    token = many + 1;
+                    at = reach + 1;
+                }
+            }
+        }
+        self.glob[token..].iter().all(|token| *token == Token::Many)
+    }
+}
+
+impl FromStr for LinkPattern {
+    type Err = PatternError;
+
+    fn from_str(text: &str) -> Result<Self, PatternError> {
+        if text.is_empty() {
+            return Err(PatternError::Empty);
+        }
+        // `dev_valid_name` (net/core/dev.c) forbids these.
+        if let Some(character) = text
+            .chars()
+            .find(|character| *character == '/' || *character == ':' || character.is_whitespace())
+        {
+            return Err(PatternError::Character {
+                name: text.to_owned(),
+                character,
+            });
+        }
+        let glob = if text.contains(['*', '?', '[']) {
+            parse_glob(text)?
+        } else if text.len() > NAME_BYTES {
+            return Err(PatternError::Long {
+                name: text.to_owned(),
+                bytes: text.len(),
+            });
+        } else {
+            Vec::new()
+        };
+        Ok(Self {
+            text: text.to_owned(),
+            glob,
+        })
+    }
+}
+
+fn parse_glob(text: &str) -> Result<Vec<Token>, PatternError> {
+    let mut tokens = Vec::new();
+    let mut rest = text.chars();
+    while let Some(character) = rest.next() {
+        tokens.push(match character {
+            '*' => Token::Many,
+            '?' => Token::One,
+            '[' => {
+                let (set, behind) = rest
+                    .as_str()
+                    .split_once(']')
+                    .and_then(|(set, behind)| Some((parse_set(set)?, behind)))
+                    .ok_or_else(|| PatternError::Set {
+                        glob: text.to_owned(),
+                    })?;
+                rest = behind.chars();
+                set
+            }
+            literal => Token::Literal(literal),
+        });
+    }
+    Ok(tokens)
+}
+
+/// What stands between the brackets; `None` if it is empty or a range runs backwards.
+fn parse_set(set: &str) -> Option<Token> {
+    let (negated, set) = match set.strip_prefix('!') {
+        Some(set) => (true, set),
+        None => (false, set),
+    };
+    let characters: Vec<char> = set.chars().collect();
+    let (mut ranges, mut at) = (Vec::new(), 0);
+    while let Some(first) = characters.get(at) {
+        // A "-" at either end is a plain one.
+        let range = match (characters.get(at + 1), characters.get(at + 2)) {
+            (Some('-'), Some(last)) => (*first, *last),
+            _ => (*first, *first),
+        };
+        at += if range.0 == range.1 && characters.get(at + 1) != Some(&'-') {
+            1
+        } else if characters.get(at + 2).is_some() {
+            3
+        } else {
+            1
+        };
+        ranges.push(range);
+    }
+    let valid = !ranges.is_empty() && ranges.iter().all(|(first, last)| first <= last);
+    valid.then_some(Token::Set { negated, ranges })
+}
+
+impl TryFrom<String> for LinkPattern {
+    type Error = PatternError;
+
+    fn try_from(text: String) -> Result<Self, PatternError> {
+        text.parse()
+    }
+}
+
+impl From<LinkPattern> for String {
+    fn from(pattern: LinkPattern) -> Self {
+        pattern.text
+    }
+}
+
+impl fmt::Display for LinkPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Why a prefix is local.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LocalKind {
+    /// An address of the gateway.
+    Address,
+    /// A subnet that one of its links is part of.
+    Subnet,
+}
+
+/// What the kernel half should know.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// LAN links by index: their names, and what precedes the IP header. [`Framing::Unknown`] only
+    /// for one that is named without a glob; attaching it is refused with the reason.
+    pub attach: BTreeMap<u32, (String, Framing)>,
+    /// The gateway's own addresses and subnets.
+    pub locals: BTreeMap<IpNet, LocalKind>,
+    /// Who may use the proxy: a LAN link's index, and a source prefix on it.
+    pub sources: BTreeSet<(u32, IpNet)>,
+}
+
+/// Works out what should be.
+///
+/// On a LAN link these sources are admitted: the link's own prefixes, those of what is stacked on it
+/// (VLANs, macvlans) and of the bridge or bond that it is part of, and `extra_sources`. Prefixes of
+/// the gateway's other links are not, so that no neighbour on the WAN side borrows the proxy.
+#[must_use]
+pub fn wanted(snapshot: &Snapshot, lan: &[LinkPattern], extra_sources: &[IpNet]) -> Wanted {
+    let mut wanted = Wanted::default();
+    let prefixes = prefixes(snapshot);
+
+    for (_, prefix) in &prefixes {
+        wanted.locals.insert(*prefix, LocalKind::Subnet);
+    }
+    // Second, so that an own address wins over a subnet of the same extent.
+    for address in &snapshot.addresses {
+        wanted
+            .locals
+            .insert(IpNet::from(address.address), LocalKind::Address);
+    }
+
+    for link in snapshot.links.iter().filter(|link| !link.loopback) {
+        let named = lan
+            .iter()
+            .any(|pattern| pattern.exact() == Some(&*link.name));
+        let meant = named
+            || !matches!(link.framing, Framing::Unknown(_))
+                && lan.iter().any(|pattern| pattern.matches(&link.name));
+        if !meant {
+            continue;
+        }
+        wanted
+            .attach
+            .insert(link.index, (link.name.clone(), link.framing));
+        let carriers = carriers(snapshot, link.index);
+        let own = prefixes
+            .iter()
+            .filter(|(carrier, prefix)| carriers.contains(carrier) && !is_link_local(prefix))
+            .map(|(_, prefix)| *prefix);
+        let extra = extra_sources.iter().map(IpNet::trunc);
+        wanted
+            .sources
+            .extend(own.chain(extra).map(|prefix| (link.index, prefix)));
+    }
+    wanted
+}
+
+/// Each link's subnets, from its addresses and on-link routes.
+fn prefixes(snapshot: &Snapshot) -> Vec<(u32, IpNet)> {
+    let of_addresses = snapshot
+        .addresses
+        .iter()
+        .filter_map(|address| Some((address.link, address.subnet()?)));
+    let of_routes = snapshot
+        .routes
+        .iter()
+        .map(|route| (route.link, route.prefix.trunc()));
+    of_addresses
+        .chain(of_routes)
+        .filter(|(_, prefix)| {
+            let shortest = match prefix {
+                IpNet::V4(_) => SHORTEST_SUBNET_V4,
+                IpNet::V6(_) => SHORTEST_SUBNET_V6,
+            };
+            prefix.prefix_len() >= shortest
+        })
+        .collect()
+}
+
+/// The links whose addresses a packet that arrives on `link` may be meant for: the link, what is
+/// stacked on it, and what it is a port of, and so on from there. Never down to other ports.
+fn carriers(snapshot: &Snapshot, link: u32) -> BTreeSet<u32> {
+    let mut found = BTreeSet::from([link]);
+    let mut todo = vec![link];
+    while let Some(index) = todo.pop() {
+        let stacked = snapshot
+            .links
+            .iter()
+            .filter(|other| other.parent == Some(index))
+            .map(|other| other.index);
+        let master = snapshot.link(index).and_then(|link| link.master);
+        for next in stacked.chain(master) {
+            if found.insert(next) {
+                todo.push(next);
+            }
+        }
+    }
+    found
+}
+
+/// RFC 3927, RFC 4291: such a source means nothing beyond its link.
+fn is_link_local(prefix: &IpNet) -> bool {
+    match prefix.network() {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+/// What to do to get from what is present to what is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes<K, V> {
+    /// To be added, or to be replaced where another value stands.
+    pub add: Vec<(K, V)>,
+    /// To be removed.
+    pub remove: Vec<K>,
+}
+
+impl<K, V> Changes<K, V> {
+    /// Is there nothing to do?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.add.is_empty() && self.remove.is_empty()
+    }
+
+    /// Does it: all additions before the first removal, so that nothing is missing in between when
+    /// a prefix moves from one entry to another. Ends at the first error.
+    ///
+    /// # Errors
+    /// The first that `add` or `remove` returns.
+    pub fn apply<E>(
+        self,
+        mut add: impl FnMut(K, V) -> Result<(), E>,
+        remove: impl FnMut(K) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.add
+            .into_iter()
+            .try_for_each(|(key, value)| add(key, value))?;
+        self.remove.into_iter().try_for_each(remove)
+    }
+}
+
+/// Compares two maps.
+#[must_use]
+pub fn diff<K: Ord + Clone, V: PartialEq + Clone>(
+    wanted: &BTreeMap<K, V>,
+    present: &BTreeMap<K, V>,
+) -> Changes<K, V> {
+    Changes {
+        add: wanted
+            .iter()
+            .filter(|(key, value)| present.get(key) != Some(value))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect(),
+        remove: present
+            .keys()
+            .filter(|key| !wanted.contains_key(key))
+            .cloned()
+            .collect(),
+    }
+}
+
+/// Compares two sets.
+#[must_use]
+pub fn diff_sets<K: Ord + Clone>(wanted: &BTreeSet<K>, present: &BTreeSet<K>) -> Changes<K, ()> {
+    Changes {
+        add: wanted
+            .difference(present)
+            .map(|key| (key.clone(), ()))
+            .collect(),
+        remove: present.difference(wanted).cloned().collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::control::links::{AddressInfo, LinkInfo, OnLinkRoute};
+
+    fn link(index: u32, name: &str) -> LinkInfo {
+        LinkInfo {
+            index,
+            name: name.to_owned(),
+            up: true,
+            loopback: name == "lo",
+            framing: Framing::Ethernet,
+            master: None,
+            parent: None,
+        }
+    }
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    /// `own/length`, on a link.
+    fn on(link: u32, text: &str) -> AddressInfo {
+        let net = net(text);
+        AddressInfo {
+            link,
+            address: net.addr(),
+            peer: None,
+            prefix_len: net.prefix_len(),
+        }
+    }
+
+    fn patterns(texts: &[&str]) -> Vec<LinkPattern> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn sources_of(wanted: &Wanted, link: u32) -> Vec<String> {
+        wanted
+            .sources
+            .iter()
+            .filter(|(index, _)| *index == link)
+            .map(|(_, prefix)| prefix.to_string())
+            .collect()
+    }
+
+    /// LAN 2 with a VLAN 4 on it, WAN 3.
+    fn router() -> Snapshot {
+        Snapshot {
+            links: vec![
+                link(1, "lo"),
+                link(2, "eth0"),
+                link(3, "eth1"),
+                LinkInfo {
+                    parent: Some(2),
+                    ..link(4, "eth0.5")
+                },
+            ],
+            addresses: vec![
+                on(1, "127.0.0.1/8"),
+                on(2, "192.168.1.1/24"),
+                on(2, "fd00::1/64"),
+                on(2, "fe80::1/64"),
+                on(2, "169.254.3.4/16"),
+                on(3, "203.0.113.7/29"),
+                on(3, "2001:db8::7/64"),
+                on(4, "192.168.5.1/24"),
+            ],
+            routes: vec![OnLinkRoute {
+                link: 3,
+                prefix: net("198.51.100.0/24"),
+            }],
+        }
+    }
+
+    #[test]
+    fn a_router_admits_its_lan_and_not_its_wan() {
+        let wanted = wanted(&router(), &patterns(&["eth0"]), &[]);
+        assert_eq!(wanted.attach.keys().copied().collect::<Vec<_>>(), [2]);
+        assert_eq!(
+            sources_of(&wanted, 2),
+            ["192.168.1.0/24", "192.168.5.0/24", "fd00::/64"]
+        );
+    }
+
+    #[test]
+    fn a_vlan_admits_itself_alone_and_extra_sources_count_for_each_link() {
+        let extra = [net("10.1.2.3/8")];
+        let wanted = wanted(&router(), &patterns(&["eth0.5", "eth1"]), &extra);
+        assert_eq!(sources_of(&wanted, 4), ["10.0.0.0/8", "192.168.5.0/24"]);
+        assert!(sources_of(&wanted, 3).contains(&"10.0.0.0/8".to_owned()));
+        assert_eq!(sources_of(&wanted, 2), [""; 0]);
+    }
+
+    #[test]
+    fn every_address_and_subnet_of_every_link_is_local() {
+        let wanted = wanted(&router(), &[], &[]);
+        for (prefix, kind) in [
+            ("192.168.1.1/32", LocalKind::Address),
+            ("192.168.1.0/24", LocalKind::Subnet),
+            ("203.0.113.7/32", LocalKind::Address),
+            ("203.0.113.0/29", LocalKind::Subnet),
+            ("198.51.100.0/24", LocalKind::Subnet),
+            ("2001:db8::7/128", LocalKind::Address),
+            ("2001:db8::/64", LocalKind::Subnet),
+        ] {
+            assert_eq!(wanted.locals.get(&net(prefix)), Some(&kind), "{prefix}");
+        }
+        assert!(wanted.attach.is_empty() && wanted.sources.is_empty());
+    }
+
+    #[test]
+    fn a_port_admits_its_bridge_and_what_is_stacked_there_but_no_sibling() {
+        let mut snapshot = router();
+        snapshot.links[1].master = Some(9);
+        snapshot.links.push(link(9, "br0"));
+        snapshot.links.push(LinkInfo {
+            parent: Some(9),
+            ..link(10, "br0.7")
+        });
+        snapshot.links.push(LinkInfo {
+            master: Some(9),
+            ..link(11, "eth2")
+        });
+        snapshot.addresses = vec![
+            on(9, "10.9.0.1/24"),
+            on(10, "10.10.0.1/24"),
+            on(11, "10.11.0.1/24"),
+            on(3, "203.0.113.7/29"),
+        ];
+        let of_port = wanted(&snapshot, &patterns(&["eth0"]), &[]);
+        assert_eq!(sources_of(&of_port, 2), ["10.9.0.0/24", "10.10.0.0/24"]);
+        let of_bridge = wanted(&snapshot, &patterns(&["br0"]), &[]);
+        assert_eq!(sources_of(&of_bridge, 9), ["10.9.0.0/24", "10.10.0.0/24"]);
+    }
+
+    #[test]
+    fn links_that_name_each_other_do_not_hang() {
+        let mut snapshot = router();
+        snapshot.links[1].parent = Some(4);
+        snapshot.links[3].master = Some(2);
+        assert_eq!(carriers(&snapshot, 2), BTreeSet::from([2, 4]));
+    }
+
+    #[test]
+    fn an_own_address_wins_over_a_subnet_of_its_extent() {
+        let mut snapshot = router();
+        snapshot.addresses = vec![on(2, "10.8.0.1/32")];
+        snapshot.addresses.push(AddressInfo {
+            peer: Some("10.8.0.1".parse().unwrap()),
+            ..on(3, "10.8.0.2/32")
+        });
+        let wanted = wanted(&snapshot, &patterns(&["eth1"]), &[]);
+        assert_eq!(
+            wanted.locals.get(&net("10.8.0.1/32")),
+            Some(&LocalKind::Address)
+        );
+        // The other end of a point-to-point link may use the proxy.
+        assert_eq!(sources_of(&wanted, 3), ["10.8.0.1/32", "198.51.100.0/24"]);
+    }
+
+    #[test]
+    fn a_default_route_through_a_link_makes_nothing_local() {
+        let mut snapshot = router();
+        for prefix in ["0.0.0.0/0", "0.0.0.0/1", "128.0.0.0/1", "::/0", "2000::/3"] {
+            snapshot.routes.push(OnLinkRoute {
+                link: 2,
+                prefix: net(prefix),
+            });
+        }
+        let before = wanted(&router(), &patterns(&["eth0"]), &[]);
+        assert_eq!(wanted(&snapshot, &patterns(&["eth0"]), &[]), before);
+    }
+
+    #[test]
+    fn globs_skip_the_loopback_and_what_cannot_be_attached() {
+        let mut snapshot = router();
+        snapshot.links[2].framing = Framing::Unknown(280);
+        let all = wanted(&snapshot, &patterns(&["*"]), &[]);
+        assert_eq!(all.attach.keys().copied().collect::<Vec<_>>(), [2, 4]);
+        let named = wanted(&snapshot, &patterns(&["eth1"]), &[]);
+        assert_eq!(named.attach[&3].1, Framing::Unknown(280));
+    }
+
+    #[test]
+    fn patterns_match_as_in_a_shell() {
+        for (pattern, name, expected) in [
+            ("br-*", "br-lan", true),
+            ("br-*", "br-", true),
+            ("br-*", "br0", false),
+            ("eth?", "eth0", true),
+            ("eth?", "eth10", false),
+            ("eth[0-35]", "eth5", true),
+            ("eth[0-35]", "eth4", false),
+            ("eth[!01]", "eth2", true),
+            ("eth[!01]", "eth1", false),
+            ("x[a-]", "x-", true),
+            ("x[-a]", "x-", true),
+            ("x[a-]", "xb", false),
+            ("*.5", "eth0.5.5", true),
+            ("*a*b", "aabab", true),
+            ("*a*b", "aabaa", false),
+            ("eth0", "eth0", true),
+            ("eth0", "eth00", false),
+        ] {
+            let parsed: LinkPattern = pattern.parse().unwrap();
+            assert_eq!(parsed.matches(name), expected, "{pattern} on {name}");
+            assert_eq!(parsed.to_string(), pattern);
+        }
+        for wrong in [
+            "",
+            "a b",
+            "a/b",
+            "eth[",
+            "eth[]",
+            "eth[9-0]",
+            "sixteen-bytes-xx",
+        ] {
+            wrong.parse::<LinkPattern>().unwrap_err();
+        }
+        // A glob may be longer than a name.
+        "sixteen-bytes-x*".parse::<LinkPattern>().unwrap();
+    }
+
+    /// By definition, and slowly.
+    fn matches_slowly(glob: &[Token], name: &[char]) -> bool {
+        match (glob, name) {
+            ([], _) => name.is_empty(),
+            ([Token::Many, rest @ ..], _) => {
+                (0..=name.len()).any(|skip| matches_slowly(rest, &name[skip..]))
+            }
+            ([token, rest @ ..], [first, others @ ..]) => {
+                token.matches(*first) && matches_slowly(rest, others)
+            }
+            _ => false,
+        }
+    }
+
+    fn any_net() -> impl Strategy<Value = IpNet> {
+        prop_oneof![
+            (any::<u32>(), 0..=32u8)
+                .prop_map(|(bits, length)| IpNet::new(Ipv4Addr::from(bits).into(), length)),
+            (any::<u128>(), 0..=128u8)
+                .prop_map(|(bits, length)| IpNet::new(Ipv6Addr::from(bits).into(), length)),
+        ]
+        .prop_map(|net| net.unwrap())
+    }
+
+    fn any_snapshot() -> impl Strategy<Value = Snapshot> {
+        let links = prop::collection::vec(
+            (
+                prop::option::of(1..8u32),
+                prop::option::of(1..8u32),
+                "[ab]{1,2}",
+            ),
+            0..8,
+        );
+        let placed = || prop::collection::vec((1..8u32, any_net()), 0..12);
+        (links, placed(), placed()).prop_map(|(links, addresses, routes)| Snapshot {
+            links: links
+                .into_iter()
+                .zip(1..)
+                .map(|((master, parent, name), index)| LinkInfo {
+                    master,
+                    parent,
+                    ..link(index, &name)
+                })
+                .collect(),
+            addresses: addresses
+                .into_iter()
+                .map(|(link, net)| on(link, &net.to_string()))
+                .collect(),
+            routes: routes
+                .into_iter()
+                .map(|(link, prefix)| OnLinkRoute { link, prefix })
+                .collect(),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn globs_agree_with_their_definition(
+            glob in "[ab*?]{0,3}[*?][ab*?]{0,3}",
+            name in "[abc]{0,6}",
+        ) {
+            let pattern: LinkPattern = glob.parse().unwrap();
+            let characters: Vec<char> = name.chars().collect();
+            prop_assert_eq!(pattern.matches(&name), matches_slowly(&pattern.glob, &characters));
+        }
+
+        #[test]
+        fn any_text_is_a_pattern_or_refused(text in "\\PC{0,20}", name in "\\PC{0,20}") {
+            if let Ok(pattern) = text.parse::<LinkPattern>() {
+                let _ = pattern.matches(&name);
+            }
+        }
+
+        #[test]
+        fn changes_lead_from_present_to_wanted_and_touch_nothing_else(
+            wanted in prop::collection::btree_map(0..20u8, 0..3u8, 0..15),
+            present in prop::collection::btree_map(0..20u8, 0..3u8, 0..15),
+        ) {
+            let changes = diff(&wanted, &present);
+            for (key, value) in &changes.add {
+                prop_assert_ne!(present.get(key), Some(value));
+            }
+            let result = std::cell::RefCell::new(present.clone());
+            let removing = std::cell::Cell::new(false);
+            changes.apply::<()>(
+                |key, value| {
+                    assert!(!removing.get(), "an addition after a removal");
+                    result.borrow_mut().insert(key, value);
+                    Ok(())
+                },
+                |key| {
+                    removing.set(true);
+                    assert!(result.borrow_mut().remove(&key).is_some());
+                    Ok(())
+                },
+            ).unwrap();
+            prop_assert_eq!(result.into_inner(), wanted.clone());
+            prop_assert!(diff(&wanted, &wanted).is_empty());
+
+            let keys = |map: &BTreeMap<u8, u8>| map.keys().copied().collect::<BTreeSet<_>>();
+            let of_sets = diff_sets(&keys(&wanted), &keys(&present));
+            prop_assert_eq!(of_sets.remove, diff(&wanted, &present).remove);
+        }
+
+        #[test]
+        fn own_addresses_are_always_local_and_sources_never_foreign(
+            snapshot in any_snapshot(),
+            pattern in "[ab]{1,2}|a\\*|\\*",
+        ) {
+            let wanted = wanted(&snapshot, &patterns(&[&pattern]), &[]);
+            for address in &snapshot.addresses {
+                let own = IpNet::from(address.address);
+                prop_assert_eq!(wanted.locals.get(&own), Some(&LocalKind::Address));
+            }
+            prop_assert!(wanted.locals.keys().all(|prefix| prefix.prefix_len() >= 8));
+            prop_assert!(wanted.locals.keys().all(|prefix| *prefix == prefix.trunc()));
+            for (link, prefix) in &wanted.sources {
+                prop_assert!(wanted.attach.contains_key(link));
+                let carriers = carriers(&snapshot, *link);
+                let known = snapshot.addresses.iter().any(|address| {
+                    carriers.contains(&address.link) && address.subnet() == Some(*prefix)
+                }) || snapshot.routes.iter().any(|route| {
+                    carriers.contains(&route.link) && route.prefix.trunc() == *prefix
+                });
+                prop_assert!(known, "{} is of no link that {} carries", prefix, link);
+            }
+        }
+    }
+}
