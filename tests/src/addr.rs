@@ -102,10 +102,7 @@ impl Family {
     #[must_use]
     pub const fn far(self, n: u8) -> IpAddr {
         assert!(n >= 1 && n <= FAR_COUNT);
-        self.pick(
-            [203, 0, 113, n],
-            [0x2001, 0xdb8, 0xf, 0, 0, 0, 0, n as u16],
-        )
+        self.pick([203, 0, 113, n], [0x2001, 0xdb8, 0xf, 0, 0, 0, 0, n as u16])
     }
 
     /// The `n`th address for upstream proxies, 1 to [`UPSTREAM_COUNT`]: 198.51.100.n, 2001:db8:b::n.

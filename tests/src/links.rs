@@ -143,7 +143,10 @@ fn vlan(ns: &Namespace, base: &str, protocol: &str, id: u16) -> Result<()> {
 
 /// Carries packets between the user ends of two tun links: a `cat` for each direction, since each
 /// read and each write of a tun descriptor is one packet.
-fn tun_pair(one: (&Namespace, &'static CStr), other: (&Namespace, &'static CStr)) -> Result<Process> {
+fn tun_pair(
+    one: (&Namespace, &'static CStr),
+    other: (&Namespace, &'static CStr),
+) -> Result<Process> {
     let mut command = Command::new("sh");
     command
         .args(["-c", "exec 3<&0; cat <&3 >&1 & exec cat <&1 >&3"])

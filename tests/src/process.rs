@@ -134,7 +134,9 @@ pub fn run_with_input(mut command: Command, input: &[u8], limit: Duration) -> Re
             bail!("`{text}` was not done after {limit:?} and was killed");
         }
     }
-    let status = child.wait().with_context(|| format!("waiting for `{text}`"))?;
+    let status = child
+        .wait()
+        .with_context(|| format!("waiting for `{text}`"))?;
     Ok(Output {
         command: text,
         status,
@@ -190,7 +192,10 @@ impl Process {
             .spawn()
             .with_context(|| format!("starting `{name}`"))?;
         let log = Arc::new(Log::default());
-        log.state.lock().unwrap_or_else(PoisonError::into_inner).open = 2;
+        log.state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .open = 2;
         follow(child.stdout.take(), &log);
         follow(child.stderr.take(), &log);
         Ok(Self { name, child, log })
@@ -235,11 +240,7 @@ impl Process {
             seen = state.lines.len();
             let left = limit.saturating_sub(start.elapsed());
             if state.open == 0 || left.is_zero() {
-                let why = if state.open == 0 {
-                    "ended"
-                } else {
-                    "went on"
-                };
+                let why = if state.open == 0 { "ended" } else { "went on" };
                 bail!(
                     "`{}` {why} without a line with \"{pattern}\" ({:?}); it printed\n{}",
                     self.name,
@@ -343,7 +344,9 @@ fn follow(pipe: Option<impl Read + Send + 'static>, log: &Arc<Log>) {
         let mut reader = pipe.map(BufReader::new);
         let mut bytes = Vec::new();
         while let Some(reader) = &mut reader
-            && reader.read_until(b'\n', &mut bytes).is_ok_and(|read| read > 0)
+            && reader
+                .read_until(b'\n', &mut bytes)
+                .is_ok_and(|read| read > 0)
         {
             let line = String::from_utf8_lossy(&bytes).trim_end().to_owned();
             bytes.clear();

@@ -41,7 +41,10 @@ impl Snapshot {
         command("rule", &["ip", "rule"])?;
         command("rule, IPv6", &["ip", "-6", "rule"])?;
         command("route", &["ip", "route", "show", "table", "all"])?;
-        command("route, IPv6", &["ip", "-6", "route", "show", "table", "all"])?;
+        command(
+            "route, IPv6",
+            &["ip", "-6", "route", "show", "table", "all"],
+        )?;
         command("qdisc", &["tc", "qdisc", "show"])?;
         command("netfilter", &["nft", "--stateless", "list", "ruleset"])?;
         parts.insert("filter", filters(ns)?);

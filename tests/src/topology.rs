@@ -203,7 +203,7 @@ fn give(
     ];
     if let Some(via) = via {
         lines.push(format!("route add default via {}", via(Family::V4)));
-        lines.push(format!("-6 route add default via {}", via(Family::V6)));
+        lines.push(format!("route add ::/0 via {}", via(Family::V6)));
     }
     batch(ns, &lines)
 }
@@ -228,8 +228,8 @@ fn far_addresses(internet: &Namespace) -> Result<()> {
     // Not translated, so a server sees the device's own address when its traffic went direct.
     let (v4, v6) = (Family::V4.gateway_wan(), Family::V6.gateway_wan());
     lines.push(format!("route add 10.76.0.0/14 via {v4}"));
-    lines.push(format!("-6 route add 2001:db8:77::/64 via {v6}"));
-    lines.push(format!("-6 route add 2001:db8:78::/64 via {v6}"));
+    lines.push(format!("route add 2001:db8:77::/64 via {v6}"));
+    lines.push(format!("route add 2001:db8:78::/64 via {v6}"));
     batch(internet, &lines)
 }
 
@@ -237,8 +237,8 @@ fn masquerade(gateway: &Namespace) -> Result<()> {
     gateway.run(&[
         "nft",
         "add table inet lab; \
-         add chain inet lab masquerade { type nat hook postrouting priority srcnat; }; \
-         add rule inet lab masquerade oifname wan0 masquerade",
+         add chain inet lab wan { type nat hook postrouting priority srcnat; }; \
+         add rule inet lab wan oifname wan0 masquerade",
     ])?;
     Ok(())
 }

@@ -72,8 +72,7 @@ pub fn is_listening(ns: &Namespace, transport: Transport, port: u16) -> Result<b
                     let local = words.next().and_then(|address| address.rsplit_once(':'));
                     let listens = words.nth(1) == Some(state);
                     listens
-                        && local
-                            .is_some_and(|(_, hex)| u16::from_str_radix(hex, 16) == Ok(port))
+                        && local.is_some_and(|(_, hex)| u16::from_str_radix(hex, 16) == Ok(port))
                 })
             })
         })

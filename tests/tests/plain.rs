@@ -130,7 +130,10 @@ fn ten_thousand_peers_of_one_socket() -> Result<()> {
         assert!(peers.wrong.is_empty(), "{:?}", peers.wrong);
         assert_eq!(echo.clients().len(), 1);
         echo.forget();
-        eprintln!("{family:?}: {:?}, {} asked again", peers.elapsed, peers.resent);
+        eprintln!(
+            "{family:?}: {:?}, {} asked again",
+            peers.elapsed, peers.resent
+        );
     }
     Ok(())
 }
@@ -138,7 +141,6 @@ fn ten_thousand_peers_of_one_socket() -> Result<()> {
 #[test]
 fn iperf_measures_both_ways_and_udp() -> Result<()> {
     let lab = Lab::new()?;
-    let server = Iperf::start(&lab.internet, 5201)?;
     let tests = [
         (Family::V4, Test::default()),
         (
@@ -158,7 +160,8 @@ fn iperf_measures_both_ways_and_udp() -> Result<()> {
         ),
     ];
     for (family, test) in tests {
-        let report = traffic::iperf(&lab.device, family.far(1), server.port(), test)?;
+        let server = Iperf::start(&lab.internet, family.far(1))?;
+        let report = traffic::iperf(&lab.device, server.address(), test)?;
         let least = if test.udp.is_some() { 40e6 } else { 200e6 };
         assert!(
             report.bits_per_second > least,
@@ -221,7 +224,12 @@ fn whoami_by(ns: &Namespace, proxy: &str, server: IpAddr) -> Result<IpAddr> {
         proxy,
         &url(server, "whoami"),
     ])?;
-    Ok(output.stdout.split_whitespace().next().unwrap_or_default().parse()?)
+    Ok(output
+        .stdout
+        .split_whitespace()
+        .next()
+        .unwrap_or_default()
+        .parse()?)
 }
 
 #[test]
@@ -305,7 +313,9 @@ fn a_snapshot_shows_what_changed_and_only_that() -> Result<()> {
     let changes = Snapshot::take(&lab)?.since(&before);
     for part in ["rule: 100:", "route: local default", "qdisc: qdisc clsact"] {
         assert!(
-            changes.iter().any(|line| line.starts_with("+ ") && line.contains(part)),
+            changes
+                .iter()
+                .any(|line| line.starts_with("+ ") && line.contains(part)),
             "no {part} in {changes:#?}"
         );
     }

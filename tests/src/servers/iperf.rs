@@ -1,35 +1,46 @@
 //! The server of iperf3.
 
-use anyhow::{Context, Result};
+use std::net::{IpAddr, SocketAddr};
 
-use crate::{
-    Namespace, Process,
-    wait::{Transport, listening},
-};
+use anyhow::Result;
 
-/// `iperf3 -s`: one test at a time, both families.
+use crate::{Namespace, Process, wait::SOON};
+
+/// `iperf3 -s` at one address: one test at a time.
 #[derive(Debug)]
 pub struct Iperf {
     process: Process,
-    port: u16,
+    address: SocketAddr,
 }
 
 impl Iperf {
-    /// Starts it at `port` (its own default is 5201).
+    /// The port that iperf3 itself would choose.
+    pub const PORT: u16 = 5201;
+
+    /// Starts it. Not at all addresses: over UDP it would answer from the address that the route back
+    /// suggests instead of the one that was asked, and the client would wait for ever.
     ///
     /// # Errors
     /// When it does not listen in time; the message holds its log.
-    pub fn start(ns: &Namespace, port: u16) -> Result<Self> {
-        let process = ns.spawn(&["iperf3", "-s", "-p", &port.to_string()])?;
-        listening(ns, Transport::Tcp, port)
-            .with_context(|| format!("iperf3 said: {}", process.lines().join("\n")))?;
-        Ok(Self { process, port })
+    pub fn start(ns: &Namespace, address: IpAddr) -> Result<Self> {
+        let address = SocketAddr::new(address, Self::PORT);
+        let process = ns.spawn(&[
+            "iperf3",
+            "-s",
+            "--forceflush",
+            "-B",
+            &address.ip().to_string(),
+            "-p",
+            &address.port().to_string(),
+        ])?;
+        process.wait_for_line("Server listening", SOON)?;
+        Ok(Self { process, address })
     }
 
     /// Where it listens.
     #[must_use]
-    pub const fn port(&self) -> u16 {
-        self.port
+    pub const fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Its process.

@@ -107,13 +107,17 @@ impl Nginx {
     /// # Errors
     /// When none comes.
     pub fn request_for(&self, path: &str) -> Result<Request> {
-        until(&format!("a request for {path} in nginx's log"), SOON, || {
-            let requests = self.requests()?;
-            Ok(requests
-                .into_iter()
-                .rev()
-                .find(|request| request.path == path))
-        })
+        until(
+            &format!("a request for {path} in nginx's log"),
+            SOON,
+            || {
+                let requests = self.requests()?;
+                Ok(requests
+                    .into_iter()
+                    .rev()
+                    .find(|request| request.path == path))
+            },
+        )
     }
 }
 

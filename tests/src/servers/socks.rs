@@ -85,9 +85,7 @@ socks pass {{
         let nobody = "nobody:x:65534:65534::/:/bin/false";
         write(
             "passwd",
-            &format!(
-                "root:x:0:0::/:/bin/false\n{nobody}\n{USER}:x:64999:64999::/:/bin/false\n"
-            ),
+            &format!("root:x:0:0::/:/bin/false\n{nobody}\n{USER}:x:64999:64999::/:/bin/false\n"),
         )?;
         write(
             "shadow",

@@ -20,8 +20,9 @@ use nix::{
     sys::{
         epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
         socket::{
-            ControlMessage, ControlMessageOwned, MsgFlags, SockaddrIn, SockaddrIn6, SockaddrLike,
-            bind, recvmsg, sendmsg, setsockopt, socket, sockopt, AddressFamily, SockFlag, SockType,
+            AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
+            SockaddrIn, SockaddrIn6, SockaddrLike, bind, recvmsg, sendmsg, setsockopt, socket,
+            sockopt,
         },
     },
 };
@@ -57,10 +58,7 @@ impl UdpEcho {
         let (stop, stopped) = UnixStream::pair()?;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         for (index, socket) in sockets.iter().enumerate() {
-            epoll.add(
-                socket,
-                EpollEvent::new(EpollFlags::EPOLLIN, index as u64),
-            )?;
+            epoll.add(socket, EpollEvent::new(EpollFlags::EPOLLIN, index as u64))?;
         }
         epoll.add(&stopped, EpollEvent::new(EpollFlags::EPOLLIN, u64::MAX))?;
         let clients = Clients::default();
@@ -203,7 +201,13 @@ where
     };
     let Client(client) = from.into();
     // A lost answer is UDP's right; the question was seen all the same.
-    sent.or_else(|error| if error == Errno::EAGAIN { Ok(0) } else { Err(error) })?;
+    sent.or_else(|error| {
+        if error == Errno::EAGAIN {
+            Ok(0)
+        } else {
+            Err(error)
+        }
+    })?;
     Ok(client)
 }
 

@@ -119,7 +119,8 @@ impl HeldDownload {
         let mut buffer = vec![0; 1 << 18];
         let mut done = 0;
         while done < bytes {
-            let wanted = usize::try_from(bytes - done).map_or(buffer.len(), |n| n.min(buffer.len()));
+            let wanted =
+                usize::try_from(bytes - done).map_or(buffer.len(), |n| n.min(buffer.len()));
             let read = pipe.read(&mut buffer[..wanted])?;
             if read == 0 {
                 break;

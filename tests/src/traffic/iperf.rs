@@ -1,6 +1,6 @@
 //! iperf3's client.
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -51,9 +51,10 @@ pub struct Report {
 ///
 /// # Errors
 /// When iperf3 fails; the message is its own.
-pub fn iperf(ns: &Namespace, server: IpAddr, port: u16, test: Test<'_>) -> Result<Report> {
+pub fn iperf(ns: &Namespace, server: SocketAddr, test: Test<'_>) -> Result<Report> {
     let mut command = ns.command("iperf3");
-    command.args(["-J", "-c", &server.to_string(), "-p", &port.to_string()]);
+    command.args(["-J", "-c", &server.ip().to_string()]);
+    command.args(["-p", &server.port().to_string()]);
     command.args(["--connect-timeout", "5000"]);
     command.args(["-t", &test.seconds.to_string()]);
     command.args(["-P", &test.streams.to_string()]);
