@@ -1,1 +1,27 @@
-//! Lab.
+//! The lab: network namespaces and real programs, where tproxy-bpf is tried and measured.
+//!
+//! A [`Lab`] is a device, a gateway and an "internet", joined by links. Servers run in the
+//! internet ([`servers`]), clients on the device ([`traffic`]), and `tproxy-bpf` on the gateway
+//! ([`Tproxy`]). Nothing of the host is touched, and dropping the lab removes all of it.
+//! Needs root.
+
+pub mod addr;
+pub mod gateway;
+pub mod interrupt;
+pub mod links;
+pub mod ns;
+pub mod process;
+mod remains;
+pub mod servers;
+pub mod snapshot;
+pub mod topology;
+pub mod traffic;
+pub mod wait;
+
+pub use addr::Family;
+pub use gateway::Tproxy;
+pub use links::Lan;
+pub use ns::Namespace;
+pub use process::{Output, Process};
+pub use snapshot::Snapshot;
+pub use topology::{Builder, Lab, Unsupported, or_skip};

@@ -1,0 +1,202 @@
+//! The program under test, on the gateway.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::{Lab, Namespace, Output, Process, process};
+
+/// One line of `tproxy-bpf counters --json`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Counter {
+    /// The word of the reason.
+    pub reason: String,
+    /// What happens to such packets: `pass`, `steer` or `drop`.
+    pub effect: String,
+    /// How many.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// The reason in one sentence.
+    pub sentence: String,
+}
+
+/// The path of `tproxy-bpf`: `TPROXY_BPF` of the environment, or beside the running test or binary.
+///
+/// # Errors
+/// When it is not there.
+pub fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("TPROXY_BPF") {
+        let path = PathBuf::from(path);
+        if path.is_file() {
+            return Ok(path);
+        }
+        bail!("TPROXY_BPF names {}, which is no file", path.display());
+    }
+    let own = std::env::current_exe().context("asking for the path of this program")?;
+    // target/PROFILE/deps/TEST or target/PROFILE/BINARY.
+    own.ancestors()
+        .skip(1)
+        .take(2)
+        .map(|dir| dir.join("tproxy-bpf"))
+        .find(|path| path.is_file())
+        .with_context(|| {
+            format!(
+                "no tproxy-bpf beside {}; build it with `cargo build -p tproxy-userspace`, or name it in TPROXY_BPF",
+                own.display()
+            )
+        })
+}
+
+impl Lab {
+    /// A command that runs `tproxy-bpf` on the gateway.
+    ///
+    /// # Errors
+    /// When the binary is not there.
+    pub fn tproxy_command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = self.gateway.command(
+            binary()?
+                .to_str()
+                .context("the path of tproxy-bpf is not UTF-8")?,
+        );
+        command.args(args);
+        Ok(command)
+    }
+
+    /// Starts `tproxy-bpf` with these arguments on the gateway and waits until it is ready.
+    ///
+    /// # Errors
+    /// When it ends, or is not ready in 20 s; the message holds its log.
+    pub fn tproxy(&self, args: &[&str]) -> Result<Tproxy> {
+        let process = Process::spawn(self.tproxy_command(args)?)?;
+        process.wait_for_line("ready", Duration::from_secs(20))?;
+        Ok(Tproxy { process })
+    }
+
+    /// `tproxy-bpf run` on the LAN link with one outbound, ready.
+    ///
+    /// # Errors
+    /// As [`Lab::tproxy`].
+    pub fn tproxy_with(&self, outbound: &str) -> Result<Tproxy> {
+        self.tproxy(&["run", "--lan", self.lan(), "--outbound", outbound])
+    }
+
+    /// Runs `tproxy-bpf` on the gateway to its end, whatever its exit code.
+    ///
+    /// # Errors
+    /// When it cannot be started or takes over a minute.
+    pub fn tproxy_run(&self, args: &[&str]) -> Result<Output> {
+        process::run(self.tproxy_command(args)?, Duration::from_mins(1))
+    }
+
+    /// Reads the counters.
+    ///
+    /// # Errors
+    /// When the command fails or prints something else.
+    pub fn counters(&self) -> Result<Vec<Counter>> {
+        self.tproxy_run(&["counters", "--json"])?.ok()?.json()
+    }
+
+    /// The packets counted under one reason.
+    ///
+    /// # Errors
+    /// As [`Lab::counters`], and when there is no such reason.
+    pub fn packets(&self, reason: &str) -> Result<u64> {
+        self.counters()?
+            .into_iter()
+            .find(|counter| counter.reason == reason)
+            .map(|counter| counter.packets)
+            .with_context(|| format!("there is no counter \"{reason}\""))
+    }
+
+    /// The pins of the program under test on this gateway.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        state(crate::remains::PINS, &self.gateway)
+    }
+
+    /// Its other state.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        state(crate::remains::STATE, &self.gateway)
+    }
+}
+
+fn state(base: &str, gateway: &Namespace) -> PathBuf {
+    Path::new(base).join(gateway.inode().to_string())
+}
+
+/// A running `tproxy-bpf`. Dropping it kills it with SIGKILL; what that leaves goes with the lab.
+#[derive(Debug)]
+pub struct Tproxy {
+    process: Process,
+}
+
+impl Tproxy {
+    /// Its process and log.
+    #[must_use]
+    pub const fn process(&self) -> &Process {
+        &self.process
+    }
+
+    /// Sends SIGTERM and wants it to end in order.
+    ///
+    /// # Errors
+    /// When it takes over 15 s or its exit code is not 0; the message holds its log.
+    pub fn stop(mut self) -> Result<()> {
+        self.process.stop(Duration::from_secs(15))
+    }
+
+    /// Kills it with SIGKILL.
+    pub fn kill9(mut self) {
+        self.process.kill();
+    }
+
+    /// Its open files.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn open_files(&self) -> Result<usize> {
+        let path = format!("/proc/{}/fd", self.process.pid());
+        Ok(std::fs::read_dir(&path)
+            .with_context(|| format!("reading {path}"))?
+            .count())
+    }
+
+    /// Its resident memory, in KiB.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn resident_kib(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.process.pid());
+        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        text.lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))
+            .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+            .with_context(|| format!("no VmRSS in {path}"))
+    }
+
+    /// The CPU time it has used, user and system.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let path = format!("/proc/{}/stat", self.process.pid());
+        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
+        // proc(5): the name, in parentheses, may hold anything; utime and stime are fields 14 and 15,
+        // in ticks of USER_HZ, which is 100 on every Linux that Rust's std runs on.
+        let ticks: u64 = text
+            .rsplit_once(')')
+            .map(|(_, rest)| rest.split_whitespace().skip(11).take(2))
+            .into_iter()
+            .flatten()
+            .filter_map(|word| word.parse::<u64>().ok())
+            .sum();
+        Ok(Duration::from_millis(ticks * 10))
+    }
+}
