@@ -21,7 +21,11 @@ pub fn run(ctx: &SkLookupContext) -> u32 {
     let lookup = ctx.lookup;
     // SAFETY: the kernel gives a valid context for the run of the program.
     let (v4, protocol, interface) = unsafe {
-        ((*lookup).family == AF_INET, (*lookup).protocol, (*lookup).ingress_ifindex)
+        (
+            (*lookup).family == AF_INET,
+            (*lookup).protocol,
+            (*lookup).ingress_ifindex,
+        )
     };
     let addresses = addresses(lookup, v4);
     if protocol == u32::from(PROTOCOL_UDP) {

@@ -7,4 +7,5 @@ pub mod config;
 pub mod control;
 pub mod data;
 pub mod net;
+pub mod observe;
 pub mod policy;

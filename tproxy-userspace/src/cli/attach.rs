@@ -5,16 +5,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tproxy_common::abi::Origin;
+use tproxy_userspace::control::bpf::Maps;
 use tproxy_userspace::control::bypass::{self, Terms};
 use tproxy_userspace::control::gateway::{self, Gateway};
 use tproxy_userspace::control::links::Snapshot;
 use tproxy_userspace::control::place::Place;
-use tproxy_userspace::control::sync::{LinkPattern, wanted};
+use tproxy_userspace::control::sync::wanted;
 use tproxy_userspace::control::{Netlink, preflight};
 use tproxy_userspace::observe::socket::{Request, ask};
 
 use super::run::{load, parse_patterns, policy};
-use super::session::{bypass_prefixes, way};
+use super::session::{bypass_prefixes, exact, way};
 use super::{AttachArgs, DetachArgs, Role, output, small_runtime};
 
 /// Longer than any proxy drains by default; one that is told to drain longer is waited for in vain.
@@ -28,26 +29,27 @@ pub fn attach(args: AttachArgs) -> Result<ExitCode> {
         config.on_proxy_down = policy.into();
     }
     let prefixes = bypass_prefixes(&config)?;
-    preflight::check()?;
+    let kernel = preflight::check_machine()?.kernel;
     let place = Place::current()?;
     small_runtime()?.block_on(async {
-        let snapshot = Snapshot::read(&Netlink::open()?).await?;
-        preflight::check_links(&snapshot, &patterns)?;
+        let snapshot = Snapshot::take(&Netlink::open()?).await?;
+        preflight::check_links(&patterns, &snapshot)?;
         let _lock = place.lock()?;
-        let fresh = !place.is_in_use();
-        let mut gateway = Gateway::open(place.clone(), way(), true).await?;
+        let fresh = Maps::open(place.pins())?.is_none();
+        let mut gateway = Gateway::open(place.clone(), way(kernel), true).await?;
         // A gateway that is there keeps its policy unless told otherwise.
         if fresh || args.config.is_some() {
             gateway.set_policy(policy(&config))?;
             bypass::replace(gateway.maps(), &prefixes, &Terms::default(), Origin::Config)?;
         } else if args.on_proxy_down.is_some() {
             let bypass_private = gateway.policy()?.bypass_private;
-            gateway.set_policy(gateway::Policy { bypass_private, ..policy(&config) })?;
+            gateway.set_policy(gateway::Policy {
+                bypass_private,
+                ..policy(&config)
+            })?;
         }
         let mut all = patterns;
-        for name in gateway.attached_links(&snapshot)? {
-            all.push(LinkPattern::exact(&name));
-        }
+        all.extend(exact(&gateway.links(&snapshot, false)?)?);
         let wanted = wanted(&snapshot, &all, &config.lan.sources);
         let synced = gateway.sync(&wanted, &snapshot).await?;
         if let Some(error) = synced.failed.into_iter().next() {
@@ -68,7 +70,7 @@ pub fn detach(args: &DetachArgs) -> Result<ExitCode> {
 
 fn detach_here(place: &Place, links: &[String]) -> Result<ExitCode> {
     let detached = small_runtime()?.block_on(async {
-        let snapshot = Snapshot::read(&Netlink::open()?).await?;
+        let snapshot = Snapshot::take(&Netlink::open()?).await?;
         let lock = place.lock()?;
         anyhow::Ok(gateway::detach(place, links, &snapshot, lock).await?)
     })?;
@@ -83,22 +85,36 @@ fn detach_here(place: &Place, links: &[String]) -> Result<ExitCode> {
 /// A running proxy gives its links up itself, so that its connections can end first.
 fn detach_running(place: &Place, pid: u32, links: &[String]) -> Result<ExitCode> {
     if links.is_empty() {
-        ask(place.run(), &Request::Detach { links: Vec::new() }, PATIENCE)?;
+        ask(
+            place.run(),
+            &Request::Detach { links: Vec::new() },
+            PATIENCE,
+        )?;
         let deadline = Instant::now() + PATIENCE;
         while place.proxy_pid() == Some(pid) {
             if Instant::now() > deadline {
-                bail!("the proxy (process {pid}) is still draining its connections; try again later");
+                bail!(
+                    "the proxy (process {pid}) is still draining its connections; try again later"
+                );
             }
             std::thread::sleep(Duration::from_millis(50));
         }
         return detach_here(place, links);
     }
     for link in links {
-        let answer = ask(place.run(), &Request::Detach { links: vec![link.clone()] }, PATIENCE)?;
+        let answer = ask(
+            place.run(),
+            &Request::Detach {
+                links: vec![link.clone()],
+            },
+            PATIENCE,
+        )?;
         if let Some(error) = answer["error"].as_str() {
             bail!("detaching {link} failed: {error}");
         }
-        answer["detached"].as_str().context("the proxy gave an answer that is not understood")?;
+        answer["detached"]
+            .as_str()
+            .context("the proxy gave an answer that is not understood")?;
         output::text_out(&format!("detached from {link}\n"))?;
     }
     Ok(ExitCode::SUCCESS)

@@ -13,7 +13,7 @@ use tproxy_userspace::control::bpf::BypassEntry;
 use tproxy_userspace::control::bypass::{self, Terms};
 use tproxy_userspace::control::place::Place;
 use tproxy_userspace::policy::list::load_files;
-use tproxy_userspace::policy::prefix::parse_prefix;
+use tproxy_userspace::policy::prefix;
 
 use super::output::{self, Table};
 use super::{BypassCommand, TermsArgs, pinned_maps};
@@ -35,10 +35,12 @@ pub fn bypass(command: BypassCommand) -> Result<ExitCode> {
                 Ok(format!("{} removed", count(prefixes.len())))
             })
         }
-        BypassCommand::Load { files, replace, terms } => load(&files, replace, &terms),
-        BypassCommand::Flush => {
-            edit(|maps| Ok(format!("{} removed", count(bypass::flush(maps)?))))
-        }
+        BypassCommand::Load {
+            files,
+            replace,
+            terms,
+        } => load(&files, replace, &terms),
+        BypassCommand::Flush => edit(|maps| Ok(format!("{} removed", count(bypass::flush(maps)?)))),
         BypassCommand::List { hits, read } => list(hits, read.json),
     }
 }
@@ -83,13 +85,24 @@ fn count(prefixes: usize) -> String {
 }
 
 fn parse_all(texts: &[String]) -> Result<Vec<IpNet>> {
-    texts.iter().map(|text| parse_prefix(text).map_err(anyhow::Error::from)).collect()
+    texts
+        .iter()
+        .map(|text| prefix::parse(text).map_err(anyhow::Error::from))
+        .collect()
 }
 
 impl TermsArgs {
     fn parse(&self) -> Result<Terms> {
-        let ttl = self.ttl.as_deref().map(parse_duration).transpose().context("--ttl")?;
-        Ok(Terms { ttl, note: self.comment.clone().unwrap_or_default() })
+        let ttl = self
+            .ttl
+            .as_deref()
+            .map(parse_duration)
+            .transpose()
+            .context("--ttl")?;
+        Ok(Terms {
+            ttl,
+            note: self.comment.clone().unwrap_or_default(),
+        })
     }
 }
 
@@ -107,7 +120,11 @@ struct Row {
 fn row(entry: BypassEntry, now: u64) -> Row {
     Row {
         prefix: entry.prefix,
-        origin: if entry.value.origin == Origin::Config as u32 { "config" } else { "command" },
+        origin: if entry.value.origin == Origin::Config as u32 {
+            "config"
+        } else {
+            "command"
+        },
         expires_in: bypass::time_left(&entry.value, now).map(|left| left.as_secs()),
         packets: entry.value.packets,
         bytes: entry.value.bytes,
@@ -138,7 +155,12 @@ fn list(hits: bool, json: bool) -> Result<ExitCode> {
         let expires = row.expires_in.map_or("never".into(), |seconds| {
             output::duration(std::time::Duration::from_secs(seconds))
         });
-        let mut cells = vec![row.prefix.to_string(), row.origin.into(), expires, row.comment];
+        let mut cells = vec![
+            row.prefix.to_string(),
+            row.origin.into(),
+            expires,
+            row.comment,
+        ];
         if hits {
             cells.extend([output::number(row.packets), output::bytes(row.bytes)]);
         }

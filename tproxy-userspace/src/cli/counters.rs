@@ -45,7 +45,10 @@ pub fn counters(args: &CountersArgs) -> Result<ExitCode> {
         output::json(&rows.collect::<Vec<_>>())?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new(&["reason", "effect", "packets", "bytes", "meaning"], &[2, 3]);
+    let mut table = Table::new(
+        &["reason", "effect", "packets", "bytes", "meaning"],
+        &[2, 3],
+    );
     for row in rows.filter(|row| args.all || row.packets > 0) {
         table.row([
             row.reason.into(),

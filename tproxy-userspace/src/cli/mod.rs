@@ -20,7 +20,12 @@ use tproxy_userspace::control::place::Place;
 
 /// A transparent proxy for a Linux gateway: eBPF steers, the proxy relays.
 #[derive(Debug, Parser)]
-#[command(name = "tproxy-bpf", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "tproxy-bpf",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

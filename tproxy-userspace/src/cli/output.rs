@@ -45,7 +45,10 @@ pub struct Table {
 impl Table {
     /// A table with these headings; `right` are the columns that are set to the right.
     pub fn new(headings: &[&str], right: &'static [usize]) -> Self {
-        Self { rows: vec![headings.iter().map(ToString::to_string).collect()], right }
+        Self {
+            rows: vec![headings.iter().map(ToString::to_string).collect()],
+            right,
+        }
     }
 
     /// Adds a row.

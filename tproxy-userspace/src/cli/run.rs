@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use tproxy_userspace::config::{Config, OnProxyDown};
+use tproxy_userspace::config::{Config, LinkPattern, OnProxyDown, Outbound};
 use tproxy_userspace::control::gateway;
 
 use super::{Policy, RunArgs, session};
@@ -36,7 +36,10 @@ fn config(args: &RunArgs) -> Result<Config> {
         config.lan.interfaces = parse_patterns(&args.lan)?;
     }
     if let Some(url) = &args.outbound {
-        config.set_outbound(url.parse().context("--outbound")?);
+        config.outbounds = vec![Outbound {
+            name: "command-line".into(),
+            url: url.parse().context("--outbound")?,
+        }];
     }
     if let Some(policy) = args.on_proxy_down {
         config.on_proxy_down = policy.into();
@@ -59,10 +62,11 @@ pub fn load(path: Option<&Path>) -> Result<Config> {
 }
 
 /// Names or globs of links.
-pub fn parse_patterns(
-    texts: &[String],
-) -> Result<Vec<tproxy_userspace::control::sync::LinkPattern>> {
-    texts.iter().map(|text| text.parse().map_err(anyhow::Error::from)).collect()
+pub fn parse_patterns(texts: &[String]) -> Result<Vec<LinkPattern>> {
+    texts
+        .iter()
+        .map(|text| text.parse().map_err(anyhow::Error::from))
+        .collect()
 }
 
 /// What the kernel half is told of a configuration.
@@ -87,8 +91,8 @@ impl From<Policy> for OnProxyDown {
 fn init_log() {
     use std::io::IsTerminal as _;
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,access=warn"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,access=warn"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -7,14 +7,14 @@ use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tproxy_common::abi::{Listener, Origin};
-use tproxy_userspace::config::Config;
+use tproxy_userspace::config::{Config, LinkPattern};
 use tproxy_userspace::control::bpf::AttachWay;
 use tproxy_userspace::control::bypass::{self, Terms};
 use tproxy_userspace::control::gateway::{Gateway, Synced};
 use tproxy_userspace::control::links::{Snapshot, Watch};
 use tproxy_userspace::control::place::Place;
-use tproxy_userspace::control::sync::{LinkPattern, wanted};
-use tproxy_userspace::control::{preflight, sysctl};
+use tproxy_userspace::control::preflight::{self, KernelVersion};
+use tproxy_userspace::control::sync::wanted;
 use tproxy_userspace::data::{Outbound, Proxy, Sockets};
 use tproxy_userspace::net::SocketFactory;
 use tproxy_userspace::observe::socket::{Asked, Request, Server};
@@ -55,11 +55,15 @@ pub async fn run(config: Config) -> Result<()> {
     // What can be wrong with the words is found before anything is touched.
     let outbound: Outbound = config.outbound().url.as_str_with_secret().parse()?;
     let prefixes = bypass_prefixes(&config)?;
-    preflight::check()?;
+    let findings = preflight::check_machine()?;
+    for warning in findings.warnings {
+        tracing::warn!("{warning}");
+    }
     let place = Place::current()?;
     let mut signals = Signals::new()?;
-    let (watch, snapshot) = Watch::open().await?;
-    preflight::check_links(&snapshot, &config.lan.interfaces)?;
+    let mut watch = Watch::open()?;
+    let snapshot = watch.next().await?;
+    preflight::check_links(&config.lan.interfaces, &snapshot)?;
     let _proxy_lock = place.proxy_lock()?;
     let server = Server::bind(place.create_run()?)?;
     let factory = SocketFactory::new();
@@ -67,9 +71,9 @@ pub async fn run(config: Config) -> Result<()> {
 
     let mut gateway = {
         let _lock = place.lock()?;
-        Gateway::open(place.clone(), way(), false).await?
+        Gateway::open(place.clone(), way(findings.kernel), false).await?
     };
-    let started = start(&mut gateway, &config, &prefixes, &sockets, &snapshot).await;
+    let started = start(&mut gateway, &config, &prefixes, &sockets);
     let proxy = match started.and_then(|()| {
         Proxy::start(sockets, outbound, config.limits(), factory).map_err(Into::into)
     }) {
@@ -93,7 +97,11 @@ pub async fn run(config: Config) -> Result<()> {
     let result = session.sync().await.map(|synced| session.tell(&synced));
     let result = match result {
         Ok(()) => {
-            tracing::info!("ready: {} proxied through {}", session.lan(), session.outbound());
+            tracing::info!(
+                "ready: {} proxied through {}",
+                session.lan(),
+                session.outbound()
+            );
             session.serve(&mut signals, &server).await
         }
         Err(error) => Err(error),
@@ -104,9 +112,13 @@ pub async fn run(config: Config) -> Result<()> {
 
 /// tcx where the kernel has it. `TPROXY_BPF_ATTACH=clsact` takes the other way, for tests and for a
 /// kernel whose tcx misbehaves.
-pub fn way() -> AttachWay {
+pub fn way(kernel: KernelVersion) -> AttachWay {
     let forced = std::env::var("TPROXY_BPF_ATTACH").is_ok_and(|way| way == "clsact");
-    if preflight::has_tcx() && !forced { AttachWay::Tcx } else { AttachWay::Clsact }
+    if kernel.has_tcx() && !forced {
+        AttachWay::Tcx
+    } else {
+        AttachWay::Clsact
+    }
 }
 
 /// The prefixes that the configuration bypasses.
@@ -118,22 +130,31 @@ pub fn bypass_prefixes(config: &Config) -> Result<Vec<ipnet::IpNet>> {
     Ok(prefixes)
 }
 
+/// Patterns for links that are there.
+pub fn exact(names: &[String]) -> Result<Vec<LinkPattern>> {
+    names.iter().map(|name| Ok(name.parse()?)).collect()
+}
+
 /// Everything between the loaded programs and the first steered packet but the links themselves.
-async fn start(
+fn start(
     gateway: &mut Gateway,
     config: &Config,
     prefixes: &[ipnet::IpNet],
     sockets: &Sockets,
-    snapshot: &Snapshot,
 ) -> Result<()> {
     gateway.set_policy(policy(config))?;
     bypass::replace(gateway.maps(), prefixes, &Terms::default(), Origin::Config)?;
     if config.gateway.forward {
-        sysctl::enable_forwarding(gateway.place(), snapshot)?;
+        gateway.enable_forwarding()?;
     }
     let listeners: Vec<_> = Listener::ALL
         .into_iter()
-        .zip([sockets.tcp4(), sockets.tcp6(), sockets.udp4(), sockets.udp6()])
+        .zip([
+            sockets.tcp4_fd(),
+            sockets.tcp6_fd(),
+            sockets.udp4_fd(),
+            sockets.udp6_fd(),
+        ])
         .filter_map(|(listener, socket)| socket.map(|socket| (listener, socket)))
         .collect();
     Ok(gateway.publish(&listeners, sockets.reply_ports())?)
@@ -193,12 +214,12 @@ impl Session {
     /// Links by configuration, and those that `attach` left in place.
     async fn sync(&mut self) -> Result<Synced> {
         let mut patterns = self.config.lan.interfaces.clone();
-        for name in self.gateway.persistent_links(&self.snapshot)? {
-            patterns.push(LinkPattern::exact(&name));
-        }
+        patterns.extend(exact(&self.gateway.links(&self.snapshot, true)?)?);
         let mut wanted = wanted(&self.snapshot, &patterns, &self.config.lan.sources);
         let released = &self.released;
-        wanted.attach.retain(|_, (name, _)| !released.contains(name));
+        wanted
+            .attach
+            .retain(|_, (name, _)| !released.contains(name));
         let leaving = &self.leaving;
         let leaves = |index| {
             let name = wanted.attach.get(&index).map(|(name, _)| name);
@@ -223,7 +244,10 @@ impl Session {
 
     fn lan(&self) -> String {
         let patterns = self.config.lan.interfaces.iter();
-        patterns.map(ToString::to_string).collect::<Vec<_>>().join(", ")
+        patterns
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ")
     }
 
     fn outbound(&self) -> String {
@@ -256,7 +280,9 @@ impl Session {
     /// One link at a time, so that each asker gets one answer.
     async fn begin_to_leave(&mut self, links: &[String], asked: Asked) -> Result<()> {
         let [name] = links else {
-            asked.answer(&json!({ "error": "one link at a time" })).await;
+            asked
+                .answer(&json!({ "error": "one link at a time" }))
+                .await;
             return Ok(());
         };
         self.leaving.push(Leaving {
@@ -278,11 +304,15 @@ impl Session {
         if due.is_empty() {
             return Ok(());
         }
-        self.released.extend(due.iter().map(|leaving| leaving.name.clone()));
+        self.released
+            .extend(due.iter().map(|leaving| leaving.name.clone()));
         let synced = self.sync().await?;
         self.tell(&synced);
         for leaving in due {
-            leaving.asked.answer(&json!({ "detached": leaving.name })).await;
+            leaving
+                .asked
+                .answer(&json!({ "detached": leaving.name }))
+                .await;
         }
         Ok(())
     }
@@ -304,9 +334,7 @@ impl Session {
             report = self.proxy.drain(limit) => tracing::info!("{report}"),
             () = signals.stop() => tracing::info!("connections were cut"),
         }
-        // The machine may have changed while connections ended.
-        let snapshot = self.watch.current().await.unwrap_or(self.snapshot);
-        close(self.gateway, &self.place, &snapshot).await;
+        close(self.gateway, &self.place, &self.snapshot).await;
     }
 }
 

@@ -71,7 +71,10 @@ pub fn status(args: &ReadArgs) -> Result<ExitCode> {
 fn read(place: &Place) -> Result<Status> {
     let (snapshot, routes) = small_runtime()?.block_on(async {
         let netlink = Netlink::open()?;
-        anyhow::Ok((Snapshot::read(&netlink).await?, route::present(&netlink).await?))
+        anyhow::Ok((
+            Snapshot::take(&netlink).await?,
+            route::present(&netlink).await?,
+        ))
     })?;
     let pid = place.proxy_pid();
     let mut warnings = routes.warnings.clone();
@@ -85,8 +88,12 @@ fn read(place: &Place) -> Result<Status> {
     let mut status = Status {
         attached: false,
         links: Vec::new(),
-        rules_and_routes: routes.is_complete(),
-        proxy: ProxyStatus { running: pid.is_some(), pid, detail },
+        rules_and_routes: routes.families.iter().all(|family| family.is_complete()),
+        proxy: ProxyStatus {
+            running: pid.is_some(),
+            pid,
+            detail,
+        },
         on_proxy_down: None,
         bypass_private: None,
         bypass_prefixes: 0,
@@ -101,16 +108,22 @@ fn read(place: &Place) -> Result<Status> {
 
 fn fill(status: &mut Status, maps: &Maps, snapshot: &Snapshot) -> Result<()> {
     for (index, link) in maps.links()? {
-        let name = snapshot.links.iter().find(|link| link.index == index);
+        let name = snapshot.link(index);
         if name.is_none() {
-            status.warnings.push(format!("the link with index {index} is gone"));
+            status
+                .warnings
+                .push(format!("the link with index {index} is gone"));
         }
         status.links.push(LinkStatus {
             name: name.map_or_else(|| format!("link {index}"), |link| link.name.clone()),
             index,
             role: "lan",
             persistent: link.flags & Link::PERSISTENT != 0,
-            way: if link.flags & Link::CLSACT != 0 { "clsact" } else { "tcx" },
+            way: if link.flags & Link::CLSACT != 0 {
+                "clsact"
+            } else {
+                "tcx"
+            },
         });
     }
     status.links.sort_by(|a, b| a.name.cmp(&b.name));
@@ -161,12 +174,16 @@ fn text(status: &Status) -> String {
                     "{} now, {} in all; the limit is {}",
                     count("connections"),
                     count("connections_total"),
-                    count("connection_limit")
+                    output::number(traffic["limits"]["connections"].as_u64().unwrap_or(0))
                 ),
             );
             line(
                 "associations",
-                &format!("{} now, {} in all", count("associations"), count("associations_total")),
+                &format!(
+                    "{} now, {} in all",
+                    count("associations"),
+                    count("associations_total")
+                ),
             );
         }
         (Some(pid), None) => line("proxy", &format!("process {pid} runs but does not answer")),
@@ -175,11 +192,22 @@ fn text(status: &Status) -> String {
     }
     if status.attached {
         for link in &status.links {
-            let stays = if link.persistent { ", stays without a proxy" } else { "" };
-            line("link", &format!("{} ({}, {}{stays})", link.name, link.role, link.way));
+            let stays = if link.persistent {
+                ", stays without a proxy"
+            } else {
+                ""
+            };
+            line(
+                "link",
+                &format!("{} ({}, {}{stays})", link.name, link.role, link.way),
+            );
         }
         line("if it is down", down);
-        let private = if status.bypass_private == Some(true) { " and private ranges" } else { "" };
+        let private = if status.bypass_private == Some(true) {
+            " and private ranges"
+        } else {
+            ""
+        };
         let prefixes = output::number(status.bypass_prefixes as u64);
         line("bypass", &format!("{prefixes} prefixes{private}"));
         line(

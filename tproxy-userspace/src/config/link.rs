@@ -28,6 +28,12 @@ impl LinkPattern {
         self.0.contains(['*', '?'])
     }
 
+    /// The name, if this is not a glob.
+    #[must_use]
+    pub fn exact(&self) -> Option<&str> {
+        (!self.is_glob()).then_some(&*self.0)
+    }
+
     /// Does a link of this name belong to it?
     #[must_use]
     pub fn matches(&self, name: &str) -> bool {

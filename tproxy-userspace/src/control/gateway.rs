@@ -9,9 +9,10 @@ use tproxy_common::abi::{Link, Listener, Settings};
 
 use super::bpf::{self, AttachWay, Maps, Programs};
 use super::links::{Framing, Snapshot};
-use super::place::{self, Place};
-use super::sync::{self, LocalKind, Wanted};
-use super::{qdisc, route, sysctl};
+use super::place::{Lock, Place};
+use super::sync::{LocalKind, Wanted, diff, diff_sets};
+use super::sysctl::{self, Store};
+use super::{Netlink, qdisc, route};
 
 /// What can go wrong with a gateway.
 #[derive(Debug, thiserror::Error)]
@@ -19,26 +20,9 @@ pub enum Error {
     /// Programs or maps.
     #[error(transparent)]
     Bpf(#[from] bpf::Error),
-    /// Rules or routes.
+    /// Rules, routes, links, sysctls, folders.
     #[error(transparent)]
-    Route(#[from] route::Error),
-    /// Sysctls.
-    #[error(transparent)]
-    Sysctl(#[from] sysctl::Error),
-    /// Folders.
-    #[error(transparent)]
-    Place(#[from] place::Error),
-    /// The clsact qdisc.
-    #[error(transparent)]
-    Qdisc(#[from] qdisc::Error),
-    /// A link has a kind of header that is not known.
-    #[error(
-        "{name} cannot be attached: what stands before the IP header on a link of this kind is not known"
-    )]
-    UnknownFraming {
-        /// The link.
-        name: String,
-    },
+    Machine(#[from] super::Error),
     /// A link to be detached is not attached.
     #[error("{name} is not attached; {}", attached_list(.attached))]
     NotAttached {
@@ -69,6 +53,7 @@ pub struct Policy {
 /// A gateway whose kernel half is loaded.
 pub struct Gateway {
     place: Place,
+    netlink: Netlink,
     maps: Maps,
     programs: Programs,
     way: AttachWay,
@@ -91,18 +76,25 @@ pub struct Synced {
 
 impl Gateway {
     /// Loads programs and maps, adopting what is pinned, and puts rules, routes and socket lookup in
-    /// place. A failure leaves nothing that was not there before.
+    /// place. A failure leaves nothing that was not there before. The caller holds the place's lock.
     ///
     /// # Errors
     /// The first step that failed.
     pub async fn open(place: Place, way: AttachWay, persistent: bool) -> Result<Self, Error> {
+        let netlink = Netlink::open()?;
         let adopting = Maps::open(place.pins())?.is_some();
-        match Self::open_parts(&place).await {
-            Ok((programs, maps)) => {
-                Ok(Self { place, maps, programs, way, persistent, attached: BTreeMap::new() })
-            }
+        match Self::open_parts(&place, &netlink).await {
+            Ok((programs, maps)) => Ok(Self {
+                place,
+                netlink,
+                maps,
+                programs,
+                way,
+                persistent,
+                attached: BTreeMap::new(),
+            }),
             Err(error) => {
-                if !adopting && let Err(undo) = clear(&place).await {
+                if !adopting && let Err(undo) = clear(&place, &netlink).await {
                     tracing::warn!("taking back a start that failed: {undo}");
                 }
                 Err(error)
@@ -110,17 +102,41 @@ impl Gateway {
         }
     }
 
-    async fn open_parts(place: &Place) -> Result<(Programs, Maps), Error> {
-        place.prepare()?;
-        let (mut programs, maps) = Programs::load(place.pins())?;
-        route::install().await?;
+    async fn open_parts(place: &Place, netlink: &Netlink) -> Result<(Programs, Maps), Error> {
+        let (mut programs, maps) = Programs::load(place.create_pins()?)?;
+        for warning in route::install(netlink).await?.warnings {
+            tracing::warn!("{warning}");
+        }
         programs.attach_lookup()?;
         Ok((programs, maps))
+    }
+
+    /// Switches forwarding on for as long as the gateway is there.
+    ///
+    /// # Errors
+    /// [`Error::Machine`].
+    pub fn enable_forwarding(&self) -> Result<(), Error> {
+        for change in sysctl::enable_forwarding(&Store::new(&self.place))? {
+            tracing::debug!("sysctl {} was {}", change.key, change.was);
+        }
+        Ok(())
     }
 
     /// The maps.
     pub fn maps(&mut self) -> &mut Maps {
         &mut self.maps
+    }
+
+    /// The policy in force.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`].
+    pub fn policy(&self) -> Result<Policy, Error> {
+        let settings = self.maps.settings()?;
+        Ok(Policy {
+            bypass_private: settings.has(Settings::BYPASS_PRIVATE),
+            down_drops: settings.has(Settings::DOWN_DROPS),
+        })
     }
 
     /// Puts a policy into force.
@@ -129,8 +145,12 @@ impl Gateway {
     /// [`Error::Bpf`].
     pub fn set_policy(&mut self, policy: Policy) -> Result<(), Error> {
         let mut settings = self.maps.settings()?;
-        let mut set = |flag, on| {
-            settings.flags = if on { settings.flags | flag } else { settings.flags & !flag };
+        let mut set = |flag: u32, on| {
+            settings.flags = if on {
+                settings.flags | flag
+            } else {
+                settings.flags & !flag
+            };
         };
         set(Settings::BYPASS_PRIVATE, policy.bypass_private);
         set(Settings::DOWN_DROPS, policy.down_drops);
@@ -169,14 +189,17 @@ impl Gateway {
         Ok(())
     }
 
-    /// Names of the links that outlive the proxy, because `attach` attached them.
+    /// Names of the attached links; `persistent` only: those that outlive the proxy, because `attach`
+    /// attached them.
     ///
     /// # Errors
     /// [`Error::Bpf`].
-    pub fn persistent_links(&self, snapshot: &Snapshot) -> Result<Vec<String>, Error> {
+    pub fn links(&self, snapshot: &Snapshot, persistent: bool) -> Result<Vec<String>, Error> {
         let links = self.maps.links()?.into_iter();
-        let kept = links.filter(|(_, link)| link.flags & Link::PERSISTENT != 0);
-        Ok(kept.filter_map(|(index, _)| name_of(snapshot, index)).collect())
+        let meant = links.filter(|(_, link)| !persistent || link.flags & Link::PERSISTENT != 0);
+        Ok(meant
+            .filter_map(|(index, _)| name_of(snapshot, index))
+            .collect())
     }
 
     /// Brings maps and links in step with what is wanted.
@@ -217,7 +240,7 @@ impl Gateway {
             .map(|(prefix, kind)| (*prefix, *kind == LocalKind::Address))
             .collect();
         let present: BTreeMap<IpNet, bool> = self.maps.locals()?.into_iter().collect();
-        let changes = sync::diff_maps(&wanted, &present);
+        let changes = diff(&wanted, &present);
         for (prefix, address) in changes.add {
             self.maps.set_local(prefix, Some(address))?;
         }
@@ -229,8 +252,8 @@ impl Gateway {
 
     fn sync_sources(&mut self, wanted: &BTreeSet<(u32, IpNet)>) -> Result<(), Error> {
         let present: BTreeSet<(u32, IpNet)> = self.maps.sources()?.into_iter().collect();
-        let changes = sync::diff_sets(wanted, &present);
-        for (index, prefix) in changes.add {
+        let changes = diff_sets(wanted, &present);
+        for ((index, prefix), ()) in changes.add {
             self.maps.set_source(index, prefix, true)?;
         }
         for (index, prefix) in changes.remove {
@@ -240,15 +263,16 @@ impl Gateway {
     }
 
     fn attach(&mut self, index: u32, name: &str, framing: Framing) -> Result<(), Error> {
-        let ethernet = match framing {
-            Framing::Ethernet => true,
-            Framing::None => false,
-            Framing::Unknown => return Err(Error::UnknownFraming { name: name.into() }),
-        };
-        let before = self.maps.links()?.into_iter().find(|(found, _)| *found == index);
+        let ethernet = framing == Framing::Ethernet;
+        let before = self
+            .maps
+            .links()?
+            .into_iter()
+            .find(|(found, _)| *found == index);
         let before = before.map(|(_, link)| link.flags);
         let was_there = self.programs.attach_lan(index, name, ethernet, self.way)?;
-        let mut flags = Link::LAN | before.unwrap_or(0) & (Link::PERSISTENT | Link::CLSACT_WAS_THERE);
+        let mut flags =
+            Link::LAN | before.unwrap_or(0) & (Link::PERSISTENT | Link::CLSACT_WAS_THERE);
         if self.persistent {
             flags |= Link::PERSISTENT;
         }
@@ -264,7 +288,15 @@ impl Gateway {
     }
 
     async fn detach(&mut self, index: u32, name: &str, link: Link) -> Result<(), Error> {
-        detach_link(&self.place, &mut self.maps, index, name, link).await?;
+        detach_link(
+            &self.place,
+            &self.netlink,
+            &mut self.maps,
+            index,
+            name,
+            link,
+        )
+        .await?;
         self.attached.remove(&index);
         Ok(())
     }
@@ -273,7 +305,7 @@ impl Gateway {
     ///
     /// # Errors
     /// The first thing that could not be undone; the rest is undone all the same.
-    pub async fn close(mut self, snapshot: &Snapshot) -> Result<(), Error> {
+    pub async fn close(mut self, snapshot: &Snapshot, lock: Lock) -> Result<(), Error> {
         let mut result = self.retract();
         let mut left = 0;
         for (index, link) in self.maps.links()? {
@@ -286,30 +318,42 @@ impl Gateway {
             result = result.and(detached);
         }
         if left == 0 {
-            let Self { place, maps, programs, .. } = self;
+            let Self {
+                place,
+                netlink,
+                maps,
+                programs,
+                ..
+            } = self;
             drop((maps, programs));
-            result = result.and(clear(&place).await);
+            result = result.and(clear(&place, &netlink).await);
+            result = result.and(place.remove(lock).map_err(Error::from));
         }
         result
     }
 }
 
 fn name_of(snapshot: &Snapshot, index: u32) -> Option<String> {
-    snapshot.links.iter().find(|link| link.index == index).map(|link| link.name.clone())
+    snapshot.link(index).map(|link| link.name.clone())
 }
 
 async fn detach_link(
     place: &Place,
+    netlink: &Netlink,
     maps: &mut Maps,
     index: u32,
     name: &str,
     link: Link,
 ) -> Result<(), Error> {
     let clsact = link.flags & Link::CLSACT != 0;
-    let way = if clsact { AttachWay::Clsact } else { AttachWay::Tcx };
+    let way = if clsact {
+        AttachWay::Clsact
+    } else {
+        AttachWay::Tcx
+    };
     bpf::detach_lan(place.pins(), index, name, way)?;
     if clsact && link.flags & Link::CLSACT_WAS_THERE == 0 {
-        qdisc::remove_clsact(index, name).await?;
+        qdisc::remove_clsact(netlink, index, name).await?;
     }
     for (source_index, prefix) in maps.sources()? {
         if source_index == index {
@@ -319,12 +363,11 @@ async fn detach_link(
     Ok(maps.set_link(index, None)?)
 }
 
-/// Removes everything that is left of a gateway whose links are detached.
-async fn clear(place: &Place) -> Result<(), Error> {
+/// Removes everything that is left of a gateway whose links are detached, but the folders.
+async fn clear(place: &Place, netlink: &Netlink) -> Result<(), Error> {
     let mut result = bpf::remove_pins(place.pins()).map_err(Error::from);
-    result = result.and(route::remove().await.map_err(Error::from));
-    result = result.and(sysctl::Store::new(place).restore_all().map_err(Error::from));
-    result.and(place.remove().map_err(Error::from))
+    result = result.and(route::remove(netlink).await.map(drop).map_err(Error::from));
+    result.and(Store::new(place).restore_all().map_err(Error::from))
 }
 
 /// Detaches links by name, or all of them with no name; then nothing is left, whoever put it there.
@@ -336,16 +379,22 @@ pub async fn detach(
     place: &Place,
     names: &[String],
     snapshot: &Snapshot,
+    lock: Lock,
 ) -> Result<Vec<String>, Error> {
+    let netlink = Netlink::open()?;
     let mut maps = match Maps::open(place.pins()) {
         Ok(Some(maps)) => maps,
         // Nothing, or nothing that can be read: pins, rules and sysctls can be removed all the same.
         Ok(None) | Err(bpf::Error::Version { .. } | bpf::Error::Map { .. }) if names.is_empty() => {
-            clear(place).await?;
+            clear(place, &netlink).await?;
+            place.remove(lock)?;
             return Ok(Vec::new());
         }
         Ok(None) => {
-            return Err(Error::NotAttached { name: names[0].clone(), attached: Vec::new() });
+            return Err(Error::NotAttached {
+                name: names[0].clone(),
+                attached: Vec::new(),
+            });
         }
         Err(error) => return Err(error.into()),
     };
@@ -353,27 +402,37 @@ pub async fn detach(
         .links()?
         .into_iter()
         .map(|(index, link)| {
-            (index, name_of(snapshot, index).unwrap_or_else(|| format!("link {index}")), link)
+            (
+                index,
+                name_of(snapshot, index).unwrap_or_else(|| format!("link {index}")),
+                link,
+            )
         })
         .collect();
-    if let Some(name) = names.iter().find(|name| !present.iter().any(|(_, found, _)| found == *name))
+    if let Some(name) = names
+        .iter()
+        .find(|name| !present.iter().any(|(_, found, _)| found == *name))
     {
         let attached = present.into_iter().map(|(_, name, _)| name).collect();
-        return Err(Error::NotAttached { name: name.clone(), attached });
+        return Err(Error::NotAttached {
+            name: name.clone(),
+            attached,
+        });
     }
     let mut result = Ok(());
     let mut detached = Vec::new();
     let mut left = present.len();
     for (index, name, link) in present {
         if names.is_empty() || names.contains(&name) {
-            result = result.and(detach_link(place, &mut maps, index, &name, link).await);
+            result = result.and(detach_link(place, &netlink, &mut maps, index, &name, link).await);
             detached.push(name);
             left -= 1;
         }
     }
     if left == 0 {
         drop(maps);
-        result = result.and(clear(place).await);
+        result = result.and(clear(place, &netlink).await);
+        result = result.and(place.remove(lock).map_err(Error::from));
     }
     result.map(|()| detached)
 }

@@ -6,10 +6,12 @@
 
 pub mod bpf;
 pub mod bypass;
+pub mod gateway;
 pub mod links;
 mod netlink;
 pub mod place;
 pub mod preflight;
+mod qdisc;
 pub mod route;
 pub mod sync;
 pub mod sysctl;

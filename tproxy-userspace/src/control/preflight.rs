@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use super::links::Snapshot;
-use super::sync::LinkPattern;
 use super::{Error, place};
+use crate::config::LinkPattern;
 
 /// The oldest kernel that has everything that is needed.
 pub const OLDEST_KERNEL: KernelVersion = KernelVersion(5, 15);

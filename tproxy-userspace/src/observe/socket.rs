@@ -134,7 +134,10 @@ async fn read_request(stream: UnixStream) -> io::Result<Asked> {
 impl Asked {
     /// Answers. Whoever asked may have gone, which is no concern of the proxy.
     pub async fn answer(mut self, answer: &serde_json::Value) {
-        let _ = self.stream.write_all(format!("{answer}\n").as_bytes()).await;
+        let _ = self
+            .stream
+            .write_all(format!("{answer}\n").as_bytes())
+            .await;
     }
 }
 
