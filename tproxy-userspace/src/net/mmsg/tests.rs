@@ -1,0 +1,156 @@
+use super::*;
+use crate::net::SocketFactory;
+use proptest::prelude::*;
+use std::net::UdpSocket;
+use std::time::Duration;
+
+fn loopback() -> [SocketAddr; 2] {
+    [
+        (Ipv4Addr::LOCALHOST, 0).into(),
+        (Ipv6Addr::LOCALHOST, 0).into(),
+    ]
+}
+
+/// Receives until `wanted` datagrams came, waiting for each with a blocking peek.
+fn receive(batch: &mut RecvBatch, socket: &UdpSocket, wanted: usize) -> Vec<(SocketAddr, Vec<u8>)> {
+    socket.set_nonblocking(false).expect("a plain flag");
+    socket
+        .set_read_timeout(Some(Duration::from_secs(5)))
+        .expect("a plain option");
+    let mut all = Vec::new();
+    while all.len() < wanted {
+        socket.peek_from(&mut [0]).expect("a datagram comes");
+        let count = batch.recv(socket).expect("one waits");
+        for index in 0..count {
+            let one = batch.get(index).expect("whole");
+            all.push((one.original.unwrap_or(one.peer), one.payload.to_vec()));
+        }
+        assert!(batch.get(count).is_none());
+    }
+    all
+}
+
+#[test]
+fn original_destination_and_payload_of_every_size() {
+    for address in loopback() {
+        let factory = SocketFactory::default();
+        let receiver = factory.udp_receiver(address).expect("root");
+        let address = receiver.local_addr().expect("bound");
+        let sender = factory.udp_outgoing(address).expect("root");
+        let sizes = [0, 1, 1472, 1473, 9000, 65_507];
+        let payloads: Vec<Vec<u8>> = sizes.iter().map(|size| vec![7; *size]).collect();
+        let report = SendBatch::default().send(
+            &sender,
+            payloads.iter().map(|payload| Outgoing {
+                to: Some(address),
+                from: None,
+                prefix: Prefix::default(),
+                payload,
+            }),
+        );
+        assert_eq!((report.sent, report.refused, report.blocked), (6, 0, 0));
+        assert_eq!(report.bytes, sizes.iter().sum::<usize>());
+        let got = receive(&mut RecvBatch::default(), &receiver, sizes.len());
+        for ((original, payload), sent) in got.iter().zip(&payloads) {
+            assert_eq!(*original, address);
+            assert_eq!(payload, sent);
+        }
+    }
+}
+
+#[test]
+fn more_than_one_batch_and_a_refused_one_in_between() {
+    let [address, _] = loopback();
+    let factory = SocketFactory::default();
+    let receiver = factory.udp_receiver(address).expect("root");
+    let address = receiver.local_addr().expect("bound");
+    let sender = factory.udp_outgoing(address).expect("root");
+    let too_large = vec![0; 65_508];
+    let report = SendBatch::default().send(
+        &sender,
+        (0..100).map(|number| Outgoing {
+            to: Some(address),
+            from: None,
+            prefix: {
+                let mut prefix = Prefix::default();
+                prefix.push(&[number]);
+                prefix
+            },
+            payload: if number == 50 { &too_large } else { b"tail" },
+        }),
+    );
+    assert_eq!((report.sent, report.refused, report.blocked), (99, 1, 0));
+    let got = receive(&mut RecvBatch::default(), &receiver, 99);
+    let numbers: Vec<u8> = got.iter().map(|(_, payload)| payload[0]).collect();
+    assert_eq!(
+        numbers,
+        (0..100).filter(|number| *number != 50).collect::<Vec<_>>()
+    );
+    assert!(got.iter().all(|(_, payload)| &payload[1..] == b"tail"));
+}
+
+#[test]
+fn a_reply_has_a_foreign_source_and_its_port_in_the_mark() {
+    let foreign: [SocketAddr; 2] = [
+        "203.0.113.9:4500".parse().expect("literal"),
+        "[2001:db8::9]:65535".parse().expect("literal"),
+    ];
+    for (address, from) in loopback().into_iter().zip(foreign) {
+        let factory = SocketFactory::default();
+        let receiver = factory.udp_receiver(address).expect("root");
+        let device = UdpSocket::bind(address).expect("loopback");
+        device
+            .set_read_timeout(Some(Duration::from_secs(5)))
+            .expect("a plain option");
+        let report = SendBatch::default().send(
+            &receiver,
+            [Outgoing {
+                to: Some(device.local_addr().expect("bound")),
+                from: Some(from),
+                prefix: Prefix::default(),
+                payload: b"reply",
+            }],
+        );
+        assert_eq!(report.sent, 1, "the reply to {address} was refused");
+        let mut buffer = [0; 16];
+        let (length, source) = device.recv_from(&mut buffer).expect("it came");
+        assert_eq!(&buffer[..length], b"reply");
+        assert_eq!(source.ip(), from.ip());
+        // The kernel half, which is absent here, writes the port.
+        assert_eq!(source.port(), receiver.local_addr().expect("bound").port());
+    }
+}
+
+#[test]
+fn marks_carry_the_port_as_a_number() {
+    assert_eq!(reply_mark(53), 53 << 16 | MARK_REPLY);
+    assert_eq!(reply_mark(u16::MAX), 0xffff_0000 | MARK_REPLY);
+    for from in ["192.0.2.1:53", "[2001:db8::1]:53"] {
+        let mut control = Control::EMPTY;
+        let length = control.set_reply(from.parse().expect("literal"));
+        assert!(length <= CONTROL);
+        let mark = &control.0[length - 8..][..4];
+        assert_eq!(mark, reply_mark(53).to_ne_bytes());
+    }
+}
+
+proptest! {
+    #[test]
+    fn names_survive_the_way_to_the_kernel_and_back(v4: [u8; 4], v6: [u8; 16], port: u16, scope: u32) {
+        let addresses: [SocketAddr; 2] = [
+            (Ipv4Addr::from(v4), port).into(),
+            SocketAddrV6::new(Ipv6Addr::from(v6), port, 0, scope).into(),
+        ];
+        for address in addresses {
+            let mut name = Name::EMPTY;
+            let length = name.set(address);
+            prop_assert_eq!(parse_name(&name.0[..length]), Some(address));
+        }
+    }
+
+    #[test]
+    fn no_control_bytes_break_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+        let _ = parse_original(&bytes);
+        let _ = parse_name(&bytes);
+    }
+}

@@ -1,0 +1,329 @@
+//! Sockets: every option that is set on them, and the only unsafe code of the userspace half.
+//!
+//! Each socket of the proxy comes from a [`SocketFactory`], which marks it before anything else.
+//! An unmarked socket could be steered into the proxy itself, so there is no other way to get one.
+
+pub mod mmsg;
+pub mod splice;
+
+use std::fmt;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{setsockopt, sockopt};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use tproxy_common::abi::MARK_EXEMPT;
+
+/// Connections that wait to be accepted. The kernel caps it at `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// Buffer of the two sockets that all devices share, in bytes: a burst of 128 of the largest datagrams.
+const SHARED_BUFFER: usize = 8 << 20;
+/// Buffer of a socket that one device has for itself, in bytes.
+const OWN_BUFFER: usize = 1 << 20;
+/// Probes without an answer after which keepalive gives a connection up.
+const KEEPALIVE_PROBES: u32 = 4;
+/// The time between two such probes.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
+
+/// What a socket is for; a word for error messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Accepts steered connections.
+    Listener,
+    /// Receives steered datagrams and sends the answers.
+    Receiver,
+    /// Carries a connection to the upstream side.
+    Connection,
+    /// Carries an association's datagrams to the upstream side.
+    Association,
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Listener => "the TCP listener",
+            Self::Receiver => "the UDP receiver",
+            Self::Connection => "the TCP connection",
+            Self::Association => "the UDP association",
+        })
+    }
+}
+
+/// Why a socket could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// One step of making a socket failed.
+    #[error("{operation} {purpose} ({address}) failed: {source}{}", remedy(source))]
+    Socket {
+        /// The step, as the beginning of a sentence.
+        operation: &'static str,
+        /// What the socket was for.
+        purpose: Purpose,
+        /// Where it should have been bound, or should have connected to.
+        address: SocketAddr,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The limit of open files could not be read or raised.
+    #[error("raising the limit of open files (RLIMIT_NOFILE) failed: {0}")]
+    OpenFiles(#[source] io::Error),
+}
+
+impl NetError {
+    /// The kernel's answer.
+    #[must_use]
+    pub fn io(&self) -> &io::Error {
+        match self {
+            Self::Socket { source, .. } | Self::OpenFiles(source) => source,
+        }
+    }
+}
+
+/// What a person can do about the kernel's answer, where that is known.
+fn remedy(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "; run tproxy-bpf as root or give it CAP_NET_ADMIN and CAP_NET_RAW"
+        }
+        Some(libc::EMFILE) => "; raise the limit of open files (ulimit -n, LimitNOFILE=)",
+        Some(libc::EADDRINUSE) => "; another program holds this port, choose another one",
+        _ => "",
+    }
+}
+
+/// Makes every socket of the proxy, marked so that the kernel half never steers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketFactory {
+    mark: u32,
+}
+
+impl Default for SocketFactory {
+    fn default() -> Self {
+        Self { mark: MARK_EXEMPT }
+    }
+}
+
+impl SocketFactory {
+    /// A transparent, listening TCP socket. Accepted connections inherit its options.
+    ///
+    /// It has no `SO_REUSEPORT`: `bpf_sk_assign` refuses such sockets before Linux 6.6.
+    ///
+    /// # Errors
+    /// The step that failed; `EAFNOSUPPORT` and `EADDRNOTAVAIL` mean that the machine lacks the family.
+    pub fn tcp_listener(
+        self,
+        address: SocketAddr,
+        keepalive: Duration,
+    ) -> Result<std::net::TcpListener, NetError> {
+        let steps = Steps::new(Purpose::Listener, address);
+        let socket = self.socket(steps, Type::STREAM, Protocol::TCP)?;
+        steps.did("making transparent", set_transparent(&socket, address))?;
+        steps.did("setting options of", set_tcp_options(&socket, keepalive))?;
+        // A restarted proxy gets its port back although old connections linger in TIME_WAIT.
+        steps.did("setting options of", socket.set_reuse_address(true))?;
+        steps.did("binding", socket.bind(&address.into()))?;
+        steps.did("listening on", socket.listen(BACKLOG))?;
+        Ok(socket.into())
+    }
+
+    /// A transparent UDP socket that tells the original destination of each datagram.
+    ///
+    /// # Errors
+    /// As [`tcp_listener`](Self::tcp_listener).
+    pub fn udp_receiver(self, address: SocketAddr) -> Result<UdpSocket, NetError> {
+        let steps = Steps::new(Purpose::Receiver, address);
+        let socket = self.socket(steps, Type::DGRAM, Protocol::UDP)?;
+        steps.did("making transparent", set_transparent(&socket, address))?;
+        let original = if address.is_ipv4() {
+            setsockopt(&socket, sockopt::Ipv4OrigDstAddr, &true)
+        } else {
+            setsockopt(&socket, sockopt::Ipv6OrigDstAddr, &true)
+        };
+        steps.did("asking for original destinations on", original)?;
+        steps.did("sizing buffers of", set_buffers(&socket, SHARED_BUFFER))?;
+        steps.did("binding", socket.bind(&address.into()))?;
+        Ok(socket.into())
+    }
+
+    /// A TCP socket that is ready for a non-blocking connect to `peer`.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn tcp_outgoing(
+        self,
+        peer: SocketAddr,
+        keepalive: Duration,
+    ) -> Result<std::net::TcpStream, NetError> {
+        let steps = Steps::new(Purpose::Connection, peer);
+        let socket = self.socket(steps, Type::STREAM, Protocol::TCP)?;
+        steps.did("setting options of", set_tcp_options(&socket, keepalive))?;
+        Ok(socket.into())
+    }
+
+    /// A UDP socket on a port of the kernel's choice that can reach peers of the same family as `peer`.
+    /// It is not connected.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn udp_outgoing(self, peer: SocketAddr) -> Result<UdpSocket, NetError> {
+        let any = match peer {
+            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+        };
+        let steps = Steps::new(Purpose::Association, any);
+        let socket = self.socket(steps, Type::DGRAM, Protocol::UDP)?;
+        steps.did("sizing buffers of", set_buffers(&socket, OWN_BUFFER))?;
+        steps.did("binding", socket.bind(&any.into()))?;
+        Ok(socket.into())
+    }
+
+    fn socket(self, steps: Steps, kind: Type, protocol: Protocol) -> Result<Socket, NetError> {
+        let domain = Domain::for_address(steps.address);
+        // `socket2` adds close-on-exec by itself.
+        let socket = steps.did(
+            "making",
+            Socket::new(domain, kind.nonblocking(), Some(protocol)),
+        )?;
+        steps.did("marking", socket.set_mark(self.mark))?;
+        if steps.address.is_ipv6() {
+            steps.did("restricting to IPv6", socket.set_only_v6(true))?;
+        }
+        Ok(socket)
+    }
+}
+
+/// Names the steps of making one socket, for errors.
+#[derive(Clone, Copy)]
+struct Steps {
+    purpose: Purpose,
+    address: SocketAddr,
+}
+
+impl Steps {
+    fn new(purpose: Purpose, address: SocketAddr) -> Self {
+        Self { purpose, address }
+    }
+
+    fn did<T>(
+        self,
+        operation: &'static str,
+        result: Result<T, impl Into<io::Error>>,
+    ) -> Result<T, NetError> {
+        result.map_err(|source| NetError::Socket {
+            operation,
+            purpose: self.purpose,
+            address: self.address,
+            source: source.into(),
+        })
+    }
+}
+
+fn set_transparent(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    match address {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    }
+}
+
+fn set_tcp_options(socket: &Socket, keepalive: Duration) -> io::Result<()> {
+    socket.set_tcp_nodelay(true)?;
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new()
+            .with_time(keepalive)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_PROBES),
+    )
+}
+
+/// Beyond `net.core.[rw]mem_max`, which root may.
+fn set_buffers(socket: &Socket, bytes: usize) -> nix::Result<()> {
+    setsockopt(socket, sockopt::RcvBufForce, &bytes)?;
+    setsockopt(socket, sockopt::SndBufForce, &bytes)
+}
+
+/// Makes the close of this connection a RST instead of a FIN. What was not sent yet is thrown away.
+pub fn reset_on_close(socket: &impl AsFd) {
+    // It fails for a connection that is reset already, which is what is wanted.
+    let _ = SockRef::from(socket).set_linger(Some(Duration::ZERO));
+}
+
+/// Raises the limit of open files to the hard limit and returns it.
+///
+/// # Errors
+/// When the limit cannot be read or set.
+pub fn raise_open_files() -> Result<u64, NetError> {
+    let failed = |errno: nix::Error| NetError::OpenFiles(errno.into());
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).map_err(failed)?;
+    if soft < hard {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(failed)?;
+    }
+    Ok(hard)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loopback() -> [SocketAddr; 2] {
+        [
+            (Ipv4Addr::LOCALHOST, 0).into(),
+            (Ipv6Addr::LOCALHOST, 0).into(),
+        ]
+    }
+
+    #[test]
+    fn every_socket_carries_the_exempt_mark() -> Result<(), NetError> {
+        let factory = SocketFactory::default();
+        let keepalive = Duration::from_secs(300);
+        let mark = |socket: SockRef<'_>| socket.mark().expect("SO_MARK can be read");
+        for address in loopback() {
+            let listener = factory.tcp_listener(address, keepalive)?;
+            assert_eq!(mark(SockRef::from(&listener)), MARK_EXEMPT);
+            let receiver = factory.udp_receiver(address)?;
+            assert_eq!(mark(SockRef::from(&receiver)), MARK_EXEMPT);
+            let connection = factory.tcp_outgoing(address, keepalive)?;
+            assert_eq!(mark(SockRef::from(&connection)), MARK_EXEMPT);
+            let association = factory.udp_outgoing(address)?;
+            assert_eq!(mark(SockRef::from(&association)), MARK_EXEMPT);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn accepted_connections_inherit_mark_and_options() -> Result<(), NetError> {
+        let factory = SocketFactory::default();
+        for address in loopback() {
+            let listener = factory.tcp_listener(address, Duration::from_secs(77))?;
+            assert!(!SockRef::from(&listener).reuse_port().expect("readable"));
+            listener.set_nonblocking(false).expect("a plain flag");
+            let address = listener.local_addr().expect("it is bound");
+            let _client = std::net::TcpStream::connect(address).expect("it listens");
+            let (accepted, _) = listener.accept().expect("a client came");
+            let accepted = SockRef::from(&accepted);
+            assert_eq!(accepted.mark().expect("readable"), MARK_EXEMPT);
+            assert!(accepted.tcp_nodelay().expect("readable"));
+            assert!(accepted.keepalive().expect("readable"));
+            assert_eq!(
+                accepted.tcp_keepalive_time().expect("readable"),
+                Duration::from_secs(77)
+            );
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn an_error_names_the_step_the_socket_and_the_way_out() {
+        let factory = SocketFactory::default();
+        let first = factory
+            .udp_receiver(loopback()[0])
+            .expect("loopback exists");
+        let taken = first.local_addr().expect("it is bound");
+        let error = factory.udp_receiver(taken).expect_err("the port is taken");
+        let text = error.to_string();
+        assert!(text.starts_with("binding the UDP receiver (127.0.0.1:"));
+        assert!(text.ends_with("another program holds this port, choose another one"));
+    }
+}
