@@ -31,9 +31,9 @@ pub fn check(args: &CheckArgs) -> Result<ExitCode> {
         output::json(&json!({ "valid": true, "bypass_prefixes": prefixes, "config": config }))?;
     } else {
         output::text_out(&format!(
-            "{} is valid; with all defaults it comes to:\n\n{}\n{} prefixes are bypassed\n",
+            "{} is valid; with all defaults it comes to:\n\n{}\n\n{} prefixes are bypassed\n",
             args.file.display(),
-            config.to_toml(),
+            config,
             output::number(prefixes as u64)
         ))?;
     }

@@ -15,7 +15,7 @@ use tproxy_userspace::control::links::{Snapshot, Watch};
 use tproxy_userspace::control::place::Place;
 use tproxy_userspace::control::preflight::{self, KernelVersion};
 use tproxy_userspace::control::sync::wanted;
-use tproxy_userspace::data::{Outbound, Proxy, Sockets};
+use tproxy_userspace::data::{DrainReport, Limits, Outbound, Proxy, Sockets};
 use tproxy_userspace::net::SocketFactory;
 use tproxy_userspace::observe::socket::{Asked, Request, Server};
 use tproxy_userspace::policy::list::load_files;
@@ -66,17 +66,19 @@ pub async fn run(config: Config) -> Result<()> {
     preflight::check_links(&config.lan.interfaces, &snapshot)?;
     let _proxy_lock = place.proxy_lock()?;
     let server = Server::bind(place.create_run()?)?;
-    let factory = SocketFactory::new();
-    let sockets = Sockets::bind(&factory, config.proxy.port)?;
+    let factory = SocketFactory::default();
+    let limits = limits(&config);
+    let port = Some(config.proxy.port).filter(|port| *port != 0);
+    let sockets = Sockets::bind(&factory, port, &limits)?;
 
     let mut gateway = {
         let _lock = place.lock()?;
         Gateway::open(place.clone(), way(findings.kernel), false).await?
     };
     let started = start(&mut gateway, &config, &prefixes, &sockets);
-    let proxy = match started.and_then(|()| {
-        Proxy::start(sockets, outbound, config.limits(), factory).map_err(Into::into)
-    }) {
+    let proxy = match started
+        .and_then(|()| Proxy::start(sockets, outbound, &limits, factory).map_err(Into::into))
+    {
         Ok(proxy) => proxy,
         Err(error) => {
             close(gateway, &place, &snapshot).await;
@@ -130,6 +132,19 @@ pub fn bypass_prefixes(config: &Config) -> Result<Vec<ipnet::IpNet>> {
     Ok(prefixes)
 }
 
+/// What the proxy allows.
+fn limits(config: &Config) -> Limits {
+    Limits {
+        max_connections: config.tcp.max_connections.map(|limit| limit as usize),
+        tcp_idle: config.tcp.idle,
+        connect_timeout: config.tcp.connect_timeout,
+        keepalive: config.tcp.keepalive,
+        udp_idle: config.udp.idle,
+        udp_dns_idle: config.udp.dns_idle,
+        max_associations: Some(config.udp.max_associations as usize),
+    }
+}
+
 /// Patterns for links that are there.
 pub fn exact(names: &[String]) -> Result<Vec<LinkPattern>> {
     names.iter().map(|name| Ok(name.parse()?)).collect()
@@ -179,10 +194,12 @@ impl Session {
         leave.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                () = signals.stop() => return Ok(()),
-                Some(()) = signals.hangup.recv() => {
-                    tracing::warn!("SIGHUP: a changed configuration needs a restart");
-                }
+                signal = signals.next() => match signal {
+                    Caught::Stop => return Ok(()),
+                    Caught::Hangup => {
+                        tracing::warn!("SIGHUP: a changed configuration needs a restart");
+                    }
+                },
                 snapshot = self.watch.next() => {
                     self.snapshot = snapshot.context("following the links")?;
                     match self.sync().await {
@@ -331,7 +348,9 @@ impl Session {
             );
         }
         tokio::select! {
-            report = self.proxy.drain(limit) => tracing::info!("{report}"),
+            DrainReport { ended, reset, associations } = self.proxy.drain(limit) => tracing::info!(
+                "{ended} connections ended, {reset} were reset, {associations} associations were closed"
+            ),
             () = signals.stop() => tracing::info!("connections were cut"),
         }
         close(self.gateway, &self.place, &self.snapshot).await;
@@ -355,11 +374,22 @@ impl Signals {
         })
     }
 
-    /// SIGINT or SIGTERM.
-    async fn stop(&mut self) {
+    async fn next(&mut self) -> Caught {
         tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => Caught::Stop,
+            _ = self.terminate.recv() => Caught::Stop,
+            _ = self.hangup.recv() => Caught::Hangup,
         }
     }
+
+    /// SIGINT or SIGTERM.
+    async fn stop(&mut self) {
+        while self.next().await != Caught::Stop {}
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Caught {
+    Stop,
+    Hangup,
 }
