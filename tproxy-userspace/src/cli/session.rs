@@ -12,7 +12,7 @@ use tproxy_userspace::control::bpf::AttachWay;
 use tproxy_userspace::control::bypass::{self, Terms};
 use tproxy_userspace::control::gateway::{Gateway, Synced};
 use tproxy_userspace::control::links::{Snapshot, Watch};
-use tproxy_userspace::control::place::Place;
+use tproxy_userspace::control::place::{Lock, Place};
 use tproxy_userspace::control::preflight::{self, KernelVersion};
 use tproxy_userspace::control::sync::wanted;
 use tproxy_userspace::data::{DrainReport, Limits, Outbound, Proxy, Sockets};
@@ -43,6 +43,12 @@ struct Session {
     leaving: Vec<Leaving>,
 }
 
+/// What tells others that a proxy runs here.
+struct Presence {
+    server: Server,
+    _lock: Lock,
+}
+
 /// A link that is given up when the connections have ended.
 struct Leaving {
     name: String,
@@ -64,8 +70,7 @@ pub async fn run(config: Config) -> Result<()> {
     let mut watch = Watch::open()?;
     let snapshot = watch.next().await?;
     preflight::check_links(&config.lan.interfaces, &snapshot)?;
-    let _proxy_lock = place.proxy_lock()?;
-    let server = Server::bind(place.create_run()?)?;
+    let presence = Presence { _lock: place.proxy_lock()?, server: Server::bind(place.create_run()?)? };
     let factory = SocketFactory::default();
     let limits = limits(&config);
     let port = Some(config.proxy.port).filter(|port| *port != 0);
@@ -81,7 +86,7 @@ pub async fn run(config: Config) -> Result<()> {
     {
         Ok(proxy) => proxy,
         Err(error) => {
-            close(gateway, &place, &snapshot).await;
+            close(gateway, &place, &snapshot, presence).await;
             return Err(error);
         }
     };
@@ -104,11 +109,11 @@ pub async fn run(config: Config) -> Result<()> {
                 session.lan(),
                 session.outbound()
             );
-            session.serve(&mut signals, &server).await
+            session.serve(&mut signals, &presence.server).await
         }
         Err(error) => Err(error),
     };
-    session.stop(&mut signals).await;
+    session.stop(&mut signals, presence).await;
     result
 }
 
@@ -176,9 +181,13 @@ fn start(
 }
 
 /// Detaches, and says what could not be undone.
-async fn close(gateway: Gateway, place: &Place, snapshot: &Snapshot) {
+async fn close(gateway: Gateway, place: &Place, snapshot: &Snapshot, presence: Presence) {
     let closed = match place.lock() {
-        Ok(lock) => gateway.close(snapshot, lock).await,
+        Ok(lock) => {
+            // Its files are in the folder that is to go.
+            drop(presence);
+            gateway.close(snapshot, lock).await
+        }
         Err(error) => Err(error.into()),
     };
     if let Err(error) = closed {
@@ -335,7 +344,7 @@ impl Session {
     }
 
     /// Takes the sockets back, drains, detaches. A second signal ends the draining.
-    async fn stop(mut self, signals: &mut Signals) {
+    async fn stop(mut self, signals: &mut Signals, presence: Presence) {
         if let Err(error) = self.gateway.retract() {
             tracing::error!("{error}");
         }
@@ -353,7 +362,7 @@ impl Session {
             ),
             () = signals.stop() => tracing::info!("connections were cut"),
         }
-        close(self.gateway, &self.place, &self.snapshot).await;
+        close(self.gateway, &self.place, &self.snapshot, presence).await;
     }
 }
 
