@@ -70,22 +70,11 @@ pub async fn run(config: Config) -> Result<()> {
     let mut watch = Watch::open()?;
     let snapshot = watch.next().await?;
     preflight::check_links(&config.lan.interfaces, &snapshot)?;
-    let presence = Presence { _lock: place.proxy_lock()?, server: Server::bind(place.create_run()?)? };
-    let factory = SocketFactory::default();
-    let limits = limits(&config);
-    let port = Some(config.proxy.port).filter(|port| *port != 0);
-    let sockets = Sockets::bind(&factory, port, &limits)?;
-
-    let mut gateway = {
-        let _lock = place.lock()?;
-        Gateway::open(place.clone(), way(findings.kernel), false).await?
-    };
-    let started = start(&mut gateway, &config, &prefixes, &sockets);
-    let proxy = match started
-        .and_then(|()| Proxy::start(sockets, outbound, &limits, factory).map_err(Into::into))
+    let presence = Presence::new(&place)?;
+    let (gateway, proxy) = match start(&config, outbound, &prefixes, &place, findings.kernel).await
     {
-        Ok(proxy) => proxy,
-        Err(error) => {
+        Ok(started) => started,
+        Err((gateway, error)) => {
             close(gateway, &place, &snapshot, presence).await;
             return Err(error);
         }
@@ -155,8 +144,34 @@ pub fn exact(names: &[String]) -> Result<Vec<LinkPattern>> {
     names.iter().map(|name| Ok(name.parse()?)).collect()
 }
 
-/// Everything between the loaded programs and the first steered packet but the links themselves.
-fn start(
+/// Everything up to the links themselves. With a failure comes the gateway as far as it got.
+async fn start(
+    config: &Config,
+    outbound: Outbound,
+    prefixes: &[ipnet::IpNet],
+    place: &Place,
+    kernel: KernelVersion,
+) -> Result<(Gateway, Proxy), (Option<Gateway>, anyhow::Error)> {
+    let factory = SocketFactory::default();
+    let limits = limits(config);
+    let port = Some(config.proxy.port).filter(|port| *port != 0);
+    let sockets = Sockets::bind(&factory, port, &limits).map_err(|error| (None, error.into()))?;
+    let opened = match place.lock() {
+        Ok(_lock) => Gateway::open(place.clone(), way(kernel), false).await.map_err(Into::into),
+        Err(error) => Err(error.into()),
+    };
+    let mut gateway = opened.map_err(|error| (None, error))?;
+    let started = prepare(&mut gateway, config, prefixes, &sockets).and_then(|()| {
+        Proxy::start(sockets, outbound, &limits, factory).map_err(anyhow::Error::from)
+    });
+    match started {
+        Ok(proxy) => Ok((gateway, proxy)),
+        Err(error) => Err((Some(gateway), error)),
+    }
+}
+
+/// Policy, bypass set and sockets: all that the programs need before they are attached.
+fn prepare(
     gateway: &mut Gateway,
     config: &Config,
     prefixes: &[ipnet::IpNet],
@@ -169,29 +184,39 @@ fn start(
     }
     let listeners: Vec<_> = Listener::ALL
         .into_iter()
-        .zip([
-            sockets.tcp4_fd(),
-            sockets.tcp6_fd(),
-            sockets.udp4_fd(),
-            sockets.udp6_fd(),
-        ])
+        .zip([sockets.tcp4_fd(), sockets.tcp6_fd(), sockets.udp4_fd(), sockets.udp6_fd()])
         .filter_map(|(listener, socket)| socket.map(|socket| (listener, socket)))
         .collect();
     Ok(gateway.publish(&listeners, sockets.reply_ports())?)
 }
 
 /// Detaches, and says what could not be undone.
-async fn close(gateway: Gateway, place: &Place, snapshot: &Snapshot, presence: Presence) {
-    let closed = match place.lock() {
-        Ok(lock) => {
-            // Its files are in the folder that is to go.
-            drop(presence);
-            gateway.close(snapshot, lock).await
+async fn close(
+    gateway: Option<Gateway>,
+    place: &Place,
+    snapshot: &Snapshot,
+    presence: Presence,
+) {
+    let close = async {
+        let lock = place.lock()?;
+        // Its files are in the folder that is to go.
+        drop(presence);
+        match gateway {
+            Some(gateway) => gateway.close(snapshot, lock).await?,
+            None => place.remove(lock)?,
         }
-        Err(error) => Err(error.into()),
+        anyhow::Ok(())
     };
-    if let Err(error) = closed {
-        tracing::error!("{error}; `tproxy-bpf detach` removes what is left");
+    if let Err(error) = close.await {
+        tracing::error!("{error:#}; `tproxy-bpf detach` removes what is left");
+    }
+}
+
+impl Presence {
+    /// Takes the place of the proxy in this gateway.
+    fn new(place: &Place) -> Result<Self> {
+        let lock = place.proxy_lock()?;
+        Ok(Self { server: Server::bind(place.create_run()?)?, _lock: lock })
     }
 }
 
@@ -362,7 +387,7 @@ impl Session {
             ),
             () = signals.stop() => tracing::info!("connections were cut"),
         }
-        close(self.gateway, &self.place, &self.snapshot, presence).await;
+        close(Some(self.gateway), &self.place, &self.snapshot, presence).await;
     }
 }
 
