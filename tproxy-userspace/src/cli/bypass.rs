@@ -99,6 +99,9 @@ impl TermsArgs {
             .map(parse_duration)
             .transpose()
             .context("--ttl")?;
+        if ttl.is_some_and(|ttl| ttl.is_zero()) {
+            bail!("--ttl: an entry that holds for no time has no effect; leave --ttl out for ever");
+        }
         Ok(Terms {
             ttl,
             note: self.comment.clone().unwrap_or_default(),
