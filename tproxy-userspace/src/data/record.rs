@@ -139,6 +139,12 @@ impl Record {
         }
     }
 
+    /// The device.
+    #[must_use]
+    pub fn client(&self) -> SocketAddr {
+        self.client
+    }
+
     /// What it shares with the others.
     #[must_use]
     pub fn shared(&self) -> &Arc<Shared> {

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::limits::Budget;
 use super::record::{Outcome, Protocol};
+use crate::net::mmsg::SendReport;
 
 /// Live counters, written by all tasks.
 #[derive(Debug)]
@@ -71,6 +72,16 @@ impl Counters {
     #[must_use]
     pub fn ended(&self, outcome: Outcome) -> &AtomicU64 {
         &self.ended[outcome as usize]
+    }
+
+    /// Counts what was not sent.
+    pub fn count_sent(&self, report: &SendReport) {
+        if report.blocked + report.refused > 0 {
+            self.datagrams_blocked
+                .fetch_add(report.blocked as u64, Relaxed);
+            self.datagrams_refused
+                .fetch_add(report.refused as u64, Relaxed);
+        }
     }
 
     /// A snapshot.

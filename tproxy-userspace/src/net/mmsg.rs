@@ -355,7 +355,9 @@ impl SendBatch {
         let mut payloads = [&[][..]; BATCH];
         let mut count = 0;
         for (index, datagram) in datagrams.take(BATCH).enumerate() {
-            let Outgoing { to, from, payload, .. } = datagram;
+            let Outgoing {
+                to, from, payload, ..
+            } = datagram;
             self.prefixes[index] = datagram.prefix;
             payloads[index] = payload;
             let prefix = self.prefixes[index].as_slice();

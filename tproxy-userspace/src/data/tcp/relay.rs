@@ -87,7 +87,12 @@ impl Store {
     }
 
     /// Only called with nothing held.
-    fn fill(&mut self, from: &TcpStream, record: &Record, pool: &Arc<PipePool>) -> io::Result<usize> {
+    fn fill(
+        &mut self,
+        from: &TcpStream,
+        record: &Record,
+        pool: &Arc<PipePool>,
+    ) -> io::Result<usize> {
         if matches!(self, Self::None) {
             *self = match pool.lend() {
                 Some(pipe) => Self::Pipe(pipe),

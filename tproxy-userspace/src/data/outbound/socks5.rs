@@ -1,0 +1,174 @@
+//! The client side of SOCKS5: handshakes over a connection of our own.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, lookup_host};
+use url::Host;
+
+use super::wire::{self, Command, LONGEST_REPLY, Malformed, Method, Reply};
+use super::{DialError, Dialer, Socks5Server};
+
+/// Connects to `destination` through the server.
+pub(super) async fn connect(
+    dialer: &Dialer,
+    server: &Socks5Server,
+    destination: SocketAddr,
+) -> Result<TcpStream, DialError> {
+    let mut session = Session::open(dialer, server).await?;
+    session.authenticate(server).await?;
+    session.ask(Command::Connect, destination).await?;
+    Ok(session.stream)
+}
+
+impl Dialer {
+    /// Asks the server for a datagram relay. The relay lives as long as the connection that comes back
+    /// beside its address.
+    ///
+    /// # Errors
+    /// What failed, on which machine.
+    pub async fn associate(
+        &self,
+        server: &Socks5Server,
+    ) -> Result<(TcpStream, SocketAddr), DialError> {
+        let deadline = tokio::time::Instant::now() + self.limit;
+        let associating = async {
+            let mut session = Session::open(self, server).await?;
+            session.authenticate(server).await?;
+            // Which port the datagrams will come from is not known yet (RFC 1928 section 4).
+            let any = match session.server {
+                SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+                SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+            };
+            let bound = session.ask(Command::UdpAssociate, any).await?;
+            let mut relay = bound.unwrap_or(session.server);
+            if relay.ip().is_unspecified() {
+                relay.set_ip(session.server.ip());
+            }
+            Ok((session.stream, relay))
+        };
+        self.within(deadline, server, associating).await
+    }
+}
+
+/// A connection to the server whose handshake is under way.
+struct Session {
+    stream: TcpStream,
+    server: SocketAddr,
+}
+
+impl Session {
+    /// Tries the server's addresses in the resolver's order.
+    async fn open(dialer: &Dialer, server: &Socks5Server) -> Result<Self, DialError> {
+        let failed = |reason| DialError::Lookup {
+            host: server.host.to_string(),
+            reason,
+        };
+        let addresses: Vec<SocketAddr> = match &server.host {
+            Host::Ipv4(ip) => vec![(*ip, server.port).into()],
+            Host::Ipv6(ip) => vec![(*ip, server.port).into()],
+            Host::Domain(name) => lookup_host((name.as_str(), server.port))
+                .await
+                .map_err(failed)?
+                .collect(),
+        };
+        let mut last = failed(io::ErrorKind::NotFound.into());
+        for server in addresses {
+            match dialer.tcp(server).await {
+                Ok(stream) => return Ok(Self { stream, server }),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn authenticate(&mut self, server: &Socks5Server) -> Result<(), DialError> {
+        let step = "choosing an authentication method";
+        let with_password = server.credentials.is_some();
+        let answer = self.exchange(step, wire::greeting(with_password)).await?;
+        let method = wire::parse_method(answer, with_password)
+            .map_err(self.malformed(step))?
+            .ok_or(DialError::NoMethod {
+                server: self.server,
+                with_password,
+            })?;
+        if let (Method::UserPassword, Some(credentials)) = (method, &server.credentials) {
+            let step = "checking the user and password";
+            let message = wire::credentials(&credentials.user, &credentials.password);
+            let answer = self.exchange(step, &message).await?;
+            if !wire::parse_auth(answer).map_err(self.malformed(step))? {
+                return Err(DialError::Credentials {
+                    server: self.server,
+                    user: credentials.user.escape_ascii().to_string(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends a request and returns where the server did what was asked, unless it says so by name.
+    async fn ask(
+        &mut self,
+        command: Command,
+        destination: SocketAddr,
+    ) -> Result<Option<SocketAddr>, DialError> {
+        let step = "waiting for its reply";
+        let request = wire::request(command, destination);
+        let sent = self.stream.write_all(request.as_slice()).await;
+        sent.map_err(self.broke_off(step))?;
+        let mut bytes = [0; LONGEST_REPLY];
+        let mut read = 0;
+        loop {
+            match wire::parse_reply(&bytes[..read]).map_err(self.malformed(step))? {
+                Reply::Needs(more) => {
+                    let part = &mut bytes[read..read + more];
+                    let got = self.stream.read_exact(part).await;
+                    got.map_err(self.broke_off(step))?;
+                    read += more;
+                }
+                Reply::Done(bound) => return Ok(bound),
+                Reply::Refused(refusal) => {
+                    return Err(DialError::Refused {
+                        server: self.server,
+                        request: match command {
+                            Command::Connect => format!("a connection to {destination}"),
+                            Command::UdpAssociate => "to relay datagrams".to_owned(),
+                        },
+                        refusal,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Sends a message and reads the two bytes that answer it.
+    async fn exchange(&mut self, step: &'static str, message: &[u8]) -> Result<[u8; 2], DialError> {
+        let mut answer = [0; 2];
+        let exchanged = async {
+            self.stream.write_all(message).await?;
+            self.stream.read_exact(&mut answer).await
+        }
+        .await;
+        exchanged.map_err(self.broke_off(step))?;
+        Ok(answer)
+    }
+
+    fn broke_off(&self, step: &'static str) -> impl Fn(io::Error) -> DialError + use<> {
+        let server = self.server;
+        move |source| DialError::Handshake {
+            server,
+            step,
+            source,
+        }
+    }
+
+    fn malformed(&self, step: &'static str) -> impl Fn(Malformed) -> DialError + use<> {
+        let server = self.server;
+        move |reason| DialError::Protocol {
+            server,
+            step,
+            reason,
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! The proxy as a whole: started, looked at, drained.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::task::AbortHandle;
+use tokio::time::timeout;
+
+use super::Error;
+use super::limits::{Budget, Limits};
+use super::outbound::{Dialer, Outbound};
+use super::record::Shared;
+use super::sockets::Sockets;
+use super::stats::{Counters, Stats};
+use super::tcp::{self, TcpRelay};
+use super::udp::UdpRelay;
+use crate::net::{SocketFactory, raise_open_files};
+
+/// A running proxy. Dropping it stops it at once; [`drain`](Self::drain) lets connections end.
+#[derive(Debug)]
+pub struct Proxy {
+    shared: Arc<Shared>,
+    tcp: Arc<TcpRelay>,
+    udp: Arc<UdpRelay>,
+    budget: Budget,
+    accepting: Vec<AbortHandle>,
+    receiving: Vec<AbortHandle>,
+}
+
+/// What [`Proxy::drain`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct DrainReport {
+    /// Connections that ended by themselves.
+    pub ended: usize,
+    /// Connections that were reset when the time was over.
+    pub reset: usize,
+    /// UDP associations that were closed.
+    pub associations: usize,
+}
+
+impl Proxy {
+    /// Starts serving on `sockets`, in the Tokio runtime that this is called from. Raises the limit
+    /// of open files to the hard limit.
+    ///
+    /// # Errors
+    /// When the limit cannot be raised or the runtime refuses a socket.
+    pub fn start(
+        sockets: Sockets,
+        outbound: Outbound,
+        limits: &Limits,
+        factory: SocketFactory,
+    ) -> Result<Self, Error> {
+        let budget = Budget::new(raise_open_files()?, limits);
+        let shared = Arc::new(Shared {
+            outbound,
+            counters: Counters::default(),
+        });
+        let dialer = Dialer {
+            factory,
+            limit: limits.connect_timeout,
+            keepalive: limits.keepalive,
+        };
+        let tcp = TcpRelay::new(Arc::clone(&shared), dialer, budget, limits);
+        let udp = UdpRelay::new(Arc::clone(&shared), dialer, budget, limits);
+        let mut proxy = Self {
+            shared,
+            budget,
+            accepting: Vec::new(),
+            receiving: Vec::new(),
+            tcp: Arc::clone(&tcp),
+            udp: Arc::clone(&udp),
+        };
+        for family in sockets.families() {
+            let listener = tcp::register(family.listener).map_err(Error::Register)?;
+            let accepting = Arc::clone(&tcp).accept(listener, family.listener_address);
+            proxy.accepting.push(tokio::spawn(accepting).abort_handle());
+            let receiver = UdpRelay::register(family.receiver, family.receiver_address);
+            let receiving = Arc::clone(&udp).receive(receiver.map_err(Error::Register)?);
+            proxy.receiving.push(tokio::spawn(receiving).abort_handle());
+        }
+        let sweeping = tokio::spawn(udp.sweep());
+        proxy.receiving.push(sweeping.abort_handle());
+        Ok(proxy)
+    }
+
+    /// What it did so far.
+    #[must_use]
+    pub fn stats(&self) -> Stats {
+        self.shared.counters.snapshot(self.budget)
+    }
+
+    /// Accepts no more, waits up to `limit` until live connections have ended, and resets the rest.
+    /// Associations have no end of their own, so they are relayed for as long as connections are, then closed.
+    pub async fn drain(self, limit: Duration) -> DrainReport {
+        for task in &self.accepting {
+            task.abort();
+        }
+        self.udp.refuse_new();
+        let before = self.tcp.count();
+        // Over the limit is no error: the rest is reset below.
+        let _ = timeout(limit, self.tcp.ended()).await;
+        let reset = self.tcp.reset_all();
+        self.tcp.ended().await;
+        DrainReport {
+            ended: before.saturating_sub(reset),
+            reset,
+            associations: self.udp.close_all(),
+        }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        for task in self.accepting.iter().chain(&self.receiving) {
+            task.abort();
+        }
+        self.tcp.reset_all();
+        self.udp.refuse_new();
+        self.udp.close_all();
+    }
+}

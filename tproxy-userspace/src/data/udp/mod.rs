@@ -1,0 +1,287 @@
+//! UDP: steered datagrams in, each to the association of its device socket, and the answers back.
+
+mod association;
+pub mod table;
+#[cfg(test)]
+mod tests;
+
+use std::cell::RefCell;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+
+use self::association::Association;
+use self::table::{Class, Table};
+use super::limits::{Budget, Limits};
+use super::outbound::{Dialer, Outbound};
+use super::record::{Outcome, Protocol, Record, Shared};
+use crate::net::mmsg::{BATCH, Received, RecvBatch, SendBatch};
+
+/// How often associations are looked at for idling.
+const SWEEP: Duration = Duration::from_secs(1);
+/// RFC 1035 section 4.2.1.
+const DNS_PORT: u16 = 53;
+
+/// Buffers of one worker thread. No datagram waits in them: each batch is sent or dropped at once.
+#[derive(Default)]
+pub(super) struct Scratch {
+    pub(super) recv: RecvBatch,
+    pub(super) send: SendBatch,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Box<Scratch>> = RefCell::default();
+}
+
+/// Works with this thread's buffers. Not to be nested.
+fn with_scratch<T>(work: impl FnOnce(&mut Scratch) -> T) -> T {
+    SCRATCH.with_borrow_mut(|scratch| work(scratch))
+}
+
+/// The socket of one family that devices' datagrams arrive on and that all replies leave from.
+#[derive(Debug)]
+pub struct Receiver {
+    socket: UdpSocket,
+    own: SocketAddr,
+}
+
+/// What all associations share. Any number of tasks may receive for it at once.
+#[derive(Debug)]
+pub struct UdpRelay {
+    shared: Arc<Shared>,
+    dialer: Dialer,
+    table: Mutex<Table<Arc<Association>>>,
+    closed: AtomicBool,
+}
+
+impl UdpRelay {
+    /// A relay without associations.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, dialer: Dialer, budget: Budget, limits: &Limits) -> Arc<Self> {
+        let table = Table::new(budget.associations, limits.udp_dns_idle, limits.udp_idle);
+        Arc::new(Self {
+            shared,
+            dialer,
+            table: Mutex::new(table),
+            closed: AtomicBool::new(false),
+        })
+    }
+
+    /// Hands a bound receiver to the runtime.
+    ///
+    /// # Errors
+    /// When the runtime's poller refuses it.
+    pub fn register(socket: std::net::UdpSocket, own: SocketAddr) -> io::Result<Arc<Receiver>> {
+        let socket = UdpSocket::from_std(socket)?;
+        Ok(Arc::new(Receiver { socket, own }))
+    }
+
+    /// Receives steered datagrams until it is aborted.
+    pub async fn receive(self: Arc<Self>, receiver: Arc<Receiver>) {
+        while receiver.socket.readable().await.is_ok() {
+            with_scratch(|Scratch { recv, send }| {
+                let mut count = 0;
+                let _ = receiver.socket.try_io(Interest::READABLE, || {
+                    count = recv.recv(&receiver.socket)?;
+                    if count < BATCH {
+                        // The socket is empty; this spares the call that would say so.
+                        return Err(io::ErrorKind::WouldBlock.into());
+                    }
+                    Ok(())
+                });
+                let batch = (0..count).map(|index| recv.get(index));
+                self.forward(&receiver, batch, send);
+            });
+        }
+    }
+
+    /// Sends a batch of at most [`BATCH`] datagrams on: those of one device together, in their order.
+    fn forward<'a>(
+        self: &Arc<Self>,
+        receiver: &Arc<Receiver>,
+        batch: impl Iterator<Item = Option<Received<'a>>>,
+        send: &mut SendBatch,
+    ) {
+        let mut datagrams = [None; BATCH];
+        for (place, received) in datagrams.iter_mut().zip(batch) {
+            *place = self.accept(receiver.own, received);
+        }
+        let now = Instant::now();
+        for first in 0..BATCH {
+            let Some((client, destination, _)) = datagrams[first] else {
+                continue;
+            };
+            // Marks the group, so that its members are not found again.
+            let mut group: [Option<(SocketAddr, &[u8])>; BATCH] = [None; BATCH];
+            let mut class = Class::Dns;
+            for (place, datagram) in group.iter_mut().zip(&mut datagrams).skip(first) {
+                if let Some((_, destination, payload)) =
+                    datagram.take_if(|(other, ..)| *other == client)
+                {
+                    *place = Some((destination, payload));
+                    if destination.port() != DNS_PORT {
+                        class = Class::General;
+                    }
+                }
+            }
+            let group = group[first..].iter().copied().flatten();
+            match self.association(receiver, client, destination, class, now) {
+                Some(association) => association.send(send, group, &self.shared),
+                None => {
+                    let dropped = &self.shared.counters.datagrams_dropped;
+                    dropped.fetch_add(group.count() as u64, Relaxed);
+                }
+            }
+        }
+    }
+
+    /// Client, destination and payload of a datagram that can be relayed.
+    fn accept<'a>(
+        &self,
+        own: SocketAddr,
+        received: Option<Received<'a>>,
+    ) -> Option<(SocketAddr, SocketAddr, &'a [u8])> {
+        let counters = &self.shared.counters;
+        let count = |counter: &AtomicU64| counter.fetch_add(1, Relaxed);
+        let Some(Received {
+            peer,
+            original: Some(destination),
+            payload,
+        }) = received
+        else {
+            count(&counters.datagrams_dropped);
+            return None;
+        };
+        if destination == own {
+            count(&counters.own_port_datagrams);
+            return None;
+        }
+        if destination.port() == 0 {
+            count(&counters.port_zero);
+            return None;
+        }
+        if peer.port() == 0 {
+            // Nobody could answer it.
+            count(&counters.datagrams_dropped);
+            return None;
+        }
+        Some((peer, destination, payload))
+    }
+
+    /// The client's association, a new one if need be. None when there can be none.
+    fn association(
+        self: &Arc<Self>,
+        receiver: &Arc<Receiver>,
+        client: SocketAddr,
+        destination: SocketAddr,
+        class: Class,
+        now: Instant,
+    ) -> Option<Arc<Association>> {
+        let mut table = self.table();
+        if let Some(association) = table.touch(&client, class, now) {
+            return Some(Arc::clone(association));
+        }
+        if self.closed.load(Relaxed) {
+            return None;
+        }
+        // The lock is kept, lest two receiving tasks make two associations for one client.
+        let association = self.make(receiver, client, destination)?;
+        let evicted = table.insert(client, Arc::clone(&association), class, now);
+        drop(table);
+        if let Some(evicted) = evicted {
+            evicted.close(Outcome::Evicted);
+        }
+        Some(association)
+    }
+
+    fn make(
+        self: &Arc<Self>,
+        receiver: &Arc<Receiver>,
+        client: SocketAddr,
+        destination: SocketAddr,
+    ) -> Option<Arc<Association>> {
+        let shared = Arc::clone(&self.shared);
+        let mut record = Record::new(shared, Protocol::Udp, client, destination);
+        let (association, server) = match &self.shared.outbound {
+            Outbound::Direct => {
+                let socket = self.dialer.factory.udp_outgoing(client);
+                let socket = socket
+                    .map_err(|error| error.to_string())
+                    .and_then(|socket| UdpSocket::from_std(socket).map_err(|e| e.to_string()));
+                match socket {
+                    Ok(socket) => (Association::direct(receiver, record, socket), None),
+                    Err(error) => {
+                        tracing::debug!(%client, error, "an association got no socket");
+                        record.outcome = Outcome::NoResources;
+                        return None;
+                    }
+                }
+            }
+            Outbound::Socks5(server) => (Association::socks5(receiver, record), Some(server)),
+        };
+        let association = Arc::new(association);
+        association.start(self, server);
+        Some(association)
+    }
+
+    /// An answer came for this client.
+    fn used(&self, client: &SocketAddr) {
+        self.table().touch(client, Class::Dns, Instant::now());
+    }
+
+    /// Takes an association that ended by itself out of the table.
+    fn forget(&self, association: &Arc<Association>) {
+        let mut table = self.table();
+        let known = table.get(&association.client);
+        if known.is_some_and(|known| Arc::ptr_eq(known, association)) {
+            table.remove(&association.client);
+        }
+    }
+
+    /// Ends idle associations, for ever.
+    pub async fn sweep(self: Arc<Self>) {
+        let mut ticks = tokio::time::interval(SWEEP);
+        loop {
+            ticks.tick().await;
+            self.sweep_at(Instant::now());
+        }
+    }
+
+    fn sweep_at(&self, now: Instant) {
+        // The lock is let go between two, for the sake of datagrams that wait for it.
+        loop {
+            let Some(association) = self.table().pop_idle(now) else {
+                return;
+            };
+            association.close(Outcome::Idle);
+        }
+    }
+
+    /// From now on no association is made; those that live go on.
+    pub fn refuse_new(&self) {
+        self.closed.store(true, Relaxed);
+    }
+
+    /// Ends all associations and returns how many there were.
+    pub fn close_all(&self) -> usize {
+        let mut count = 0;
+        loop {
+            let Some(association) = self.table().pop() else {
+                return count;
+            };
+            association.close(Outcome::Drained);
+            count += 1;
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table<Arc<Association>>> {
+        // What runs under the lock leaves the table whole if it panics.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
