@@ -102,7 +102,7 @@ mod tests {
             let used = OTHER_FILES as usize
                 + 2 * (budget.connections + budget.associations + budget.pipes);
             assert!(used as u64 <= open_files, "{budget:?} needs {used}");
-            assert!(budget.connections as u64 >= open_files / 4);
+            assert!(budget.connections as u64 >= open_files / 5);
         }
     }
 
