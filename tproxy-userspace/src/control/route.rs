@@ -637,10 +637,10 @@ mod tests {
     #[test]
     fn a_marked_packet_is_local_and_others_are_not() {
         in_namespace(|| async {
-            ip("link add a type veth peer name b");
-            ip("link set a up");
-            ip("address add 10.1.0.1/24 dev a");
-            ip("route add default via 10.1.0.2 onlink dev a");
+            ip("link add la type veth peer name lb");
+            ip("link set la up");
+            ip("address add 10.1.0.1/24 dev la");
+            ip("route add default via 10.1.0.2 onlink dev la");
             install(&Netlink::open().unwrap()).await.unwrap();
             let marked = ip("route get 203.0.113.9 mark 0x3a5");
             assert!(
@@ -648,7 +648,7 @@ mod tests {
                 "{marked}"
             );
             let plain = ip("route get 203.0.113.9 mark 0x3b5");
-            assert!(plain.contains("via 10.1.0.2 dev a"), "{plain}");
+            assert!(plain.contains("via 10.1.0.2 dev la"), "{plain}");
         });
     }
 

@@ -523,31 +523,41 @@ mod tests {
         }
     }
 
+    fn has_advertised_route() -> bool {
+        ip("-6 route show default").contains("dev wan proto ra")
+    }
+
+    /// A link `wan` that got a default route from a router advertisement.
+    fn advertised_wan() {
+        ip("link add wan type veth peer name far");
+        write("net/ipv6/conf/wan/accept_ra_from_local", "1").unwrap();
+        for link in ["wan", "far"] {
+            write(&format!("net/ipv6/conf/{link}/accept_dad"), "0").unwrap();
+            ip(&format!("link set {link} up"));
+        }
+        wait_for("the link-local addresses", || {
+            ["wan", "far"].iter().all(|link| {
+                ip(&format!("-6 address show dev {link} scope link -tentative")).contains("fe80::")
+            })
+        });
+        advertise("far");
+        wait_for("the advertised route", has_advertised_route);
+    }
+
     #[test]
     fn default_routes_from_router_advertisements_survive() {
         with_store(|store| {
-            ip("link add wan type veth peer name far");
-            write("net/ipv6/conf/wan/accept_ra_from_local", "1").unwrap();
-            for link in ["wan", "far"] {
-                write(&format!("net/ipv6/conf/{link}/accept_dad"), "0").unwrap();
-                ip(&format!("link set {link} up"));
-            }
-            let has_default = || ip("-6 route show default").contains("dev wan proto ra");
-            wait_for("the link-local addresses", || {
-                ["wan", "far"].iter().all(|link| {
-                    ip(&format!("-6 address show dev {link} scope link -tentative"))
-                        .contains("fe80::")
-                })
-            });
-            advertise("far");
-            wait_for("the advertised route", has_default);
+            advertised_wan();
             enable_forwarding(store).unwrap();
-            assert!(has_default());
+            assert!(has_advertised_route());
             store.restore_all().unwrap();
-            assert!(has_default());
-            // What would have happened without the care.
+            assert!(has_advertised_route());
+        });
+        // What happens without the care that is taken.
+        in_namespace(|| async {
+            advertised_wan();
             write(FORWARD_V6, "1").unwrap();
-            assert!(!has_default());
+            assert!(!has_advertised_route());
         });
     }
 
