@@ -6,6 +6,7 @@
 
 pub mod links;
 mod netlink;
+mod pattern;
 pub mod place;
 pub mod preflight;
 pub mod route;

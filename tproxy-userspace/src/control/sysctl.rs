@@ -236,6 +236,8 @@ impl Store {
 /// forwarding a link follows router advertisements only with `accept_ra` = 2, and the default routes
 /// it got from them are dropped at that moment: so links with 1 get 2 before.
 ///
+/// Returns what now has another value than before.
+///
 /// IPv4 forwarding also makes the kernel switch large receive offload off on every link, which is
 /// right for a router; it is no sysctl and stays off.
 ///
@@ -250,7 +252,12 @@ pub fn enable_forwarding(store: &Store) -> Result<Vec<Change>, Error> {
         }
         return Err(error);
     }
-    Ok(store.changes()?.into_iter().filter(is_new).collect())
+    let differs = |change: &Change| change.ours.as_ref() != Some(&change.was);
+    Ok(store
+        .changes()?
+        .into_iter()
+        .filter(|change| is_new(change) && differs(change))
+        .collect())
 }
 
 fn enable_both(store: &Store) -> Result<(), Error> {
