@@ -46,7 +46,9 @@ pub(crate) fn clear(prefix: &str) {
         }
         let mut command = Command::new("ip");
         command.args(["netns", "del", &name]);
-        if let Err(error) = process::run(command, Duration::from_secs(10)).and_then(|o| o.ok()) {
+        if let Err(error) =
+            process::run(command, Duration::from_secs(10)).and_then(process::Output::ok)
+        {
             eprintln!("removing namespace {name}: {error:#}");
         }
     }
