@@ -219,7 +219,7 @@ impl Presence {
     fn new(place: &Place) -> Result<Self> {
         let lock = place.proxy_lock()?;
         Ok(Self {
-            server: Server::bind(place.create_run()?)?,
+            server: Server::bind(&place.control_socket())?,
             _lock: lock,
         })
     }
