@@ -480,10 +480,10 @@ fn the_verdict_says_of_a_reason_what_the_list_of_reasons_says() {
             for from in [device(to), foreigner(to)] {
                 match decide(&packet(from, to, kind), &Gateway::new()) {
                     Verdict::Pass(reason) => {
-                        assert_eq!(reason.effect(), Effect::Pass, "{reason:?}")
+                        assert_eq!(reason.effect(), Effect::Pass, "{reason:?}");
                     }
                     Verdict::Drop(reason) => {
-                        assert_eq!(reason.effect(), Effect::Drop, "{reason:?}")
+                        assert_eq!(reason.effect(), Effect::Drop, "{reason:?}");
                     }
                     Verdict::Steer(_) => {}
                 }

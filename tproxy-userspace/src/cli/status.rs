@@ -88,7 +88,7 @@ fn read(place: &Place) -> Result<Status> {
     let mut status = Status {
         attached: false,
         links: Vec::new(),
-        rules_and_routes: routes.families.iter().all(|family| family.is_complete()),
+        rules_and_routes: routes.families.iter().all(route::FamilyState::is_complete),
         proxy: ProxyStatus {
             running: pid.is_some(),
             pid,
