@@ -10,6 +10,7 @@ pub mod gateway;
 pub mod interrupt;
 pub mod links;
 pub mod ns;
+pub mod probe;
 pub mod process;
 mod remains;
 pub mod servers;
