@@ -150,7 +150,10 @@ async fn a_reset_after_fin_is_seen_while_the_other_side_idles() {
         .expect("any stream");
     // Past FIN there is nothing to read; the RST shows as an error.
     let errors = pair.server.ready(tokio::io::Interest::ERROR);
-    timeout(SOON, errors).await.expect("in time").expect("polled");
+    timeout(SOON, errors)
+        .await
+        .expect("in time")
+        .expect("polled");
     let error = pair.server.write_all(b"x").await.expect_err("reset");
     assert_eq!(error.kind(), ErrorKind::BrokenPipe);
     assert_eq!(pair.outcome().await, Outcome::DeviceReset);
