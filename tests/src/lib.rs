@@ -17,6 +17,7 @@ pub mod servers;
 pub mod snapshot;
 pub mod topology;
 pub mod traffic;
+pub mod usage;
 pub mod wait;
 
 pub use addr::Family;
