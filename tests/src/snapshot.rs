@@ -177,7 +177,8 @@ fn map_names() -> Vec<&'static str> {
         map::SOURCES_V4,
         map::SOURCES_V6,
         map::LINKS,
-        map::STEERED,
+        map::STEERED_V4,
+        map::STEERED_V6,
         map::FRAGMENTS,
     ]
 }

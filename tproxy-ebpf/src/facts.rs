@@ -10,7 +10,7 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use aya_ebpf::maps::LpmTrie;
 use aya_ebpf::maps::lpm_trie::Key;
 use tproxy_common::abi::{
-    Bypass, Counter, FlowKey, FragmentFate, FragmentKey, Local, Reason, Settings, SourceV4,
+    Bypass, Counter, FlowV4, FlowV6, FragmentFate, FragmentKey, Local, Reason, Settings, SourceV4,
     SourceV6,
 };
 use tproxy_common::packet::{Addresses, Packet, Ports, Transport};
@@ -18,7 +18,7 @@ use tproxy_common::verdict::{Connection, Facts, Locality};
 
 use crate::maps::{
     BYPASS_V4, BYPASS_V6, COUNTERS, FRAGMENTS, LOCALS_V4, LOCALS_V6, SETTINGS, SOURCES_V4,
-    SOURCES_V6, STEERED,
+    SOURCES_V6, STEERED_V4, STEERED_V6,
 };
 use crate::skb::Skb;
 use crate::socket;
@@ -77,19 +77,60 @@ impl Facts for SkbFacts {
 #[inline(never)]
 pub fn is_steered(addresses: &Addresses, ports: &Ports) -> bool {
     // SAFETY: only the presence of the value is looked at.
-    unsafe { STEERED.get(flow_key(addresses, ports)) }.is_some()
+    match flow(addresses, ports) {
+        Flow::V4(key) => unsafe { STEERED_V4.get(key) }.is_some(),
+        Flow::V6(key) => unsafe { STEERED_V6.get(key) }.is_some(),
+    }
 }
 
 /// Remembers that a connection is steered.
 #[inline(never)]
 pub fn remember_steered(addresses: &Addresses, ports: &Ports) {
-    let _ = STEERED.insert(flow_key(addresses, ports), 0, 0);
+    // A full map gives up its least recently used entry, so this does not fail.
+    let _ = match flow(addresses, ports) {
+        Flow::V4(key) => STEERED_V4.insert(key, 0, 0),
+        Flow::V6(key) => STEERED_V6.insert(key, 0, 0),
+    };
 }
 
 /// Forgets it.
 #[inline(never)]
 pub fn forget_steered(addresses: &Addresses, ports: &Ports) {
-    let _ = STEERED.remove(flow_key(addresses, ports));
+    // Most connections were never steered.
+    let _ = match flow(addresses, ports) {
+        Flow::V4(key) => STEERED_V4.remove(key),
+        Flow::V6(key) => STEERED_V6.remove(key),
+    };
+}
+
+enum Flow {
+    V4(FlowV4),
+    V6(FlowV6),
+}
+
+#[inline(always)]
+fn flow(addresses: &Addresses, ports: &Ports) -> Flow {
+    let (source_port, destination_port) = (ports.source, ports.destination);
+    match *addresses {
+        Addresses::V4 {
+            source,
+            destination,
+        } => Flow::V4(FlowV4 {
+            source,
+            destination,
+            source_port,
+            destination_port,
+        }),
+        Addresses::V6 {
+            source,
+            destination,
+        } => Flow::V6(FlowV6 {
+            source,
+            destination,
+            source_port,
+            destination_port,
+        }),
+    }
 }
 
 /// Remembers what became of the first fragment of a TCP segment.
@@ -227,17 +268,6 @@ pub fn tcp_ports(packet: &Packet) -> Option<&Ports> {
     match &packet.transport {
         Transport::Tcp { ports, .. } => Some(ports),
         _ => None,
-    }
-}
-
-#[inline(always)]
-fn flow_key(addresses: &Addresses, ports: &Ports) -> FlowKey {
-    let (source, destination) = addresses.mapped();
-    FlowKey {
-        source,
-        destination,
-        source_port: ports.source,
-        destination_port: ports.destination,
     }
 }
 

@@ -7,8 +7,8 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap};
 use tproxy_common::abi::{
-    BYPASS_CAPACITY, Bypass, Counter, FRAGMENTS_CAPACITY, FlowKey, FragmentKey, LINKS_CAPACITY,
-    LOCALS_CAPACITY, Link, Listener, Local, NOTES_CAPACITY, Note, NoteKey, Reason,
+    BYPASS_CAPACITY, Bypass, Counter, FRAGMENTS_CAPACITY, FlowV4, FlowV6, FragmentKey,
+    LINKS_CAPACITY, LOCALS_CAPACITY, Link, Listener, Local, NOTES_CAPACITY, Note, NoteKey, Reason,
     SOURCES_CAPACITY, STEERED_CAPACITY, Settings, SourceV4, SourceV6,
 };
 
@@ -68,7 +68,11 @@ pub static LINKS: HashMap<u32, Link> = HashMap::pinned(LINKS_CAPACITY, 0);
 /// with RST and never leaks to the server. Written for a steered SYN, removed by a SYN that passes;
 /// the least recently used entry gives way. Losing an entry costs only the RST.
 #[map]
-pub static STEERED: LruHashMap<FlowKey, u32> = LruHashMap::pinned(STEERED_CAPACITY, 0);
+pub static STEERED_V4: LruHashMap<FlowV4, u32> = LruHashMap::pinned(STEERED_CAPACITY, 0);
+
+/// The same for IPv6.
+#[map]
+pub static STEERED_V6: LruHashMap<FlowV6, u32> = LruHashMap::pinned(STEERED_CAPACITY, 0);
 
 /// The fate of the first fragment of a fragmented TCP segment: fragments that follow carry no
 /// ports. UDP needs no such state, its verdict does not depend on ports.

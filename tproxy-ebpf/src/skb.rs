@@ -113,6 +113,11 @@ impl Skb {
 
 impl PacketBytes for Skb {
     #[inline(always)]
+    fn length(&self) -> usize {
+        self.len() as usize
+    }
+
+    #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<Bytes<N>> {
         let mut bytes = MaybeUninit::<Bytes<N>>::uninit();
         // SAFETY: the helper writes exactly `N` bytes, or returns an error.
