@@ -141,9 +141,12 @@ fn datagrams_of_every_size_and_one_port_for_all_peers() -> Result<()> {
             echo.forget();
 
             let files = tproxy.open_files()?;
-            let addresses: Vec<IpAddr> = (1..=10).map(|n| family.far(n)).collect();
+            // Of IPv6 answers danted takes only those from the address that it first sent to.
+            let count = if family == Family::V4 { 10 } else { 1 };
+            let addresses: Vec<IpAddr> = (1..=count).map(|n| family.far(n)).collect();
             let peers = traffic::peers(&lab.device, &addresses, 7000..=7009, 16)?;
-            assert_eq!((peers.asked, peers.answered), (100, 100));
+            assert_eq!(peers.asked, 10 * usize::from(count));
+            assert_eq!(peers.answered, peers.asked);
             assert!(peers.wrong.is_empty(), "{:?}", peers.wrong);
             let clients: Vec<SocketAddr> = echo.clients().into_keys().collect();
             assert_eq!(clients.len(), 1, "{clients:?}");
@@ -316,14 +319,19 @@ fn what_the_server_cannot_do_is_refused_and_counted() -> Result<()> {
 fn a_server_without_a_password_carries_both_protocols() -> Result<()> {
     let lab = Lab::new()?;
     let _nginx = Nginx::start(&lab.internet, lab.dir())?;
-    let _echo = UdpEcho::start(&lab.internet, 7..=7)?;
+    let _echo = UdpEcho::start(&lab.internet, 7..=16)?;
     for family in Family::BOTH {
         let (configuration, address) = V2ray::socks(family);
         let _v2ray = V2ray::start(&lab.internet, lab.dir(), &configuration, address.port())?;
         let tproxy = lab.tproxy_with(&format!("socks5://{address}"))?;
         assert_eq!(whoami(&lab.device, family.far(1))?, family.upstream(3));
-        let sizes = [1, 1_472, 1_473, 9_000];
+        // v2ray cuts what does not fit into its buffers of 2,048 bytes.
+        let sizes = [1, 1_472, 1_473, 2_000];
         traffic::echo_sizes(&lab.device, at(family.far(2), 7), &sizes)?;
+        let addresses: Vec<IpAddr> = (1..=10).map(|n| family.far(n)).collect();
+        let peers = traffic::peers(&lab.device, &addresses, 7..=16, 16)?;
+        assert_eq!((peers.asked, peers.answered), (100, 100));
+        assert!(peers.wrong.is_empty(), "{:?}", peers.wrong);
         tproxy.stop()?;
     }
     Ok(())
