@@ -141,9 +141,12 @@ fn datagrams_of_every_size_and_one_port_for_all_peers() -> Result<()> {
             echo.forget();
 
             let files = tproxy.open_files()?;
-            let addresses: Vec<IpAddr> = (1..=10).map(|n| family.far(n)).collect();
+            // Of IPv6 answers danted takes only those from the address that it first sent to.
+            let count = if family == Family::V4 { 10 } else { 1 };
+            let addresses: Vec<IpAddr> = (1..=count).map(|n| family.far(n)).collect();
             let peers = traffic::peers(&lab.device, &addresses, 7000..=7009, 16)?;
-            assert_eq!((peers.asked, peers.answered), (100, 100));
+            assert_eq!(peers.asked, 10 * usize::from(count));
+            assert_eq!(peers.answered, peers.asked);
             assert!(peers.wrong.is_empty(), "{:?}", peers.wrong);
             let clients: Vec<SocketAddr> = echo.clients().into_keys().collect();
             assert_eq!(clients.len(), 1, "{clients:?}");
@@ -322,8 +325,14 @@ fn a_server_without_a_password_carries_both_protocols() -> Result<()> {
         let _v2ray = V2ray::start(&lab.internet, lab.dir(), &configuration, address.port())?;
         let tproxy = lab.tproxy_with(&format!("socks5://{address}"))?;
         assert_eq!(whoami(&lab.device, family.far(1))?, family.upstream(3));
-        let sizes = [1, 1_472, 1_473, 9_000];
+        // v2ray cuts what does not fit into its buffers of 2,048 bytes.
+        let sizes = [1, 1_472, 1_473, 2_000];
         traffic::echo_sizes(&lab.device, at(family.far(2), 7), &sizes)?;
+        // One peer after the other: v2ray exchanges the payloads of peers that are new at the same time.
+        let socket = udp_socket(&lab, family)?;
+        for target in (1..=10).map(|n| at(family.far(n), 7)) {
+            assert_eq!(carry(&socket, target, &socket, b"hello")?, target);
+        }
         tproxy.stop()?;
     }
     Ok(())

@@ -98,6 +98,34 @@ fn a_reset_reaches_the_other_side() -> Result<()> {
     Ok(())
 }
 
+/// A server that resets what it has just accepted: the proxy may learn of the connection and of its end
+/// at once, and calls it by the same name whichever it sees first.
+#[test]
+fn a_reset_on_acceptance_is_the_servers() -> Result<()> {
+    const COUNT: u64 = 100;
+    let lab = Lab::new()?;
+    let _tproxy = lab.tproxy_with(DIRECT)?;
+    let server = Acceptor::listen(&lab.internet, at(Family::V4.far(5), 4000))?;
+    thread::scope(|scope| -> Result<()> {
+        let resetting = scope.spawn(|| -> Result<()> {
+            for _ in 0..COUNT {
+                reset(server.accept()?.0)?;
+            }
+            Ok(())
+        });
+        for _ in 0..COUNT {
+            assert_eq!(
+                fate(&lab.device, server.address())?,
+                (Vec::new(), End::Reset)
+            );
+        }
+        resetting.join().expect("no assertion in it")
+    })?;
+    lab.await_proxy_count("/connections", 0)?;
+    assert_eq!(lab.proxy_traffic()?["failures"], serde_json::json!({}));
+    Ok(())
+}
+
 /// A reset that comes when the other direction is full: nobody reads, so only the error tells.
 #[test]
 fn a_reset_reaches_a_side_that_does_not_read() -> Result<()> {
