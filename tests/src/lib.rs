@@ -6,10 +6,12 @@
 //! Needs root.
 
 pub mod addr;
+pub mod foreign;
 pub mod gateway;
 pub mod interrupt;
 pub mod links;
 pub mod ns;
+pub mod probe;
 pub mod process;
 mod remains;
 pub mod servers;
@@ -22,6 +24,7 @@ pub use addr::Family;
 pub use gateway::Tproxy;
 pub use links::Lan;
 pub use ns::Namespace;
+pub use probe::{Far, Wire};
 pub use process::{Output, Process};
 pub use snapshot::Snapshot;
 pub use topology::{Builder, Lab, Unsupported, or_skip};
