@@ -58,14 +58,7 @@ type Attr = [u64; 16];
 fn bpf(command: libc::c_long, attr: &Attr) -> io::Result<libc::c_long> {
     // SAFETY: the kernel reads no more than the attribute, whose size goes with it; the addresses in
     // it are of memory that the callers hold through the call and that is as large as they say.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            attr.as_ptr(),
-            size_of::<Attr>(),
-        )
-    };
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_ptr(), size_of::<Attr>()) };
     if result < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -207,10 +207,14 @@ impl Lab {
     /// Lists what differs.
     pub fn restored(&self, before: &Snapshot) -> Result<()> {
         let mut last = Ok(());
-        until("the gateway to be as before", Duration::from_secs(2), || {
-            last = Snapshot::take(self)?.same_as(before);
-            Ok(last.is_ok().then_some(()))
-        })
+        until(
+            "the gateway to be as before",
+            Duration::from_secs(2),
+            || {
+                last = Snapshot::take(self)?.same_as(before);
+                Ok(last.is_ok().then_some(()))
+            },
+        )
         .or(last)
     }
 }

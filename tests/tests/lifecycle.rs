@@ -89,7 +89,11 @@ fn command(lab: &Lab, args: &[&str], clsact: bool) -> Result<Command> {
 }
 
 fn run(lab: &Lab, args: &[&str], clsact: bool) -> Result<Tproxy> {
-    let all = [&["run", "--lan", lab.lan(), "--outbound", "direct://"], args].concat();
+    let all = [
+        &["run", "--lan", lab.lan(), "--outbound", "direct://"],
+        args,
+    ]
+    .concat();
     Lab::tproxy_by(command(lab, &all, clsact)?)
 }
 
@@ -364,12 +368,32 @@ fn a_start_that_fails_leaves_nothing() -> Result<()> {
     let before = Snapshot::take(&lab)?;
     let port = port.to_string();
     let failures: [(&str, &[&str], &[&str]); 7] = [
-        ("an unknown link", &["run", "--lan", "lan7"], &["lan7", "lan0"]),
+        (
+            "an unknown link",
+            &["run", "--lan", "lan7"],
+            &["lan7", "lan0"],
+        ),
         ("the loopback", &["run", "--lan", "lo"], &["lo", "loopback"]),
-        ("attach to an unknown link", &["attach", "lan7"], &["lan7", "lan0"]),
-        ("an unknown key", &["run", "-c", &broken], &["broken.toml:2:1", "interfaces"]),
-        ("a bad list", &["run", "-c", &bad_list], &["list.txt:2", "192.0.2.0/24"]),
-        ("a port in use", &["run", "-c", &no_port], &[&port, "in use"]),
+        (
+            "attach to an unknown link",
+            &["attach", "lan7"],
+            &["lan7", "lan0"],
+        ),
+        (
+            "an unknown key",
+            &["run", "-c", &broken],
+            &["broken.toml:2:1", "interfaces"],
+        ),
+        (
+            "a bad list",
+            &["run", "-c", &bad_list],
+            &["list.txt:2", "192.0.2.0/24"],
+        ),
+        (
+            "a port in use",
+            &["run", "-c", &no_port],
+            &[&port, "in use"],
+        ),
         (
             "an outbound that is none",
             &["run", "--lan", "lan0", "--outbound", "ftp://192.0.2.9"],
@@ -506,8 +530,8 @@ fn a_filter_that_came_to_our_clsact_qdisc_stays() -> Result<()> {
 fn programs_of_others_before_and_behind_ours_go_on() -> Result<()> {
     let lab = Lab::new()?;
     let far = Far::start(&lab)?;
-    let [earlier, behind, before, filter] = ["earlier", "behind", "before", "filter"]
-        .map(|name| Foreign::load(&lab, name, Says::Next));
+    let [earlier, behind, before, filter] =
+        ["earlier", "behind", "before", "filter"].map(|name| Foreign::load(&lab, name, Says::Next));
     let (earlier, behind, before, filter) = (earlier?, behind?, before?, filter?);
     let gateway = &lab.gateway;
     // There when we come.
