@@ -24,7 +24,7 @@ fn main() {
     }
     println!(
         "cargo::rerun-if-changed={}",
-        bpf_toolchain::tools(root).join("bin").display()
+        bpf_toolchain::stamp_file(root).display()
     );
     if let Err(message) = build(root, &out) {
         for line in message.lines() {

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::{Lab, Namespace, Output, Process, process};
+use crate::{Lab, Namespace, Output, Process, process, usage};
 
 /// One line of `tproxy-bpf counters --json`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -176,10 +176,7 @@ impl Tproxy {
     /// # Errors
     /// When it is gone.
     pub fn open_files(&self) -> Result<usize> {
-        let path = format!("/proc/{}/fd", self.process.pid());
-        Ok(std::fs::read_dir(&path)
-            .with_context(|| format!("reading {path}"))?
-            .count())
+        usage::open_files(self.process.pid())
     }
 
     /// Its resident memory, in KiB.
@@ -187,12 +184,7 @@ impl Tproxy {
     /// # Errors
     /// When it is gone.
     pub fn resident_kib(&self) -> Result<u64> {
-        let path = format!("/proc/{}/status", self.process.pid());
-        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        text.lines()
-            .find_map(|line| line.strip_prefix("VmRSS:"))
-            .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-            .with_context(|| format!("no VmRSS in {path}"))
+        usage::resident_kib(self.process.pid())
     }
 
     /// The CPU time it has used, user and system.
@@ -200,17 +192,6 @@ impl Tproxy {
     /// # Errors
     /// When it is gone.
     pub fn cpu_time(&self) -> Result<Duration> {
-        let path = format!("/proc/{}/stat", self.process.pid());
-        let text = std::fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
-        // proc(5): the name, in parentheses, may hold anything; utime and stime are fields 14 and 15,
-        // in ticks of USER_HZ, which is 100 on every Linux that Rust's std runs on.
-        let ticks: u64 = text
-            .rsplit_once(')')
-            .map(|(_, rest)| rest.split_whitespace().skip(11).take(2))
-            .into_iter()
-            .flatten()
-            .filter_map(|word| word.parse::<u64>().ok())
-            .sum();
-        Ok(Duration::from_millis(ticks * 10))
+        usage::cpu_time(self.process.pid())
     }
 }

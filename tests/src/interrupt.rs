@@ -8,6 +8,7 @@ use std::{
         mpsc,
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -35,10 +36,16 @@ impl Interrupt {
         let (sender, signals) = mpsc::channel();
         let flag = Arc::clone(&awaited);
         thread::spawn(move || {
+            let mut answered: Option<Instant> = None;
             loop {
                 let Ok(signal) = set.wait() else { continue };
-                // The second signal finds the flag lowered: it means it.
+                // A terminal and a supervisor may both pass on the same Ctrl-C.
+                if answered.is_some_and(|at| at.elapsed() < Duration::from_secs(1)) {
+                    continue;
+                }
+                // A later signal finds the flag lowered: it means it.
                 if flag.swap(false, Ordering::SeqCst) {
+                    answered = Some(Instant::now());
                     sender.send(signal).ok();
                 } else {
                     remains::clear_all();

@@ -18,13 +18,15 @@ pub mod servers;
 pub mod snapshot;
 pub mod topology;
 pub mod traffic;
+pub mod usage;
 pub mod wait;
+pub mod ways;
 
 pub use addr::Family;
 pub use gateway::Tproxy;
 pub use links::Lan;
 pub use ns::Namespace;
-pub use probe::{Far, Wire};
 pub use process::{Output, Process};
 pub use snapshot::Snapshot;
 pub use topology::{Builder, Lab, Unsupported, or_skip};
+pub use ways::{Far, Wire};

@@ -1,234 +1,335 @@
-//! Finding out by which way traffic goes: what the far servers see, and what comes to the internet at all.
+//! Single ends of connections, for tests that say exactly what happens at each end, and what the
+//! program under test says of them.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    collections::BTreeMap,
+    fs,
+    io::{ErrorKind, Read},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    os::fd::{AsFd, AsRawFd},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use nix::sys::socket::{setsockopt, sockopt};
 use serde_json::Value;
 
 use crate::{
-    Family, Lab, Namespace, Output, Snapshot,
-    servers::{Nginx, UdpEcho},
-    traffic,
+    Lab, Namespace, Tproxy,
     wait::{SOON, until},
 };
 
-/// The port of [`Far`]'s echo.
-const ECHO: u16 = 7000;
-/// A datagram that goes in one packet, and one that goes in several.
-const SIZES: [usize; 2] = [100, 9_000];
-
-/// Servers in the internet that tell who came: nginx, and a UDP echo.
-#[derive(Debug)]
-pub struct Far {
-    /// Downloads, and the addresses of their clients.
-    pub nginx: Nginx,
-    echo: UdpEcho,
+/// How a peer ended its direction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// FIN: no more is to come, and nothing is missing.
+    Fin,
+    /// RST.
+    Reset,
 }
 
-impl Far {
-    /// Starts them.
+/// Reads to the end of the peer's direction: the bytes, and how it ended.
+///
+/// # Errors
+/// When the end does not come within the stream's read timeout.
+pub fn read_to_end(mut stream: &TcpStream) -> Result<(Vec<u8>, End)> {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 65_536];
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok((bytes, End::Fin)),
+            Ok(read) => bytes.extend_from_slice(&buffer[..read]),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {
+                return Ok((bytes, End::Reset));
+            }
+            Err(error) => {
+                let got = bytes.len();
+                return Err(error).with_context(|| format!("waiting for the end, {got} bytes in"));
+            }
+        }
+    }
+}
+
+/// Connects and reads to the end. A connection that is reset during its handshake counts like one
+/// that is reset after it.
+///
+/// # Errors
+/// When it is neither answered within 5 s nor ended within 10 s.
+pub fn fate(ns: &Namespace, target: SocketAddr) -> Result<(Vec<u8>, End)> {
+    let connecting = ns.enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(5)))?;
+    match connecting {
+        Ok(stream) => {
+            stream.set_read_timeout(Some(SOON))?;
+            read_to_end(&stream).with_context(|| format!("on the connection to {target}"))
+        }
+        Err(error)
+            if matches!(
+                error.kind(),
+                ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset
+            ) =>
+        {
+            Ok((Vec::new(), End::Reset))
+        }
+        Err(error) => Err(error).with_context(|| format!("connecting to {target}")),
+    }
+}
+
+/// Ends a connection with RST.
+///
+/// # Errors
+/// When the socket refuses the option.
+pub fn reset(stream: TcpStream) -> Result<()> {
+    let at_once = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    setsockopt(&stream.as_fd(), sockopt::Linger, &at_once)?;
+    drop(stream);
+    Ok(())
+}
+
+/// A listener whose connections the test itself serves.
+#[derive(Debug)]
+pub struct Acceptor {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+impl Acceptor {
+    /// Listens.
     ///
     /// # Errors
-    /// When one of them does not start.
-    pub fn start(lab: &Lab) -> Result<Self> {
-        Ok(Self {
-            nginx: Nginx::start(&lab.internet, lab.dir())?,
-            echo: UdpEcho::start(&lab.internet, ECHO..=ECHO)?,
+    /// When the address or port is not to be had.
+    pub fn listen(ns: &Namespace, address: SocketAddr) -> Result<Self> {
+        let listener = ns
+            .enter(|| TcpListener::bind(address))?
+            .with_context(|| format!("listening at {address} in {}", ns.name()))?;
+        listener.set_nonblocking(true)?;
+        let address = listener.local_addr()?;
+        Ok(Self { listener, address })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The next connection; reads and writes on it fail after 10 s.
+    ///
+    /// # Errors
+    /// When none comes in 10 s.
+    pub fn accept(&self) -> Result<(TcpStream, SocketAddr)> {
+        let what = format!("a connection to {}", self.address);
+        let (stream, client) = until(&what, SOON, || self.try_accept())?;
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(SOON))?;
+        stream.set_write_timeout(Some(SOON))?;
+        stream.set_nodelay(true)?;
+        Ok((stream, client))
+    }
+
+    /// The next connection if it is there already.
+    ///
+    /// # Errors
+    /// When accepting fails.
+    pub fn try_accept(&self) -> Result<Option<(TcpStream, SocketAddr)>> {
+        match self.listener.accept() {
+            Ok(accepted) => Ok(Some(accepted)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("accepting at {}", self.address)),
+        }
+    }
+}
+
+/// A UDP socket at one address; receiving fails after a second.
+///
+/// # Errors
+/// When the address or port is not to be had.
+pub fn udp_at(ns: &Namespace, address: SocketAddr) -> Result<UdpSocket> {
+    let socket = ns
+        .enter(|| UdpSocket::bind(address))?
+        .with_context(|| format!("binding UDP {address} in {}", ns.name()))?;
+    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    Ok(socket)
+}
+
+/// Sends `payload` until `receiver` has it, three times at most; gives whom it came from.
+///
+/// # Errors
+/// When it does not arrive, or something else does.
+pub fn carry(
+    sender: &UdpSocket,
+    to: SocketAddr,
+    receiver: &UdpSocket,
+    payload: &[u8],
+) -> Result<SocketAddr> {
+    let mut buffer = [0; 2048];
+    for _ in 0..3 {
+        sender
+            .send_to(payload, to)
+            .with_context(|| format!("sending to {to}"))?;
+        match receiver.recv_from(&mut buffer) {
+            Ok((length, from)) => {
+                ensure!(
+                    &buffer[..length] == payload,
+                    "{from} sent {:?} instead of {:?}",
+                    String::from_utf8_lossy(&buffer[..length]),
+                    String::from_utf8_lossy(payload)
+                );
+                return Ok(from);
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error).with_context(|| format!("receiving from {to}")),
+        }
+    }
+    anyhow::bail!(
+        "{:?} sent to {to} never arrived at {:?} (file {})",
+        String::from_utf8_lossy(payload),
+        receiver.local_addr(),
+        receiver.as_raw_fd()
+    )
+}
+
+impl Tproxy {
+    /// Its open sockets. Unlike all open files they do not count the pipes that the proxy keeps for
+    /// the next connection.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn open_sockets(&self) -> Result<usize> {
+        let path = format!("/proc/{}/fd", self.process().pid());
+        Ok(fs::read_dir(&path)
+            .with_context(|| format!("reading {path}"))?
+            .filter_map(|entry| fs::read_link(entry.ok()?.path()).ok())
+            .filter(|target| {
+                target
+                    .as_os_str()
+                    .as_encoded_bytes()
+                    .starts_with(b"socket:")
+            })
+            .count())
+    }
+
+    /// What it has open now, to be compared after some work by [`Tproxy::back_to`].
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn open_now(&self) -> Result<(usize, usize)> {
+        Ok((self.open_files()?, self.open_sockets()?))
+    }
+
+    /// Waits until it has exactly as many sockets open as `before`, and as many files but for the 64
+    /// pipes that it keeps at most.
+    ///
+    /// # Errors
+    /// When it has not after 10 s.
+    pub fn back_to(&self, before: (usize, usize)) -> Result<()> {
+        let most = before.0 + 2 * 64;
+        let what = format!("{} sockets and at most {most} files", before.1);
+        until(&what, SOON, || {
+            let (files, sockets) = self.open_now()?;
+            Ok((files <= most && sockets == before.1).then_some(()))
         })
-    }
-
-    /// Wants traffic from `from` to `server` (TCP, small and fragmented datagrams) to be answered and
-    /// the server to see `client`.
-    ///
-    /// # Errors
-    /// Names what was not answered, or whom the server saw instead.
-    pub fn sees(&self, client: IpAddr, from: &Namespace, server: IpAddr) -> Result<()> {
-        let seen = traffic::whoami(from, server)?;
-        ensure!(
-            seen == client,
-            "TCP to {server}: the server saw {seen}, not {client}"
-        );
-        self.echo.forget();
-        traffic::echo_sizes(from, SocketAddr::new(server, ECHO), &SIZES)?;
-        let clients: Vec<IpAddr> = self.echo.clients().keys().map(SocketAddr::ip).collect();
-        ensure!(
-            clients == [client],
-            "UDP to {server}: the server saw {clients:?}, not {client}"
-        );
-        Ok(())
-    }
-
-    /// Traffic of the device to far servers of both families is proxied.
-    ///
-    /// # Errors
-    /// As [`Far::sees`].
-    pub fn sees_proxy(&self, lab: &Lab) -> Result<()> {
-        Family::BOTH
-            .into_iter()
-            .try_for_each(|family| self.sees(family.gateway_wan(), &lab.device, family.far(1)))
-    }
-
-    /// It goes direct.
-    ///
-    /// # Errors
-    /// As [`Far::sees`].
-    pub fn sees_device(&self, lab: &Lab) -> Result<()> {
-        Family::BOTH
-            .into_iter()
-            .try_for_each(|family| self.sees(family.device(), &lab.device, family.far(1)))
-    }
-
-    /// The addresses that datagrams came from since the last [`Far::sees`].
-    #[must_use]
-    pub fn udp_clients(&self) -> Vec<IpAddr> {
-        self.echo.clients().keys().map(SocketAddr::ip).collect()
-    }
-
-    /// An address and the echo's port.
-    #[must_use]
-    pub const fn echo_at(server: IpAddr) -> SocketAddr {
-        SocketAddr::new(server, ECHO)
-    }
-}
-
-/// Counts what comes from the device's own addresses to the internet, each fragment by itself, by
-/// nft rules there.
-#[derive(Debug)]
-pub struct Wire<'a> {
-    lab: &'a Lab,
-}
-
-impl<'a> Wire<'a> {
-    /// Starts to count.
-    ///
-    /// # Errors
-    /// When nft fails.
-    pub fn tap(lab: &'a Lab) -> Result<Self> {
-        let [v4, v6] = Family::BOTH.map(Family::device);
-        lab.internet.run(&[
-            "nft",
-            &format!(
-                "add table inet wire; add counter inet wire device; \
-                 add chain inet wire in {{ type filter hook prerouting priority -450; }}; \
-                 add rule inet wire in ip saddr {v4} counter name device; \
-                 add rule inet wire in ip6 saddr {v6} counter name device"
-            ),
-        ])?;
-        Ok(Self { lab })
-    }
-
-    /// How many packets came so far.
-    ///
-    /// # Errors
-    /// When nft fails.
-    pub fn packets(&self) -> Result<u64> {
-        let list = ["nft", "-j", "list", "counters", "table", "inet", "wire"];
-        let report: Value = self.lab.internet.run(&list)?.json()?;
-        report["nftables"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find_map(|object| object["counter"]["packets"].as_u64())
-            .with_context(|| format!("no counter in {report}"))
+        .with_context(|| format!("files and sockets now: {:?}", self.open_now()))
     }
 }
 
 impl Lab {
-    /// `tproxy-bpf bypass` with these arguments, which must succeed.
+    /// Runs the program under test with a configuration. `text` gets the LAN link in front, so it
+    /// must begin with tables or with keys of `[lan]`.
     ///
     /// # Errors
-    /// When it does not; the message holds what it printed.
-    pub fn bypass(&self, args: &[&str]) -> Result<Output> {
-        self.tproxy_run(&[&["bypass"], args].concat())?.ok()
+    /// As [`Lab::tproxy`].
+    pub fn tproxy_configured(&self, text: &str) -> Result<Tproxy> {
+        let path = self.dir().join("config.toml");
+        let text = format!("[lan]\ninterfaces = [\"{}\"]\n{text}", self.lan());
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+        let path = path.to_str().context("the path of the lab is not UTF-8")?;
+        self.tproxy(&["run", "-c", path])
     }
 
-    /// The prefixes of `tproxy-bpf bypass list`.
+    /// What the running proxy says of its traffic in `status --json`.
     ///
     /// # Errors
-    /// As [`Lab::bypass`].
-    pub fn bypass_list(&self) -> Result<Vec<Value>> {
-        self.bypass(&["list", "--json"])?.json()
+    /// When the command fails or the proxy does not answer it.
+    pub fn proxy_traffic(&self) -> Result<Value> {
+        let status: Value = self.tproxy_run(&["status", "--json"])?.ok()?.json()?;
+        let traffic = &status["proxy"]["detail"]["traffic"];
+        ensure!(traffic.is_object(), "the proxy says nothing: {status}");
+        Ok(traffic.clone())
     }
 
-    /// `tproxy-bpf status --json`.
+    /// One number of [`Lab::proxy_traffic`], by JSON pointer (`/failures/proxy_auth`). What is not
+    /// there has not happened: 0.
     ///
     /// # Errors
-    /// When it fails.
-    pub fn status(&self) -> Result<Value> {
-        self.tproxy_run(&["status", "--json"])?.ok()?.json()
+    /// As [`Lab::proxy_traffic`].
+    pub fn proxy_count(&self, pointer: &str) -> Result<u64> {
+        let traffic = self.proxy_traffic()?;
+        Ok(traffic
+            .pointer(pointer)
+            .and_then(Value::as_u64)
+            .unwrap_or_default())
     }
 
-    /// The names of the attached links, by `status`.
+    /// Waits until one number of the proxy has this value.
     ///
     /// # Errors
-    /// When it fails.
-    pub fn attached_links(&self) -> Result<Vec<String>> {
-        let status = self.status()?;
-        let links = status["links"].as_array().into_iter().flatten();
-        Ok(links
-            .filter_map(|link| Some(link["name"].as_str()?.to_owned()))
+    /// When it has another one after 10 s.
+    pub fn await_proxy_count(&self, pointer: &str, wanted: u64) -> Result<()> {
+        let what = format!("{pointer} = {wanted} in the proxy's status");
+        until(&what, SOON, || {
+            Ok((self.proxy_count(pointer)? == wanted).then_some(()))
+        })
+        .with_context(|| format!("it says {:?}", self.proxy_traffic()))
+    }
+
+    /// All counters that are not 0, by reason.
+    ///
+    /// # Errors
+    /// As [`Lab::counters`].
+    pub fn counted(&self) -> Result<BTreeMap<String, u64>> {
+        Ok(self
+            .counters()?
+            .into_iter()
+            .filter(|counter| counter.packets > 0)
+            .map(|counter| (counter.reason, counter.packets))
             .collect())
     }
 
-    /// Runs `tproxy-bpf` to its end and wants it to fail with this exit code and a message that holds
-    /// all of `words`.
+    /// Wants that nothing from the LAN went by another way than the proxy, by the counters: no packet
+    /// passed or was dropped that policy sends to the proxy.
     ///
     /// # Errors
-    /// When it succeeds, or fails otherwise.
-    pub fn refused(&self, args: &[&str], code: i32, words: &[&str]) -> Result<Output> {
-        let output = self.tproxy_run(args)?;
-        if output.code() != Some(code) {
-            bail!(
-                "`{}` ended with {:?}, not {code}: {}{}",
-                output.command,
-                output.code(),
-                output.stdout,
-                output.stderr
-            );
-        }
-        for word in words {
-            ensure!(
-                output.stderr.contains(word),
-                "`{}` says nothing of \"{word}\": {}",
-                output.command,
-                output.stderr
-            );
-        }
-        Ok(output)
-    }
-
-    /// Waits until the gateway is as it was before: the kernel frees programs and maps a moment after
-    /// the last reference is gone.
-    ///
-    /// # Errors
-    /// Lists what differs.
-    pub fn restored(&self, before: &Snapshot) -> Result<()> {
-        let mut last = Ok(());
-        until(
-            "the gateway to be as before",
-            Duration::from_secs(2),
-            || {
-                last = Snapshot::take(self)?.same_as(before);
-                Ok(last.is_ok().then_some(()))
-            },
-        )
-        .or(last)
+    /// Names the counters that say otherwise.
+    pub fn all_proxied(&self) -> Result<BTreeMap<String, u64>> {
+        const ELSEWHERE: [&str; 12] = [
+            "down_passed",
+            "down_dropped",
+            "direct_connection",
+            "direct_fragment",
+            "bypassed",
+            "private_range",
+            "foreign_source",
+            "malformed_ip",
+            "malformed_transport",
+            "long_extension_chain",
+            "lone_fragment",
+            "tcp_gone",
+        ];
+        let counted = self.counted()?;
+        let wrong: Vec<_> = counted
+            .iter()
+            .filter(|(reason, _)| ELSEWHERE.contains(&reason.as_str()))
+            .collect();
+        ensure!(wrong.is_empty(), "packets went elsewhere: {wrong:?}");
+        Ok(counted)
     }
 }
 
-/// Tries a check again until it holds.
-///
-/// # Errors
-/// The last error of the check, when it does not hold in time.
-pub fn soon(what: &str, mut check: impl FnMut() -> Result<()>) -> Result<()> {
-    let mut last = Ok(());
-    until(what, SOON, || {
-        last = check();
-        Ok(last.is_ok().then_some(()))
-    })
-    .or(last)
-    .with_context(|| format!("waiting for {what}"))
+/// An address of a family with a port.
+#[must_use]
+pub const fn at(address: IpAddr, port: u16) -> SocketAddr {
+    SocketAddr::new(address, port)
 }

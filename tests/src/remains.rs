@@ -46,7 +46,11 @@ pub(crate) fn clear(prefix: &str) {
         }
         let mut command = Command::new("ip");
         command.args(["netns", "del", &name]);
-        if let Err(error) = process::run(command, Duration::from_secs(10)).and_then(|o| o.ok()) {
+        let deleted = process::run(command, Duration::from_secs(10)).and_then(process::Output::ok);
+        // It may be that a signal's cleaning and the lab's own meet.
+        if let Err(error) = deleted
+            && Path::new(NETNS_DIR).join(&name).exists()
+        {
             eprintln!("removing namespace {name}: {error:#}");
         }
     }

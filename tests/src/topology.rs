@@ -3,6 +3,7 @@
 use std::{
     fmt, fs,
     fs::File,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
@@ -14,7 +15,7 @@ use crate::{
     Lan, Namespace, Process,
     addr::{FAR_COUNT, Family, UPSTREAM_COUNT},
     links, remains,
-    wait::until,
+    wait::{SOON, until},
 };
 
 /// What a lab shall be like.
@@ -174,6 +175,19 @@ impl Builder {
         if self.masquerade {
             masquerade(&gateway)?;
         }
+        if self.lan != Lan::Tun {
+            answers(&gateway, &lan, Family::gateway_lan)?;
+            answers(&device, &link, Family::device)?;
+        }
+        answers(&gateway, "wan0", Family::gateway_wan)?;
+        answers(&internet, uplink, Family::internet)?;
+        if let Some(device2) = &device2 {
+            answers(&gateway, "lan1", Family::gateway_lan1)?;
+            answers(device2, "eth0", Family::device2)?;
+        }
+        if let Some(neighbour) = &neighbour {
+            answers(neighbour, "eth0", Family::neighbour)?;
+        }
         Ok(Lab {
             pump,
             device,
@@ -194,8 +208,8 @@ impl Builder {
 fn give(
     ns: &Namespace,
     link: &str,
-    address: fn(Family) -> std::net::IpAddr,
-    via: Option<fn(Family) -> std::net::IpAddr>,
+    address: fn(Family) -> IpAddr,
+    via: Option<fn(Family) -> IpAddr>,
 ) -> Result<()> {
     let mut lines = vec![
         format!("addr add {}/24 dev {link}", address(Family::V4)),
@@ -206,6 +220,26 @@ fn give(
         lines.push(format!("route add ::/0 via {}", via(Family::V6)));
     }
     batch(ns, &lines)
+}
+
+/// Waits until an IPv6 address answers its neighbours. The kernel joins the solicited-node group
+/// (RFC 4291, 2.7.1) a moment after the address is there, without duplicate address detection too; a solicitation
+/// that comes before is lost, and repeated only after a second.
+fn answers(ns: &Namespace, link: &str, address: fn(Family) -> IpAddr) -> Result<()> {
+    let IpAddr::V6(address) = address(Family::V6) else {
+        return Ok(());
+    };
+    let [.., high, middle, low] = address.octets();
+    let group = format!("ff0200000000000000000001ff{high:02x}{middle:02x}{low:02x}");
+    let what = format!("the neighbour discovery group of {address} on {link}");
+    until(&what, SOON, || {
+        let groups = ns.enter(|| fs::read_to_string("/proc/thread-self/net/igmp6"))??;
+        let joined = groups.lines().any(|line| {
+            let mut words = line.split_whitespace().skip(1);
+            words.next() == Some(link) && words.next() == Some(&group)
+        });
+        Ok(joined.then_some(()))
+    })
 }
 
 fn batch(ns: &Namespace, lines: &[String]) -> Result<()> {

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use lab::{Family, Far, Lab, probe::soon};
+use lab::{Family, Far, Lab, ways::soon};
 use serde_json::Value;
 
 /// Different prefixes of mixed lengths, none of which holds an address of the lab.

@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Result, ensure};
-use lab::{Far, Lab, Snapshot, probe::soon, servers::TcpEcho, wait::until};
+use lab::{Far, Lab, Snapshot, servers::TcpEcho, wait::until, ways::soon};
 use serde_json::Value;
 
 fn human(lab: &Lab) -> Result<String> {
@@ -206,8 +206,18 @@ fn one_of_two_links_can_be_detached_while_the_proxy_runs() -> Result<()> {
     far.sees(lab::Family::V4.device2(), device2, there)?;
     assert_eq!(lab.attached_links()?, ["lan0"]);
     // It can be had again.
-    let again = lab.tproxy_run(&["attach", "lan1"])?;
-    eprintln!("attach beside a running proxy: {again:?}");
+    lab.tproxy_run(&["attach", "lan1"])?.ok()?;
+    far.sees(seen, device2, there)?;
+    lab.gateway.ip(&["addr add 10.79.1.1/24 dev lan1"])?;
+    soon("the proxy to know the new address", || {
+        let target = std::net::SocketAddr::new("10.79.1.1".parse()?, 22);
+        let own = lab.packets("own_address")?;
+        lab::traffic::connect(device2, target).ok();
+        ensure!(lab.packets("own_address")? > own, "{:?}", lab.counters()?);
+        Ok(())
+    })?;
+    assert_eq!(lab.attached_links()?, ["lan0", "lan1"]);
+    far.sees(seen, device2, there)?;
     proxy.stop()
 }
 

@@ -10,10 +10,10 @@ use lab::{
     Family, Far, Lab, Lan, Namespace, Wire,
     addr::url,
     or_skip,
-    probe::soon,
     servers::TcpEcho,
     traffic,
     wait::{SOON, until},
+    ways::soon,
 };
 
 const MIB: u64 = 1 << 20;

@@ -23,7 +23,6 @@ const MAX_VLAN_TAGS: usize = 2;
 /// How many IPv6 extension headers are followed.
 pub const MAX_EXTENSIONS: usize = 8;
 
-const TCP_FIN_SYN_RST_ACK: u8 = 0b0001_0111;
 const TCP_SYN: u8 = 0b0000_0010;
 const TCP_RST: u8 = 0b0000_0100;
 const TCP_ACK: u8 = 0b0001_0000;
@@ -170,7 +169,7 @@ pub struct Packet {
 pub enum Unparsed {
     /// Neither IPv4 nor IPv6.
     NotIp,
-    /// An IP header that contradicts itself or the length of the packet.
+    /// An IP header that contradicts itself, or that the packet ends within.
     Malformed,
 }
 
@@ -367,7 +366,7 @@ fn parse_transport<B: PacketBytes + ?Sized>(
 
 #[inline(always)]
 const fn opens(flags: u8) -> bool {
-    flags & TCP_FIN_SYN_RST_ACK & (TCP_SYN | TCP_RST | TCP_ACK) == TCP_SYN
+    flags & (TCP_SYN | TCP_RST | TCP_ACK) == TCP_SYN
 }
 
 #[inline(always)]

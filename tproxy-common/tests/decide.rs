@@ -1,117 +1,13 @@
 //! The steering policy: every kind of packet against every kind of destination.
 
 mod frames;
+mod gateway;
 
-use std::cell::RefCell;
-use std::net::IpAddr;
-
-use frames::{Between, Extension, Frame, Payload, any_extension, any_tags, any_udp};
-use proptest::prelude::*;
-use tproxy_common::abi::{FragmentFate, Listener, Reason, Settings};
-use tproxy_common::packet::{Addresses, Packet, Ports, Transport, parse_frame};
-use tproxy_common::verdict::{Connection, Facts, Locality, Target, Verdict, decide};
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Question {
-    Locality,
-    Bypassed,
-    Admitted,
-    Connection,
-    Fragment,
-}
-
-/// A gateway 192.0.2.1/24 and 2001:db8:1::1/64 that bypasses 198.51.100.0/24 and 2001:db8:b::/48.
-/// It remembers what it was asked.
-struct Gateway {
-    settings: Settings,
-    connection: Connection,
-    fragment: Option<FragmentFate>,
-    asked: RefCell<Vec<Question>>,
-}
-
-impl Gateway {
-    fn new() -> Self {
-        Self {
-            settings: Settings {
-                flags: Settings::BYPASS_PRIVATE,
-                ..Settings::default()
-            },
-            connection: Connection::Unknown,
-            fragment: None,
-            asked: RefCell::default(),
-        }
-    }
-
-    fn ask(&self, question: Question) {
-        self.asked.borrow_mut().push(question);
-    }
-}
-
-fn bytes_of(mapped: [u32; 4]) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    for (part, word) in bytes.chunks_mut(4).zip(mapped) {
-        part.copy_from_slice(&word.to_ne_bytes());
-    }
-    bytes
-}
-
-fn address(mapped: [u32; 4]) -> IpAddr {
-    std::net::Ipv6Addr::from(bytes_of(mapped)).to_canonical()
-}
-
-fn within(address: IpAddr, v4: &[u8], v6: &[u8]) -> bool {
-    match address {
-        IpAddr::V4(address) => address.octets().starts_with(v4),
-        IpAddr::V6(address) => address.octets().starts_with(v6),
-    }
-}
-
-const SUBNET_V4: &[u8] = &[192, 0, 2];
-const SUBNET_V6: &[u8] = &[0x20, 0x01, 0x0d, 0xb8, 0, 1, 0, 0];
-const BYPASS_V4: &[u8] = &[198, 51, 100];
-const BYPASS_V6: &[u8] = &[0x20, 0x01, 0x0d, 0xb8, 0, 0xb];
-
-impl Facts for Gateway {
-    fn settings(&self) -> Settings {
-        self.settings
-    }
-
-    fn locality(&self, addresses: &Addresses) -> Locality {
-        self.ask(Question::Locality);
-        let destination = address(addresses.mapped().1);
-        if destination == ip("192.0.2.1") || destination == ip("2001:db8:1::1") {
-            Locality::Address
-        } else if within(destination, SUBNET_V4, SUBNET_V6) {
-            Locality::Subnet
-        } else {
-            Locality::Foreign
-        }
-    }
-
-    fn bypassed(&self, addresses: &Addresses) -> bool {
-        self.ask(Question::Bypassed);
-        within(address(addresses.mapped().1), BYPASS_V4, BYPASS_V6)
-    }
-
-    fn admitted(&self, addresses: &Addresses) -> bool {
-        self.ask(Question::Admitted);
-        within(address(addresses.mapped().0), SUBNET_V4, SUBNET_V6)
-    }
-
-    fn connection(&self, _: &Packet) -> Connection {
-        self.ask(Question::Connection);
-        self.connection
-    }
-
-    fn fragment(&self, _: &Packet) -> Option<FragmentFate> {
-        self.ask(Question::Fragment);
-        self.fragment
-    }
-}
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().expect("an address")
-}
+use frames::Between;
+use gateway::{Gateway, Question, ip};
+use tproxy_common::abi::{Effect, FragmentFate, Listener, Reason, Settings};
+use tproxy_common::packet::{Packet, Ports, Transport};
+use tproxy_common::verdict::{Connection, Target, Verdict, decide};
 
 /// Everything a packet can carry, fragments included.
 fn kinds() -> Vec<(Transport, Option<u32>)> {
@@ -469,7 +365,6 @@ fn a_private_destination_counts_no_hit_in_the_bypass_set() {
 
 #[test]
 fn the_verdict_says_of_a_reason_what_the_list_of_reasons_says() {
-    use tproxy_common::abi::Effect;
     for to in NEVER_STEERED
         .iter()
         .chain(DIRECT)
@@ -480,112 +375,14 @@ fn the_verdict_says_of_a_reason_what_the_list_of_reasons_says() {
             for from in [device(to), foreigner(to)] {
                 match decide(&packet(from, to, kind), &Gateway::new()) {
                     Verdict::Pass(reason) => {
-                        assert_eq!(reason.effect(), Effect::Pass, "{reason:?}")
+                        assert_eq!(reason.effect(), Effect::Pass, "{reason:?}");
                     }
                     Verdict::Drop(reason) => {
-                        assert_eq!(reason.effect(), Effect::Drop, "{reason:?}")
+                        assert_eq!(reason.effect(), Effect::Drop, "{reason:?}");
                     }
                     Verdict::Steer(_) => {}
                 }
             }
         }
-    }
-}
-
-fn any_pair() -> impl Strategy<Value = Between> {
-    let v6 = |word: u16, host: u64| {
-        let host = host.to_be_bytes();
-        let mut bytes = [0; 16];
-        bytes[..4].copy_from_slice(&[0x20, 0x01, 0x0d, 0xb8]);
-        bytes[4..6].copy_from_slice(&word.to_be_bytes());
-        bytes[8..].copy_from_slice(&host);
-        std::net::Ipv6Addr::from(bytes)
-    };
-    let prefix = prop::sample::select(vec![1_u16, 0xb, 5, 0xf]);
-    prop_oneof![
-        frames::any_between(),
-        // From the LAN, to the near, the bypassed and the far.
-        (
-            any::<u8>(),
-            prop::sample::select(vec![[192, 0, 2], [198, 51, 100], [203, 0, 113], [10, 0, 0]]),
-            any::<u8>()
-        )
-            .prop_map(|(host, [a, b, c], d)| Between::V4(
-                [192, 0, 2, host].into(),
-                [a, b, c, d].into()
-            )),
-        (any::<u64>(), prefix, any::<u64>())
-            .prop_map(move |(from, word, to)| Between::V6(v6(1, from), v6(word, to))),
-    ]
-}
-
-proptest! {
-    /// A datagram whose head goes one way and whose tail goes another arrives nowhere, and leaks.
-    #[test]
-    fn all_fragments_of_a_datagram_share_one_verdict(
-        tags in any_tags(),
-        between in any_pair(),
-        option_words in 0..=10_u8,
-        extensions in prop::collection::vec(any_extension(), 0..4),
-        after in prop::collection::vec(any_extension(), 0..3),
-        payload in any_udp(8..1500),
-        size in 4..100_usize,
-        private in any::<bool>(),
-    ) {
-        let frame = Frame { tags, between, option_words, extensions, payload };
-        let mut gateway = Gateway::new();
-        if !private {
-            gateway.settings = Settings::default();
-        }
-        // An extension header that does not fit the first fragment is refused by every receiver
-        // (RFC 7112), so it is no datagram.
-        let front = frames::chain(&after, 17, &[]).1.len() + 8;
-        let size = size.max(front.div_ceil(8));
-        let fragments = frame.fragments(size, 99, &after);
-        let verdicts = fragments
-            .iter()
-            .map(|bytes| decide(&parse_frame(bytes.as_slice()).expect("well-formed"), &gateway))
-            .collect::<Vec<_>>();
-        prop_assert!(
-            verdicts.windows(2).all(|pair| pair[0] == pair[1]),
-            "{:?}", verdicts
-        );
-    }
-
-    /// The same for a datagram that need not be divided: its destination alone decides.
-    #[test]
-    fn a_datagram_goes_the_same_way_divided_or_not(between in any_pair(), payload in any_udp(100..200)) {
-        let frame = Frame::plain(between, payload);
-        let gateway = Gateway::new();
-        let verdict = |bytes: &[u8]| decide(&parse_frame(bytes).expect("well-formed"), &gateway);
-        let whole = verdict(&frame.bytes());
-        for fragment in frame.fragments(5, 1, &[]) {
-            match (whole, verdict(&fragment)) {
-                (
-                    Verdict::Steer(Target::Listener(one)),
-                    Verdict::Steer(Target::Reassembly(other)),
-                ) => prop_assert_eq!(one, other),
-                (one, other) => prop_assert_eq!(one, other),
-            }
-        }
-    }
-}
-
-#[test]
-fn a_fragmented_datagram_with_options_behind_the_fragment_header_is_not_leaked() {
-    // Only the first fragment shows that it is UDP.
-    let between = Between::new(ip("2001:db8:1::10"), ip("2001:db8:5::5"));
-    let payload = Payload::Udp {
-        ports: (4000, 53),
-        data: 200,
-    };
-    let frame = Frame::plain(between, payload);
-    let gateway = Gateway::new();
-    for fragment in frame.fragments(4, 5, &[Extension::Options(60, 0)]) {
-        let packet = parse_frame(fragment.as_slice()).expect("it has addresses");
-        assert!(
-            !matches!(decide(&packet, &gateway), Verdict::Pass(_)),
-            "{packet:?}"
-        );
     }
 }

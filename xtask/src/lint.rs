@@ -47,7 +47,7 @@ fn clippy() -> Command {
     let mut command = shell::cargo(["clippy"]);
     command
         .args(HOST)
-        .args(["--all-targets", "--quiet", "--", "-D", "warnings"]);
+        .args(["--all-targets", "--", "-D", "warnings"]);
     command
 }
 
@@ -56,7 +56,7 @@ fn kernel_clippy() -> Result<Command> {
     let (compiler, linker) = bpf_toolchain::find(&root).map_err(anyhow::Error::msg)?;
     let mut command = compiler.cargo("clippy", &root.join("tproxy-ebpf"), &linker);
     command
-        .args(["--quiet", "--target-dir"])
+        .arg("--target-dir")
         .arg(shell::target().join("bpf-clippy"))
         .args(["--", "-D", "warnings"]);
     Ok(command)
@@ -66,7 +66,7 @@ fn rustdoc() -> Command {
     let mut command = shell::cargo(["doc"]);
     command
         .args(HOST)
-        .args(["--no-deps", "--document-private-items", "--quiet"])
+        .args(["--no-deps", "--document-private-items"])
         .env("RUSTDOCFLAGS", "-D warnings");
     command
 }

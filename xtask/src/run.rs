@@ -41,11 +41,8 @@ pub fn bench(arguments: &[String]) -> Result<ExitCode> {
 /// As [`show`].
 pub fn here(arguments: &[String]) -> Result<ExitCode> {
     setup::ensure(Need::Build)?;
-    shell::run(&mut shell::cargo([
-        "build",
-        "--release",
-        "--package=tproxy-userspace",
-    ]))?;
+    // All of it, as for the lab: cargo would build a part with other features of what it shares.
+    build()?;
     let mut program = shell::as_root(shell::release("tproxy-bpf"), "tproxy-bpf")?;
     shell::exec(program.args(arguments))
 }

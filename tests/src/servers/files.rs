@@ -42,11 +42,12 @@ impl Content {
             });
         }
         // Several processes may do this at once: each writes its own and the last one wins.
-        let own = tempfile::NamedTempFile::new_in(&dir)?;
+        remove_unfinished(&dir);
+        let own = unfinished(&dir)?;
         let sha256 = write(own.as_file(), bytes)
             .with_context(|| format!("writing {bytes} bytes to {}", path.display()))?;
         own.persist(&path)?;
-        let own = tempfile::NamedTempFile::new_in(&dir)?;
+        let own = unfinished(&dir)?;
         own.as_file().write_all(sha256.as_bytes())?;
         own.persist(&hash)?;
         Ok(Self {
@@ -54,6 +55,25 @@ impl Content {
             bytes,
             sha256,
         })
+    }
+}
+
+/// A file to write to, which says whose it is.
+fn unfinished(dir: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let prefix = format!("unfinished-{}-", std::process::id());
+    tempfile::Builder::new().prefix(&prefix).tempfile_in(dir)
+}
+
+/// Removes those of processes that are gone.
+fn remove_unfinished(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name
+            .strip_prefix("unfinished-")
+            .and_then(|rest| rest.split('-').next());
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            fs::remove_file(entry.path()).ok();
+        }
     }
 }
 

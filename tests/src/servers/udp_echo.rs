@@ -154,25 +154,21 @@ fn serve(epoll: &Epoll, sockets: &[UdpSocket], clients: &Clients) {
             // Bounded, so that one busy port does not starve the others.
             for _ in 0..64 {
                 let answered = if v4 {
-                    answer::<SockaddrIn>(fd, &mut buffer)
+                    answer::<SockaddrIn>(fd, &mut buffer, clients)
                 } else {
-                    answer::<SockaddrIn6>(fd, &mut buffer)
+                    answer::<SockaddrIn6>(fd, &mut buffer, clients)
                 };
-                match answered {
-                    Ok(client) => {
-                        let mut clients = clients.lock().unwrap_or_else(PoisonError::into_inner);
-                        *clients.entry(client).or_default() += 1;
-                    }
-                    // Empty now. Anything else concerns one datagram: the next event tries again.
-                    Err(_) => break,
+                // Empty now. Anything else concerns one datagram: the next event tries again.
+                if answered.is_err() {
+                    break;
                 }
             }
         }
     }
 }
 
-/// Receives one datagram and sends it back from where it went to.
-fn answer<A>(fd: RawFd, buffer: &mut [u8]) -> nix::Result<SocketAddr>
+/// Receives one datagram, notes its sender, and sends it back from where it went to.
+fn answer<A>(fd: RawFd, buffer: &mut [u8], clients: &Clients) -> nix::Result<()>
 where
     A: SockaddrLike + Copy + Into<Client>,
 {
@@ -183,6 +179,13 @@ where
         let info = message.cmsgs()?.next();
         (message.address.ok_or(Errno::EINVAL)?, message.bytes, info)
     };
+    let Client(client) = from.into();
+    // Before it is answered, so that a client with its answer is always known.
+    *clients
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .entry(client)
+        .or_default() += 1;
     let slices = [IoSlice::new(&buffer[..length])];
     let sent = match info {
         Some(ControlMessageOwned::Ipv4PacketInfo(mut info)) => {
@@ -199,16 +202,11 @@ where
         }
         _ => return Err(Errno::EINVAL),
     };
-    let Client(client) = from.into();
-    // A lost answer is UDP's right; the question was seen all the same.
-    sent.or_else(|error| {
-        if error == Errno::EAGAIN {
-            Ok(0)
-        } else {
-            Err(error)
-        }
-    })?;
-    Ok(client)
+    match sent {
+        // A lost answer is UDP's right.
+        Ok(_) | Err(Errno::EAGAIN) => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The standard library's socket address, from either of nix's.

@@ -2,7 +2,7 @@
 
 use std::{
     collections::VecDeque,
-    io::ErrorKind,
+    io::{self, ErrorKind},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     ops::RangeInclusive,
     time::{Duration, Instant},
@@ -37,23 +37,29 @@ pub fn open_udp(ns: &Namespace, family: Family) -> Result<UdpSocket> {
 /// Names the size that did not come back, or came back changed or from elsewhere.
 pub fn echo_sizes(ns: &Namespace, target: SocketAddr, sizes: &[usize]) -> Result<()> {
     let socket = open_udp(ns, Family::of(target.ip()))?;
-    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
     let mut buffer = vec![0; 65_536];
+    // Sizes that were sent more than once: a second answer may still come.
+    let mut repeated: Vec<usize> = Vec::new();
     for &size in sizes {
-        let sent: Vec<u8> = (0..size).map(|index| (index * 7 + size) as u8).collect();
+        let sent = pattern(size);
         let mut answer = None;
-        for _ in 0..5 {
+        let mut times = 0;
+        while answer.is_none() && times < 5 {
+            times += 1;
             socket
                 .send_to(&sent, target)
                 .with_context(|| format!("sending {size} bytes to {target}"))?;
-            match socket.recv_from(&mut buffer) {
-                Ok(got) => {
-                    answer = Some(got);
+            let deadline = Instant::now() + Duration::from_secs(1);
+            while let Some((length, from)) = receive(&socket, &mut buffer, deadline)
+                .with_context(|| format!("waiting for {size} bytes from {target}"))?
+            {
+                let late = length != size
+                    && from == target
+                    && repeated.contains(&length)
+                    && buffer[..length] == pattern(length);
+                if !late {
+                    answer = Some((length, from));
                     break;
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-                Err(error) => {
-                    return Err(error).with_context(|| format!("waiting for {size} bytes"));
                 }
             }
         }
@@ -67,8 +73,38 @@ pub fn echo_sizes(ns: &Namespace, target: SocketAddr, sizes: &[usize]) -> Result
             buffer[..length] == sent,
             "{size} bytes came back from {target} as {length}, or changed"
         );
+        if times > 1 {
+            repeated.push(size);
+        }
     }
     Ok(())
+}
+
+/// Bytes that differ from size to size.
+fn pattern(size: usize) -> Vec<u8> {
+    (0..size).map(|index| (index * 7 + size) as u8).collect()
+}
+
+/// The next datagram, or `None` when none has come by `deadline`.
+fn receive(
+    socket: &UdpSocket,
+    buffer: &mut [u8],
+    deadline: Instant,
+) -> io::Result<Option<(usize, SocketAddr)>> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        socket.set_read_timeout(Some(left))?;
+        match socket.recv_from(buffer) {
+            Ok(got) => return Ok(Some(got)),
+            // signal(7): a machine that was suspended interrupts a receive that has a timeout.
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// How one socket fared with many peers.
@@ -98,7 +134,6 @@ pub fn peers(
 ) -> Result<Peers> {
     let first = addresses.first().context("no addresses to ask")?;
     let socket = open_udp(ns, Family::of(*first))?;
-    socket.set_read_timeout(Some(Duration::from_millis(50)))?;
     let targets: Vec<SocketAddr> = ports
         .flat_map(|port| addresses.iter().map(move |ip| SocketAddr::new(*ip, port)))
         .collect();
@@ -143,8 +178,9 @@ pub fn peers(
             }
         }
         let mut answer = [0; 16];
-        match socket.recv_from(&mut answer) {
-            Ok((8, from)) => {
+        let soon = Instant::now() + Duration::from_millis(50);
+        match receive(&socket, &mut answer, soon).context("waiting for answers")? {
+            Some((8, from)) => {
                 let mut number = [0; 8];
                 number.copy_from_slice(&answer[..8]);
                 let index = usize::try_from(u64::from_be_bytes(number))?;
@@ -159,11 +195,10 @@ pub fn peers(
                     report.elapsed = start.elapsed();
                 }
             }
-            Ok((length, from)) => {
+            Some((length, from)) => {
                 ensure!(length == 8, "{from} answered with {length} bytes, not 8");
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
-            Err(error) => return Err(error).context("waiting for answers"),
+            None => {}
         }
     }
     Ok(report)

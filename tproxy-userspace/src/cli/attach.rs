@@ -86,7 +86,7 @@ fn detach_here(place: &Place, links: &[String]) -> Result<ExitCode> {
 fn detach_running(place: &Place, pid: u32, links: &[String]) -> Result<ExitCode> {
     if links.is_empty() {
         ask(
-            place.run(),
+            &place.control_socket(),
             &Request::Detach { links: Vec::new() },
             PATIENCE,
         )?;
@@ -103,7 +103,7 @@ fn detach_running(place: &Place, pid: u32, links: &[String]) -> Result<ExitCode>
     }
     for link in links {
         let answer = ask(
-            place.run(),
+            &place.control_socket(),
             &Request::Detach {
                 links: vec![link.clone()],
             },

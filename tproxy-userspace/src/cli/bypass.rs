@@ -144,7 +144,7 @@ fn list(hits: bool, json: bool) -> Result<ExitCode> {
         .filter(|entry| entry.value.expires == 0 || entry.value.expires > now)
         .map(|entry| row(entry, now))
         .collect();
-    rows.sort_by_key(|row| (hits.then(|| std::cmp::Reverse(row.packets)), row.prefix));
+    rows.sort_by_key(|row| (hits.then_some(std::cmp::Reverse(row.packets)), row.prefix));
     if json {
         output::json(&rows)?;
         return Ok(ExitCode::SUCCESS);

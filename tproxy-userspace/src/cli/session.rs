@@ -157,7 +157,9 @@ async fn start(
     let port = Some(config.proxy.port).filter(|port| *port != 0);
     let sockets = Sockets::bind(&factory, port, &limits).map_err(|error| (None, error.into()))?;
     let opened = match place.lock() {
-        Ok(_lock) => Gateway::open(place.clone(), way(kernel), false).await.map_err(Into::into),
+        Ok(_lock) => Gateway::open(place.clone(), way(kernel), false)
+            .await
+            .map_err(Into::into),
         Err(error) => Err(error.into()),
     };
     let mut gateway = opened.map_err(|error| (None, error))?;
@@ -184,19 +186,19 @@ fn prepare(
     }
     let listeners: Vec<_> = Listener::ALL
         .into_iter()
-        .zip([sockets.tcp4_fd(), sockets.tcp6_fd(), sockets.udp4_fd(), sockets.udp6_fd()])
+        .zip([
+            sockets.tcp4_fd(),
+            sockets.tcp6_fd(),
+            sockets.udp4_fd(),
+            sockets.udp6_fd(),
+        ])
         .filter_map(|(listener, socket)| socket.map(|socket| (listener, socket)))
         .collect();
     Ok(gateway.publish(&listeners, sockets.reply_ports())?)
 }
 
 /// Detaches, and says what could not be undone.
-async fn close(
-    gateway: Option<Gateway>,
-    place: &Place,
-    snapshot: &Snapshot,
-    presence: Presence,
-) {
+async fn close(gateway: Option<Gateway>, place: &Place, snapshot: &Snapshot, presence: Presence) {
     let close = async {
         let lock = place.lock()?;
         // Its files are in the folder that is to go.
@@ -216,7 +218,10 @@ impl Presence {
     /// Takes the place of the proxy in this gateway.
     fn new(place: &Place) -> Result<Self> {
         let lock = place.proxy_lock()?;
-        Ok(Self { server: Server::bind(place.create_run()?)?, _lock: lock })
+        Ok(Self {
+            server: Server::bind(&place.control_socket())?,
+            _lock: lock,
+        })
     }
 }
 

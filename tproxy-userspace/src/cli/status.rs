@@ -78,17 +78,19 @@ fn read(place: &Place) -> Result<Status> {
     })?;
     let pid = place.proxy_pid();
     let mut warnings = routes.warnings.clone();
-    let detail = pid.and_then(|_| match ask(place.run(), &Request::Status, PATIENCE) {
-        Ok(detail) => Some(detail),
-        Err(error) => {
-            warnings.push(error.to_string());
-            None
-        }
-    });
+    let detail = pid.and_then(
+        |_| match ask(&place.control_socket(), &Request::Status, PATIENCE) {
+            Ok(detail) => Some(detail),
+            Err(error) => {
+                warnings.push(error.to_string());
+                None
+            }
+        },
+    );
     let mut status = Status {
         attached: false,
         links: Vec::new(),
-        rules_and_routes: routes.families.iter().all(|family| family.is_complete()),
+        rules_and_routes: routes.families.iter().all(route::FamilyState::is_complete),
         proxy: ProxyStatus {
             running: pid.is_some(),
             pid,

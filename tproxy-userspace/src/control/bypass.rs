@@ -25,9 +25,9 @@ pub enum Error {
     HalfDone {
         /// The first failure.
         #[source]
-        edit: bpf::Error,
+        edit: Box<bpf::Error>,
         /// The second.
-        undo: bpf::Error,
+        undo: Box<bpf::Error>,
     },
 }
 
@@ -197,7 +197,10 @@ fn apply(maps: &mut Maps, added: Vec<BypassEntry>, removed: Vec<IpNet>) -> Resul
             None => maps.remove_bypass(prefix),
         };
         if let Err(undo) = undone {
-            return Err(Error::HalfDone { edit, undo });
+            return Err(Error::HalfDone {
+                edit: Box::new(edit),
+                undo: Box::new(undo),
+            });
         }
     }
     Err(Error::Map(edit))

@@ -27,6 +27,8 @@ const FOLDER: &str = "tproxy-bpf";
 const LOCK: &str = "lock";
 /// Held by a proxy as long as it runs.
 const PROXY_LOCK: &str = "proxy.lock";
+/// Where a running proxy is asked things. A killed one leaves it behind.
+const CONTROL_SOCKET: &str = "control.sock";
 /// Holds the namespace's cookie: inode numbers are used again, cookies are not.
 const COOKIE: &str = "namespace";
 
@@ -106,6 +108,12 @@ impl Place {
         &self.run
     }
 
+    /// Where a running proxy is asked things.
+    #[must_use]
+    pub fn control_socket(&self) -> PathBuf {
+        self.run.join(CONTROL_SOCKET)
+    }
+
     /// Makes the folder for pins, for its owner only, if it is not there.
     ///
     /// # Errors
@@ -179,7 +187,10 @@ impl Place {
             .and_then(|mut entries| {
                 entries.try_fold(false, |in_use, entry| {
                     let name = entry?.file_name();
-                    Ok(in_use || ![LOCK, PROXY_LOCK, COOKIE].iter().any(|own| name == *own))
+                    Ok(in_use
+                        || ![LOCK, PROXY_LOCK, COOKIE, CONTROL_SOCKET]
+                            .iter()
+                            .any(|own| name == *own))
                 })
             })
             .map_err(Error::file("read", &self.run))?;
@@ -187,7 +198,7 @@ impl Place {
             return Ok(());
         }
         // The lock's own file goes last: until then nobody else changes anything here.
-        for name in [PROXY_LOCK, COOKIE, LOCK] {
+        for name in [CONTROL_SOCKET, PROXY_LOCK, COOKIE, LOCK] {
             remove_file(&self.run.join(name))?;
         }
         drop(lock);
@@ -452,6 +463,7 @@ mod tests {
         place.create_pins().unwrap();
         let lock = place.lock().unwrap();
         fs::write(place.run().join("sysctl.json"), "x").unwrap();
+        fs::write(place.run().join(CONTROL_SOCKET), "").unwrap();
         place.remove(lock).unwrap();
         assert!(!place.pins().exists());
         assert!(place.run().join("sysctl.json").exists());

@@ -8,23 +8,19 @@
 //! The protocol number tells ours from everybody else's, so that a later process finds what a
 //! killed one left. The kernel removes the route when `lo` goes down: [`present`] tells.
 
+mod item;
+
 use std::fmt;
 use std::path::Path;
 
-use rtnetlink::packet_core::{NLM_F_CREATE, NLM_F_EXCL, Parseable};
-use rtnetlink::packet_route::route::{
-    RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleFlags, RuleMessage};
+use rtnetlink::packet_core::Parseable;
+use rtnetlink::packet_route::route::{RouteAttribute, RouteMessage};
+use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
-use tproxy_common::abi::{
-    MARK_EXEMPT, MARK_MASK, MARK_REPLY, MARK_STEER, ROUTE_PROTOCOL, ROUTE_TABLE, RULE_PRIORITY,
-};
+use tproxy_common::abi::ROUTE_TABLE;
 
-use super::{Error, Netlink, NetlinkError};
-
-/// `lo` has this index in every network namespace.
-const LOOPBACK: u32 = 1;
+use self::item::{Conflict, Item};
+use super::{Error, Netlink};
 
 /// IPv4 or IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
@@ -276,311 +272,6 @@ fn decoded<T>(message: Result<T, impl fmt::Display>) -> Option<T> {
         .ok()
 }
 
-/// A rule or a route, as the kernel tells it.
-#[derive(Clone, Debug)]
-enum Item {
-    Rule(Family, RuleMessage),
-    Route(Family, RouteMessage),
-}
-
-impl Item {
-    fn wanted_rule(family: Family) -> Self {
-        let mut message = RuleMessage::default();
-        message.header.family = family.netlink();
-        message.header.action = RuleAction::ToTable;
-        message.attributes = vec![
-            RuleAttribute::Table(ROUTE_TABLE),
-            RuleAttribute::Priority(RULE_PRIORITY),
-            RuleAttribute::FwMark(MARK_STEER),
-            RuleAttribute::FwMask(MARK_MASK),
-            RuleAttribute::Protocol(RouteProtocol::from(ROUTE_PROTOCOL)),
-        ];
-        Self::Rule(family, message)
-    }
-
-    fn wanted_route(family: Family) -> Self {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family.netlink();
-        message.header.protocol = RouteProtocol::from(ROUTE_PROTOCOL);
-        message.header.kind = RouteType::Local;
-        // IPv6 knows no scopes.
-        message.header.scope = match family {
-            Family::V4 => RouteScope::Host,
-            Family::V6 => RouteScope::Universe,
-        };
-        message.attributes = vec![
-            RouteAttribute::Table(ROUTE_TABLE),
-            RouteAttribute::Oif(LOOPBACK),
-        ];
-        Self::Route(family, message)
-    }
-
-    async fn add(&self, netlink: &Netlink) -> Result<(), Error> {
-        let request = match self {
-            Self::Rule(_, message) => RouteNetlinkMessage::NewRule(message.clone()),
-            Self::Route(_, message) => RouteNetlinkMessage::NewRoute(message.clone()),
-        };
-        netlink
-            .change(&request, NLM_F_CREATE | NLM_F_EXCL)
-            .await
-            .map_err(|reason| self.refused("add", reason))
-    }
-
-    /// Something that is gone already is as good as deleted.
-    async fn delete(&self, netlink: &Netlink) -> Result<(), Error> {
-        let request = match self {
-            Self::Rule(_, message) => RouteNetlinkMessage::DelRule(message.clone()),
-            Self::Route(_, message) => {
-                let mut message = message.clone();
-                // What names the route. The rest of a dump is its state.
-                message.attributes.retain(|attribute| {
-                    matches!(
-                        attribute,
-                        RouteAttribute::Destination(_)
-                            | RouteAttribute::Oif(_)
-                            | RouteAttribute::Priority(_)
-                            | RouteAttribute::Table(_)
-                    )
-                });
-                RouteNetlinkMessage::DelRoute(message)
-            }
-        };
-        match netlink.change(&request, 0).await {
-            Err(error) if [libc::ENOENT, libc::ESRCH].contains(&error.errno) => Ok(()),
-            other => other.map_err(|reason| self.refused("delete", reason)),
-        }
-    }
-
-    fn refused(&self, operation: &'static str, reason: NetlinkError) -> Error {
-        let advice = match reason.errno {
-            libc::ENETDOWN => "; bring the loopback link up first: ip link set lo up",
-            libc::EPERM | libc::EACCES => "; run it as root or give it CAP_NET_ADMIN",
-            libc::EAFNOSUPPORT | libc::EOPNOTSUPP => {
-                "; the kernel needs CONFIG_IP_MULTIPLE_TABLES and CONFIG_IPV6_MULTIPLE_TABLES"
-            }
-            _ => "",
-        };
-        Error::Netlink {
-            operation,
-            object: self.to_string(),
-            reason,
-            advice,
-        }
-    }
-
-    fn table(&self) -> u32 {
-        let (header, attribute) = match self {
-            Self::Rule(_, message) => (
-                message.header.table,
-                message.attributes.iter().find_map(|attribute| {
-                    if let RuleAttribute::Table(table) = attribute {
-                        Some(*table)
-                    } else {
-                        None
-                    }
-                }),
-            ),
-            Self::Route(_, message) => (
-                message.header.table,
-                message.attributes.iter().find_map(|attribute| {
-                    if let RouteAttribute::Table(table) = attribute {
-                        Some(*table)
-                    } else {
-                        None
-                    }
-                }),
-            ),
-        };
-        attribute.unwrap_or(u32::from(header))
-    }
-
-    /// Does it carry our protocol number, and our table?
-    fn is_ours(&self) -> bool {
-        let ours = RouteProtocol::from(ROUTE_PROTOCOL);
-        let protocol = match self {
-            Self::Rule(_, message) => message.attributes.contains(&RuleAttribute::Protocol(ours)),
-            Self::Route(_, message) => message.header.protocol == ours,
-        };
-        protocol && self.table() == ROUTE_TABLE
-    }
-
-    /// Would adding `wanted` change nothing?
-    fn is_same(&self, wanted: &Self) -> bool {
-        if !self.is_ours() {
-            return false;
-        }
-        match (self, wanted) {
-            (Self::Rule(_, found), Self::Rule(_, wanted)) => {
-                found.header.action == wanted.header.action
-                    && !found.header.flags.contains(RuleFlags::Invert)
-                    && (found.header.src_len, found.header.dst_len, found.header.tos) == (0, 0, 0)
-                    && wanted
-                        .attributes
-                        .iter()
-                        .all(|attribute| found.attributes.contains(attribute))
-                    && found.attributes.iter().all(|attribute| {
-                        wanted.attributes.contains(attribute) || says_nothing(attribute)
-                    })
-            }
-            (Self::Route(_, found), Self::Route(_, wanted)) => {
-                found.header.kind == wanted.header.kind
-                    && found.header.destination_prefix_length == 0
-                    && found.attributes.contains(&RouteAttribute::Oif(LOOPBACK))
-            }
-            _ => false,
-        }
-    }
-
-    /// What a rule of another program does to ours.
-    fn conflict(&self) -> Option<Conflict<'_>> {
-        let Self::Rule(_, message) = self else {
-            return None;
-        };
-        if self.is_ours() {
-            return None;
-        }
-        let (mut priority, mut mark, mut mask) = (0, 0, 0);
-        for attribute in &message.attributes {
-            match attribute {
-                RuleAttribute::Priority(value) => priority = *value,
-                RuleAttribute::FwMark(value) => mark = *value,
-                RuleAttribute::FwMask(value) => mask = *value,
-                _ => {}
-            }
-        }
-        let inverted = message.header.flags.contains(RuleFlags::Invert);
-        // Can a packet match whose bits under `ours` have this value, whatever the others are?
-        let can_match = |value: u32, ours: u32| (value ^ mark) & mask & ours == 0;
-        let uses_our_bits = mask & MARK_MASK != 0 && !inverted;
-        if uses_our_bits && can_match(MARK_STEER, MARK_MASK) {
-            Some(Conflict::Steers(self))
-        } else if uses_our_bits
-            && (can_match(MARK_EXEMPT, MARK_MASK) || can_match(MARK_REPLY, MARK_MASK))
-        {
-            Some(Conflict::TakesOurs(self))
-        } else if uses_our_bits && mask != u32::MAX {
-            // Without a mask of its own a rule names the whole mark: that alone claims no bits.
-            Some(Conflict::SharesBits(self))
-        } else if (1..=RULE_PRIORITY).contains(&priority) && !uses_our_bits {
-            Some(Conflict::Precedes(self))
-        } else {
-            None
-        }
-    }
-}
-
-/// The kernel tells these of every rule.
-fn says_nothing(attribute: &RuleAttribute) -> bool {
-    matches!(
-        attribute,
-        RuleAttribute::SuppressPrefixLen(u32::MAX)
-            | RuleAttribute::SuppressIfGroup(u32::MAX)
-            | RuleAttribute::L3MDev(false)
-            | RuleAttribute::Other(_)
-    )
-}
-
-impl fmt::Display for Item {
-    /// As `ip rule` and `ip route` take it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Rule(family, message) => {
-                write!(f, "the {family} rule \"")?;
-                if message.header.flags.contains(RuleFlags::Invert) {
-                    write!(f, "not ")?;
-                }
-                let find = |pick: fn(&RuleAttribute) -> Option<u32>| {
-                    message.attributes.iter().find_map(pick)
-                };
-                let mark = find(|attribute| match attribute {
-                    RuleAttribute::FwMark(value) => Some(*value),
-                    _ => None,
-                });
-                let mask = find(|attribute| match attribute {
-                    RuleAttribute::FwMask(value) => Some(*value),
-                    _ => None,
-                });
-                let priority = find(|attribute| match attribute {
-                    RuleAttribute::Priority(value) => Some(*value),
-                    _ => None,
-                });
-                match (mark, mask) {
-                    (Some(mark), Some(mask)) => write!(f, "fwmark {mark:#x}/{mask:#x} ")?,
-                    (Some(mark), None) => write!(f, "fwmark {mark:#x} ")?,
-                    _ => {}
-                }
-                write!(
-                    f,
-                    "lookup {} pref {}\"",
-                    self.table(),
-                    priority.unwrap_or(0)
-                )
-            }
-            Self::Route(family, message) => {
-                let RouteHeader {
-                    destination_prefix_length: length,
-                    kind,
-                    ..
-                } = &message.header;
-                let kind = format!("{kind:?}").to_lowercase();
-                let to = message
-                    .attributes
-                    .iter()
-                    .find_map(|attribute| match attribute {
-                        RouteAttribute::Destination(
-                            rtnetlink::packet_route::route::RouteAddress::Inet(address),
-                        ) => Some(format!("{address}/{length}")),
-                        RouteAttribute::Destination(
-                            rtnetlink::packet_route::route::RouteAddress::Inet6(address),
-                        ) => Some(format!("{address}/{length}")),
-                        _ => None,
-                    });
-                let to = to.as_deref().unwrap_or("default");
-                write!(
-                    f,
-                    "the {family} route \"{kind} {to} table {}\"",
-                    self.table()
-                )
-            }
-        }
-    }
-}
-
-/// A rule of another program that meets ours.
-#[derive(Clone, Copy, Debug)]
-enum Conflict<'a> {
-    /// It is for packets with our steering mark.
-    Steers(&'a Item),
-    /// It is for packets that the proxy itself sends.
-    TakesOurs(&'a Item),
-    /// It is for other values of our bits.
-    SharesBits(&'a Item),
-    /// It comes first.
-    Precedes(&'a Item),
-}
-
-impl Conflict<'_> {
-    fn sentence(self) -> String {
-        match self {
-            Self::Steers(item) => {
-                format!(
-                    "{item} is for the mark of steered packets ({MARK_STEER:#x}/{MARK_MASK:#x})."
-                )
-            }
-            Self::TakesOurs(item) => format!(
-                "{item} is also for packets that the proxy sends (marks {MARK_EXEMPT:#x} and \
-                 {MARK_REPLY:#x} under {MARK_MASK:#x})."
-            ),
-            Self::SharesBits(item) => {
-                format!("{item} uses mark bits that belong to tproxy-bpf ({MARK_MASK:#x}).")
-            }
-            Self::Precedes(item) => format!(
-                "{item} comes before ours (pref {RULE_PRIORITY}) and may lead steered packets away."
-            ),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -637,10 +328,10 @@ mod tests {
     #[test]
     fn a_marked_packet_is_local_and_others_are_not() {
         in_namespace(|| async {
-            ip("link add a type veth peer name b");
-            ip("link set a up");
-            ip("address add 10.1.0.1/24 dev a");
-            ip("route add default via 10.1.0.2 onlink dev a");
+            ip("link add la type veth peer name lb");
+            ip("link set la up");
+            ip("address add 10.1.0.1/24 dev la");
+            ip("route add default via 10.1.0.2 onlink dev la");
             install(&Netlink::open().unwrap()).await.unwrap();
             let marked = ip("route get 203.0.113.9 mark 0x3a5");
             assert!(
@@ -648,7 +339,7 @@ mod tests {
                 "{marked}"
             );
             let plain = ip("route get 203.0.113.9 mark 0x3b5");
-            assert!(plain.contains("via 10.1.0.2 dev a"), "{plain}");
+            assert!(plain.contains("via 10.1.0.2 dev la"), "{plain}");
         });
     }
 

@@ -236,6 +236,8 @@ impl Store {
 /// forwarding a link follows router advertisements only with `accept_ra` = 2, and the default routes
 /// it got from them are dropped at that moment: so links with 1 get 2 before.
 ///
+/// Returns what now has another value than before.
+///
 /// IPv4 forwarding also makes the kernel switch large receive offload off on every link, which is
 /// right for a router; it is no sysctl and stays off.
 ///
@@ -250,7 +252,12 @@ pub fn enable_forwarding(store: &Store) -> Result<Vec<Change>, Error> {
         }
         return Err(error);
     }
-    Ok(store.changes()?.into_iter().filter(is_new).collect())
+    let differs = |change: &Change| change.ours.as_ref() != Some(&change.was);
+    Ok(store
+        .changes()?
+        .into_iter()
+        .filter(|change| is_new(change) && differs(change))
+        .collect())
 }
 
 fn enable_both(store: &Store) -> Result<(), Error> {
@@ -523,31 +530,41 @@ mod tests {
         }
     }
 
+    fn has_advertised_route() -> bool {
+        ip("-6 route show default").contains("dev wan proto ra")
+    }
+
+    /// A link `wan` that got a default route from a router advertisement.
+    fn advertised_wan() {
+        ip("link add wan type veth peer name far");
+        write("net/ipv6/conf/wan/accept_ra_from_local", "1").unwrap();
+        for link in ["wan", "far"] {
+            write(&format!("net/ipv6/conf/{link}/accept_dad"), "0").unwrap();
+            ip(&format!("link set {link} up"));
+        }
+        wait_for("the link-local addresses", || {
+            ["wan", "far"].iter().all(|link| {
+                ip(&format!("-6 address show dev {link} scope link -tentative")).contains("fe80::")
+            })
+        });
+        advertise("far");
+        wait_for("the advertised route", has_advertised_route);
+    }
+
     #[test]
     fn default_routes_from_router_advertisements_survive() {
         with_store(|store| {
-            ip("link add wan type veth peer name far");
-            write("net/ipv6/conf/wan/accept_ra_from_local", "1").unwrap();
-            for link in ["wan", "far"] {
-                write(&format!("net/ipv6/conf/{link}/accept_dad"), "0").unwrap();
-                ip(&format!("link set {link} up"));
-            }
-            let has_default = || ip("-6 route show default").contains("dev wan proto ra");
-            wait_for("the link-local addresses", || {
-                ["wan", "far"].iter().all(|link| {
-                    ip(&format!("-6 address show dev {link} scope link -tentative"))
-                        .contains("fe80::")
-                })
-            });
-            advertise("far");
-            wait_for("the advertised route", has_default);
+            advertised_wan();
             enable_forwarding(store).unwrap();
-            assert!(has_default());
+            assert!(has_advertised_route());
             store.restore_all().unwrap();
-            assert!(has_default());
-            // What would have happened without the care.
+            assert!(has_advertised_route());
+        });
+        // What happens without the care that is taken.
+        in_namespace(|| async {
+            advertised_wan();
             write(FORWARD_V6, "1").unwrap();
-            assert!(!has_default());
+            assert!(!has_advertised_route());
         });
     }
 

@@ -120,3 +120,6 @@ impl Drop for Proxy {
         self.udp.close_all();
     }
 }
+
+#[cfg(test)]
+mod tests;

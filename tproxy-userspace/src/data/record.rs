@@ -170,3 +170,65 @@ impl Drop for Record {
         );
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{self, Write};
+    use std::sync::Mutex;
+
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("no panic").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_record_ends_in_one_access_event_that_keeps_the_password_secret() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        let outbound = "socks5://me:secret@192.0.2.1:1080";
+        let shared = Arc::new(Shared {
+            outbound: outbound.parse().expect("a literal"),
+            counters: Counters::default(),
+        });
+        tracing::subscriber::with_default(subscriber, || {
+            let address: SocketAddr = "192.0.2.7:1234".parse().expect("a literal");
+            let mut record = Record::new(Arc::clone(&shared), Protocol::Tcp, address, address);
+            assert_eq!(shared.counters.now(Protocol::Tcp).load(Relaxed), 1);
+            (record.up, record.down) = (17, 18);
+            record.outcome = Outcome::Idle;
+        });
+        assert_eq!(shared.counters.now(Protocol::Tcp).load(Relaxed), 0);
+        let lines = String::from_utf8(lines.0.lock().expect("no panic").clone()).expect("text");
+        assert_eq!(lines.lines().count(), 1, "{lines}");
+        let parts = [
+            "access",
+            "up=17 down=18",
+            "outcome=\"idle\"",
+            "me@192.0.2.1",
+        ];
+        assert!(parts.iter().all(|part| lines.contains(part)), "{lines}");
+        assert!(!lines.contains("secret"));
+    }
+
+    #[test]
+    fn words_differ_and_stand_in_order() {
+        for (index, outcome) in Outcome::ALL.iter().enumerate() {
+            assert_eq!(*outcome as usize, index);
+            let earlier = &Outcome::ALL[..index];
+            assert!(earlier.iter().all(|other| other.word() != outcome.word()));
+        }
+    }
+}

@@ -227,7 +227,7 @@ impl RecvBatch {
             let header = unsafe { header.assume_init_ref() };
             *lengths = Lengths {
                 name: NAME.min(header.msg_hdr.msg_namelen as usize),
-                control: CONTROL.min(header.msg_hdr.msg_controllen as usize),
+                control: CONTROL.min(header.msg_hdr.msg_controllen as _),
                 payload: DATAGRAM.min(header.msg_len as usize),
                 whole: header.msg_hdr.msg_flags & libc::MSG_TRUNC == 0,
             };
@@ -381,6 +381,9 @@ impl SendBatch {
         }
         let mut report = SendReport::default();
         let mut next = 0;
+        // On a connected socket an error may be that of an earlier datagram, reported by ICMP and gone
+        // once told. So a datagram is refused when it fails twice.
+        let mut failed = None;
         while next < count {
             let rest = &mut headers[next..count];
             // SAFETY: each header of `rest` points to a name, a control and a prefix that `self` owns, to
@@ -410,6 +413,7 @@ impl SendBatch {
                     report.blocked += count - next;
                     break;
                 }
+                _ if failed != Some(next) => failed = Some(next),
                 _ => {
                     report.refused += 1;
                     next += 1;

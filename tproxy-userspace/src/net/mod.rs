@@ -25,7 +25,7 @@ const SHARED_BUFFER: usize = 8 << 20;
 const OWN_BUFFER: usize = 1 << 20;
 /// Probes without an answer after which keepalive gives a connection up.
 const KEEPALIVE_PROBES: u32 = 4;
-/// The time between two such probes.
+/// The longest time between two such probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
 /// What a socket is for; a word for error messages.
@@ -233,7 +233,8 @@ fn set_tcp_options(socket: &Socket, keepalive: Duration) -> io::Result<()> {
     socket.set_tcp_keepalive(
         &TcpKeepalive::new()
             .with_time(keepalive)
-            .with_interval(KEEPALIVE_INTERVAL)
+            // The kernel waits this long after each probe, even one that was answered.
+            .with_interval(KEEPALIVE_INTERVAL.min(keepalive))
             .with_retries(KEEPALIVE_PROBES),
     )
 }

@@ -1,4 +1,4 @@
-//! The control socket: a Unix socket in the gateway's run folder, for root alone. A request is one line
+//! The control socket: a Unix socket, for root alone. A request is one line
 //! of JSON, and so is the answer.
 
 use std::fs;
@@ -12,8 +12,6 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
-/// The name of the socket in the run folder.
-const NAME: &str = "control.sock";
 /// The longest request that is read, in bytes.
 const MAX_REQUEST: u64 = 64 * 1024;
 /// How long a client may take for its request.
@@ -71,13 +69,13 @@ pub struct Asked {
 }
 
 impl Server {
-    /// Listens in this folder. What a killed proxy left there is replaced: only the holder of the
+    /// Listens at this path. What a killed proxy left there is replaced: only the holder of the
     /// proxy's lock may call this.
     ///
     /// # Errors
     /// [`Error::Bind`].
-    pub fn bind(folder: &Path) -> Result<Self, Error> {
-        let path = folder.join(NAME);
+    pub fn bind(path: &Path) -> Result<Self, Error> {
+        let path = path.to_owned();
         let bind = || {
             match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -141,25 +139,23 @@ impl Asked {
     }
 }
 
-/// Asks the proxy of this run folder and waits for the answer.
+/// Asks the proxy that listens at this path and waits for the answer.
 ///
 /// # Errors
 /// [`Error::Ask`].
-pub fn ask(
-    folder: &Path,
-    request: &Request,
-    patience: Duration,
-) -> Result<serde_json::Value, Error> {
-    let path = folder.join(NAME);
+pub fn ask(path: &Path, request: &Request, patience: Duration) -> Result<serde_json::Value, Error> {
     let ask = || {
-        let mut stream = BlockingStream::connect(&path)?;
+        let mut stream = BlockingStream::connect(path)?;
         stream.set_read_timeout(Some(patience))?;
         stream.write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())?;
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line)?;
         Ok(serde_json::from_str(&line)?)
     };
-    ask().map_err(|source| Error::Ask { path, source })
+    ask().map_err(|source| Error::Ask {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 #[cfg(test)]
@@ -169,14 +165,15 @@ mod tests {
     #[tokio::test]
     async fn a_request_is_answered_and_nonsense_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let server = Server::bind(folder.path()).unwrap();
-        let path = folder.path().to_owned();
+        let path = folder.path().join("socket");
+        let server = Server::bind(&path).unwrap();
+        let asked_path = path.clone();
         let client = tokio::task::spawn_blocking(move || {
-            let mut nonsense = BlockingStream::connect(path.join(NAME)).unwrap();
+            let mut nonsense = BlockingStream::connect(&asked_path).unwrap();
             nonsense.write_all(b"{\"verb\":\"dance\"}\n").unwrap();
             let mut refusal = String::new();
             BufReader::new(nonsense).read_line(&mut refusal).unwrap();
-            let answer = ask(&path, &Request::Status, Duration::from_secs(5)).unwrap();
+            let answer = ask(&asked_path, &Request::Status, Duration::from_secs(5)).unwrap();
             (refusal, answer)
         });
         let asked = server.next().await;
@@ -186,6 +183,6 @@ mod tests {
         assert!(refusal.contains("not a request"), "{refusal}");
         assert_eq!(answer["well"], true);
         drop(server);
-        assert!(!folder.path().join(NAME).exists());
+        assert!(!path.exists());
     }
 }

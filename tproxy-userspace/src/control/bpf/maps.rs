@@ -307,7 +307,7 @@ impl Maps {
     /// [`Error::Map`].
     pub fn bypass(&self) -> Result<Vec<BypassEntry>, Error> {
         let mut notes = std::collections::HashMap::new();
-        for entry in self.notes.iter() {
+        for entry in &self.notes {
             let (Raw(key), Raw(note)) = entry.map_err(failed("reading", abi::map::NOTES))?;
             notes.insert((key.address, key.prefix_len), note_text(&note));
         }
@@ -323,11 +323,11 @@ impl Maps {
             }
         };
         let mut entries = Vec::new();
-        for found in self.bypass_v4.iter() {
+        for found in &self.bypass_v4 {
             let (key, Raw(value)) = found.map_err(failed("reading", abi::map::BYPASS_V4))?;
             entries.push(entry(net_v4(&key).into(), value));
         }
-        for found in self.bypass_v6.iter() {
+        for found in &self.bypass_v6 {
             let (key, Raw(value)) = found.map_err(failed("reading", abi::map::BYPASS_V6))?;
             entries.push(entry(net_v6(&key).into(), value));
         }

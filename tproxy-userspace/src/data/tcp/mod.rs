@@ -106,6 +106,19 @@ impl TcpRelay {
         }
     }
 
+    /// Relays a connection to a destination that it was not made for.
+    #[cfg(test)]
+    pub fn relay_to(
+        self: &Arc<Self>,
+        device: TcpStream,
+        client: SocketAddr,
+        destination: SocketAddr,
+    ) {
+        let shared = Arc::clone(&self.shared);
+        let record = Record::new(shared, Protocol::Tcp, client, destination);
+        self.start(ResetOnDrop::new(device), destination, record);
+    }
+
     /// Waits until no connection lives.
     pub async fn ended(&self) {
         while self.count() > 0 {

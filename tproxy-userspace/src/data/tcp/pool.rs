@@ -8,6 +8,8 @@ use crate::net::splice::Pipe;
 
 /// Bytes of a pipe where the kernel allows it (`fs.pipe-max-size` is 1 MiB by default).
 const PIPE_BYTES: usize = 1 << 20;
+/// Past its limits the kernel gives pipes of a page or two; a copy is faster than such a one.
+const WORTHWHILE: usize = 64 << 10;
 /// Unused pipes that are kept. Without `CAP_SYS_RESOURCE` the kernel allows a user 64 of this size.
 const KEPT: usize = 64;
 
@@ -43,7 +45,9 @@ impl PipePool {
         }
         let pipe = match state.free.pop() {
             Some(pipe) => pipe,
-            None => Pipe::new(PIPE_BYTES).ok()?,
+            None => Pipe::new(PIPE_BYTES)
+                .ok()
+                .filter(|pipe| pipe.capacity() >= WORTHWHILE)?,
         };
         state.lent += 1;
         drop(state);

@@ -51,9 +51,7 @@ impl Pair {
         let (back, back_address) = listen().await;
         let device = TcpStream::connect(front_address).await.expect("it listens");
         let (accepted, client) = front.accept().await.expect("the device came");
-        let shared = Arc::clone(&relay.shared);
-        let record = Record::new(shared, Protocol::Tcp, client, back_address);
-        relay.start(ResetOnDrop::new(accepted), back_address, record);
+        relay.relay_to(accepted, client, back_address);
         let (server, _) = back.accept().await.expect("the relay came");
         Self {
             device,
@@ -150,7 +148,10 @@ async fn a_reset_after_fin_is_seen_while_the_other_side_idles() {
         .expect("any stream");
     // Past FIN there is nothing to read; the RST shows as an error.
     let errors = pair.server.ready(tokio::io::Interest::ERROR);
-    timeout(SOON, errors).await.expect("in time").expect("polled");
+    timeout(SOON, errors)
+        .await
+        .expect("in time")
+        .expect("polled");
     let error = pair.server.write_all(b"x").await.expect_err("reset");
     assert_eq!(error.kind(), ErrorKind::BrokenPipe);
     assert_eq!(pair.outcome().await, Outcome::DeviceReset);
@@ -278,9 +279,7 @@ async fn upstream_failures_reset_the_device() {
     drop(gone);
     let mut device = TcpStream::connect(front_address).await.expect("it listens");
     let (accepted, client) = front.accept().await.expect("the device came");
-    let shared = Arc::clone(&relay.shared);
-    let record = Record::new(shared, Protocol::Tcp, client, nobody);
-    relay.start(ResetOnDrop::new(accepted), nobody, record);
+    relay.relay_to(accepted, client, nobody);
     assert!(is_reset(&mut device).await);
     relay.ended().await;
     let counters = &relay.shared.counters;
@@ -473,9 +472,7 @@ mod socks5 {
         let mut device = TcpStream::connect(front_address).await.expect("it listens");
         let (accepted, client) = front.accept().await.expect("the device came");
         let destination = "192.0.2.1:443".parse().expect("a literal");
-        let shared = Arc::clone(&relay.shared);
-        let record = Record::new(shared, Protocol::Tcp, client, destination);
-        relay.start(ResetOnDrop::new(accepted), destination, record);
+        relay.relay_to(accepted, client, destination);
         let steps = vec![
             (&b"\x05\x01\x00"[..], vec![5, 0]),
             (REQUEST, vec![5, 0, 0, 1, 0, 0, 0, 0, 0, 0]),

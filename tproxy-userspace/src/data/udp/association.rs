@@ -294,15 +294,6 @@ impl Association {
     fn record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// The upstream socket, once there is one.
-    #[cfg(test)]
-    pub fn socket(&self) -> Option<&UdpSocket> {
-        match &self.upstream {
-            Upstream::Direct(socket) => Some(socket),
-            Upstream::Socks5 { socket, .. } => socket.get(),
-        }
-    }
 }
 
 impl Drop for Association {

@@ -1,0 +1,255 @@
+//! New TCP connections: connect, one byte, one byte back, close.
+
+use std::{
+    collections::HashMap,
+    io::{ErrorKind, Read, Write},
+    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use lab::{Family, Namespace, addr::FAR_COUNT};
+use nix::{
+    errno::Errno,
+    sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::Exchanges;
+use crate::stage::Stage;
+
+const PORT: u16 = 8000;
+/// How often a loop looks at clock and stop flag when nothing happens.
+const TICK_MS: u8 = 50;
+/// A connection that takes longer than this is given up and counted as lost.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Where to connect to. Many addresses: ports of closed connections are not free at once.
+pub fn targets(family: Family) -> Vec<SocketAddr> {
+    (1..=FAR_COUNT)
+        .map(|n| SocketAddr::new(family.far(n), PORT))
+        .collect()
+}
+
+/// Answers each byte with a byte, any number of connections on one thread.
+#[derive(Debug)]
+pub struct Server {
+    stop: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<Result<()>>>,
+}
+
+impl Server {
+    /// Starts it, at all addresses.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn start(ns: &Namespace) -> Result<Self> {
+        let address = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), PORT);
+        let listen = || -> std::io::Result<Socket> {
+            let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
+            socket.set_reuse_address(true)?;
+            socket.set_nonblocking(true)?;
+            socket.bind(&address.into())?;
+            socket.listen(4096)?;
+            Ok(socket)
+        };
+        let listener = ns
+            .enter(listen)?
+            .with_context(|| format!("listening at TCP port {PORT} in {}", ns.name()))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || serve(&listener.into(), &stopped));
+        Ok(Self {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        match self.thread.take().map(thread::JoinHandle::join) {
+            Some(Ok(Err(error))) => eprintln!("the connection server failed: {error:#}"),
+            Some(Err(_)) => eprintln!("the connection server panicked"),
+            Some(Ok(Ok(()))) | None => {}
+        }
+    }
+}
+
+fn serve(listener: &TcpListener, stop: &AtomicBool) -> Result<()> {
+    const LISTENER: u64 = 0;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
+    let mut open: HashMap<u64, TcpStream> = HashMap::new();
+    let mut number = LISTENER;
+    let mut events = [EpollEvent::empty(); 256];
+    while !stop.load(Ordering::Relaxed) {
+        for event in wait(&epoll, &mut events)? {
+            if event.data() != LISTENER {
+                if let Some(stream) = open.get_mut(&event.data())
+                    && !answer(stream)
+                {
+                    open.remove(&event.data());
+                }
+                continue;
+            }
+            loop {
+                match listener.accept() {
+                    Ok((stream, _)) => {
+                        stream.set_nonblocking(true)?;
+                        number += 1;
+                        epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, number))?;
+                        open.insert(number, stream);
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                    // Reset before it was accepted.
+                    Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
+                    Err(error) => return Err(error).context("accepting"),
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Is the connection still to be kept?
+fn answer(stream: &mut TcpStream) -> bool {
+    let mut byte = [0];
+    match stream.read(&mut byte) {
+        Ok(0) => false,
+        Ok(_) => stream.write_all(&byte).is_ok(),
+        Err(error) => error.kind() == ErrorKind::WouldBlock,
+    }
+}
+
+fn wait<'a>(epoll: &Epoll, events: &'a mut [EpollEvent]) -> Result<&'a [EpollEvent]> {
+    match epoll.wait(events, EpollTimeout::from(TICK_MS)) {
+        Ok(ready) => Ok(&events[..ready]),
+        Err(Errno::EINTR) => Ok(&[]),
+        Err(error) => Err(error).context("waiting for sockets"),
+    }
+}
+
+/// One run: `at_once` connections at any moment, for `time`.
+///
+/// # Errors
+/// When no connection comes about, or a socket cannot be made.
+pub fn run(stage: &Stage, family: Family, at_once: usize, time: Duration) -> Result<Exchanges> {
+    let server = Server::start(&stage.lab.internet)?;
+    let targets = targets(family);
+    let exchanges = stage
+        .lab
+        .device
+        .enter(|| Client::new(&targets)?.run(at_once, time))??;
+    drop(server);
+    if exchanges.times.is_empty() {
+        bail!("none of {} connections came about", exchanges.lost);
+    }
+    Ok(exchanges)
+}
+
+/// A connection on its way.
+struct Attempt {
+    stream: TcpStream,
+    started: Instant,
+    connected: bool,
+}
+
+enum Step {
+    Wait,
+    Done,
+    Failed,
+}
+
+struct Client<'a> {
+    targets: &'a [SocketAddr],
+    epoll: Epoll,
+    opened: usize,
+}
+
+impl<'a> Client<'a> {
+    fn new(targets: &'a [SocketAddr]) -> Result<Self> {
+        Ok(Self {
+            targets,
+            epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
+            opened: 0,
+        })
+    }
+
+    fn run(&mut self, at_once: usize, time: Duration) -> Result<Exchanges> {
+        let mut result = Exchanges::default();
+        let start = Instant::now();
+        let mut attempts = (0..at_once)
+            .map(|slot| self.open(slot))
+            .collect::<Result<Vec<_>>>()?;
+        let mut events = [EpollEvent::empty(); 64];
+        let mut looked = start;
+        while start.elapsed() < time {
+            for event in wait(&self.epoll, &mut events)? {
+                let slot = usize::try_from(event.data())?;
+                match self.advance(&mut attempts[slot], slot)? {
+                    Step::Wait => continue,
+                    Step::Done => result.times.push(attempts[slot].started.elapsed()),
+                    Step::Failed => result.lost += 1,
+                }
+                attempts[slot] = self.open(slot)?;
+            }
+            if looked.elapsed() > PATIENCE / 4 {
+                looked = Instant::now();
+                for (slot, attempt) in attempts.iter_mut().enumerate() {
+                    if attempt.started.elapsed() > PATIENCE {
+                        result.lost += 1;
+                        *attempt = self.open(slot)?;
+                    }
+                }
+            }
+        }
+        result.elapsed = start.elapsed();
+        Ok(result)
+    }
+
+    fn open(&mut self, slot: usize) -> Result<Attempt> {
+        let target = self.targets[self.opened % self.targets.len()];
+        self.opened += 1;
+        let started = Instant::now();
+        let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        match socket.connect(&target.into()) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            Err(error) => return Err(error).with_context(|| format!("connecting to {target}")),
+        }
+        let stream = TcpStream::from(socket);
+        self.epoll
+            .add(&stream, EpollEvent::new(EpollFlags::EPOLLOUT, slot as u64))?;
+        Ok(Attempt {
+            stream,
+            started,
+            connected: false,
+        })
+    }
+
+    fn advance(&self, attempt: &mut Attempt, slot: usize) -> Result<Step> {
+        if attempt.connected {
+            return Ok(match attempt.stream.read(&mut [0]) {
+                Ok(1) => Step::Done,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => Step::Wait,
+                Ok(_) | Err(_) => Step::Failed,
+            });
+        }
+        // A refused connection fails at the first write.
+        if attempt.stream.write(&[1]).is_err() {
+            return Ok(Step::Failed);
+        }
+        attempt.connected = true;
+        let mut readable = EpollEvent::new(EpollFlags::EPOLLIN, slot as u64);
+        self.epoll.modify(&attempt.stream, &mut readable)?;
+        Ok(Step::Wait)
+    }
+}

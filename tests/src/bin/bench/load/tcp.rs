@@ -1,0 +1,46 @@
+//! TCP streams, by iperf3.
+
+use anyhow::{Context, Result};
+use lab::{
+    Family,
+    traffic::{self, Test},
+};
+
+use crate::{
+    rows::{CPU, GBIT, Readings},
+    stage::Stage,
+};
+
+const GIB: f64 = (1_u64 << 30) as f64;
+
+/// One run.
+///
+/// # Errors
+/// When iperf3 fails.
+pub fn run(
+    stage: &Stage,
+    family: Family,
+    streams: u32,
+    to_device: bool,
+    seconds: u32,
+) -> Result<Readings> {
+    let before = stage.cpu_seconds()?;
+    let report = traffic::iperf(
+        &stage.lab.device,
+        stage.iperf(family)?,
+        Test {
+            streams,
+            seconds,
+            reverse: to_device,
+            ..Test::default()
+        },
+    )?;
+    let mut readings = vec![(&GBIT, report.bits_per_second / 1e9)];
+    if let (Some(before), Some(after)) = (before, stage.cpu_seconds()?) {
+        let bytes = report.json["end"]["sum_received"]["bytes"]
+            .as_f64()
+            .context("no count of bytes in iperf3's report")?;
+        readings.push((&CPU, (after - before) / (bytes / GIB)));
+    }
+    Ok(readings)
+}

@@ -1,0 +1,265 @@
+//! What people and programs are shown.
+
+use std::{
+    io::{IsTerminal, Write},
+    sync::OnceLock,
+};
+
+use lab::Family;
+use serde_json::{Value, json};
+
+use crate::{
+    kernel::{self, CaseResult},
+    results::{Results, RowResult},
+    rows::{Bound, Metric, ROWS, Row, Target},
+    ways::{PLAIN, PREFIXES, WAYS, Way},
+};
+
+/// The width of the first column and of each other.
+const FIRST: usize = 16;
+const COLUMN: usize = 20;
+
+/// Ways and rows by name.
+pub fn list() {
+    println!("Ways:");
+    for way in &WAYS {
+        println!("  {:<FIRST$}{}", way.name, way.what);
+    }
+    println!("\nRows:");
+    for row in &ROWS {
+        println!("  {:<FIRST$}{}", row.name, row.title);
+    }
+    println!(
+        "  {:<FIRST$}nanoseconds a packet of lan_ingress",
+        kernel::NAME
+    );
+}
+
+/// What is going to be measured, and where.
+pub fn heading(results: &Results) {
+    let machine = &results.machine;
+    println!(
+        "Linux {}, {} cores; {} rounds of {} s each, medians; in parentheses the ratio to plain forwarding;\n\
+         reno in all namespaces; {PREFIXES} prefixes of each family in the bypass set",
+        machine.kernel, machine.cores, results.rounds, results.seconds
+    );
+    for way in &results.ways {
+        println!("  {:<FIRST$}{}", way.name, way.what);
+    }
+    if machine.load > 0.5 {
+        println!(
+            "\nThis machine is not idle (load {:.1} before the first run): expect noise.",
+            machine.load
+        );
+    }
+}
+
+/// Where we are, on a terminal.
+pub fn progress(row: &Row, way: &Way, round: u32, rounds: u32) {
+    if on_terminal() {
+        eprint!(
+            "\r\x1b[K{} ({}), round {} of {rounds}: {}",
+            row.title,
+            row.name,
+            round + 1,
+            way.name
+        );
+        std::io::stderr().flush().ok();
+    }
+}
+
+/// Takes the line of [`progress`] away.
+pub fn progress_done() {
+    if on_terminal() {
+        eprint!("\r\x1b[K");
+    }
+}
+
+fn on_terminal() -> bool {
+    static TERMINAL: OnceLock<bool> = OnceLock::new();
+    *TERMINAL.get_or_init(|| std::io::stderr().is_terminal())
+}
+
+/// One row, measured.
+pub fn row(result: &RowResult) {
+    println!("\n{} ({})", result.row.title, result.row.name);
+    let ways: Vec<&Way> = WAYS.iter().filter(|way| result.has(way.name)).collect();
+    let mut line = format!("  {:<FIRST$}", "");
+    for way in &ways {
+        line += &format!("{:<COLUMN$}", way.name);
+    }
+    println!("{}", line.trim_end());
+    for metric in &result.metrics {
+        // Nothing lost is what one expects.
+        let all = ways.iter().flat_map(|way| result.samples(metric, way.name));
+        if metric.name == crate::rows::LOST.name && all.sum::<f64>() == 0.0 {
+            continue;
+        }
+        let mut line = format!("  {:<FIRST$}", metric.title);
+        for way in &ways {
+            line += &format!("{:<COLUMN$}", cell(result, metric, way));
+        }
+        println!("{}", line.trim_end());
+    }
+    for (target, figure, reached) in result.verdicts() {
+        println!("  {}", verdict(target, figure, reached));
+    }
+    for (way, why) in &result.failures {
+        println!("  {way} failed, {why}");
+    }
+}
+
+fn cell(result: &RowResult, metric: &Metric, way: &Way) -> String {
+    let Some(median) = result.median(metric, way.name) else {
+        return "-".to_owned();
+    };
+    let figure = format!("{median:.*}", metric.digits);
+    match result.ratio(metric, way.name) {
+        Some(ratio) if metric.compared && way.name != PLAIN => format!("{figure} ({ratio:.2})"),
+        _ => figure,
+    }
+}
+
+fn verdict(target: &Target, figure: f64, reached: bool) -> String {
+    let word = if reached { "reached" } else { "MISSED" };
+    match target.bound {
+        Bound::Ratio(least) => format!(
+            "target: {} at least {least:.2} of plain: {word} ({figure:.3})",
+            target.way
+        ),
+        Bound::Most(most) => format!(
+            "target: {} {} at most {most:.0}: {word} ({figure:.1})",
+            target.way, target.metric.title
+        ),
+    }
+}
+
+/// The programs alone.
+pub fn kernel(results: &[CaseResult]) {
+    println!(
+        "\nlan_ingress, ns a packet under BPF_PROG_TEST_RUN: best / median ({})",
+        kernel::NAME
+    );
+    let mut line = format!("  {:<FIRST$}", "");
+    for size in kernel::SIZES {
+        for family in Family::BOTH {
+            line += &format!("{:<COLUMN$}", format!("{family:?}, {size}"));
+        }
+    }
+    println!("  {:<8}{}", "", line.trim_end());
+    let mut titles: Vec<&str> = Vec::new();
+    for result in results {
+        if !titles.contains(&result.title) {
+            titles.push(result.title);
+        }
+    }
+    for title in titles {
+        let mut line = format!("    {title:<22}");
+        for result in results.iter().filter(|result| result.title == title) {
+            line += &format!(
+                "{:<COLUMN$}",
+                format!("{:.0} / {:.0}", result.best, result.median)
+            );
+        }
+        println!("{}", line.trim_end());
+    }
+    let judged: Vec<&CaseResult> = results.iter().filter(|r| r.reached.is_some()).collect();
+    let worst = judged.iter().map(|r| r.median).fold(0.0, f64::max);
+    let word = if judged.iter().all(|r| r.reached == Some(true)) {
+        "reached"
+    } else {
+        "MISSED"
+    };
+    println!(
+        "  target: bypassed at most {:.0} ns: {word} (the dearest {worst:.0})",
+        kernel::TARGET
+    );
+}
+
+/// How many targets were reached.
+pub fn summary(results: &Results) {
+    let verdicts: Vec<bool> = results
+        .rows
+        .iter()
+        .flat_map(|row| row.verdicts().into_iter().map(|(_, _, reached)| reached))
+        .chain(results.kernel.iter().filter_map(|case| case.reached))
+        .collect();
+    let reached = verdicts.iter().filter(|reached| **reached).count();
+    println!("\n{reached} of {} targets reached.", verdicts.len());
+    let failures: usize = results.rows.iter().map(|row| row.failures.len()).sum();
+    if failures > 0 {
+        println!("{failures} runs failed; they are named above.");
+    }
+}
+
+/// Everything, each single figure included.
+pub fn json(results: &Results) -> Value {
+    json!({
+        "machine": {
+            "kernel": results.machine.kernel,
+            "cores": results.machine.cores,
+            "load": results.machine.load,
+        },
+        "rounds": results.rounds,
+        "seconds": results.seconds,
+        "bypass_prefixes": PREFIXES,
+        "ways": results.ways.iter().map(|way| json!({
+            "name": way.name,
+            "what": way.what,
+        })).collect::<Vec<_>>(),
+        "rows": results.rows.iter().map(row_json).collect::<Vec<_>>(),
+        "lan_ingress": results.kernel.iter().map(|case| json!({
+            "packet": case.title,
+            "family": format!("{:?}", case.family),
+            "prefixes": case.prefixes,
+            "best_ns": case.best,
+            "median_ns": case.median,
+            "target_ns": case.reached.map(|_| kernel::TARGET),
+            "reached": case.reached,
+        })).collect::<Vec<_>>(),
+    })
+}
+
+fn row_json(result: &RowResult) -> Value {
+    let mut figures = Vec::new();
+    for metric in &result.metrics {
+        for way in WAYS.iter().filter(|way| result.has(way.name)) {
+            figures.push(json!({
+                "metric": metric.name,
+                "way": way.name,
+                "median": result.median(metric, way.name),
+                "ratio_to_plain": if metric.compared { result.ratio(metric, way.name) } else { None },
+                "samples": result.samples(metric, way.name),
+            }));
+        }
+    }
+    let targets: Vec<Value> = result
+        .verdicts()
+        .into_iter()
+        .map(|(target, figure, reached)| {
+            let (of, bound) = match target.bound {
+                Bound::Ratio(least) => ("at_least_ratio_to_plain", least),
+                Bound::Most(most) => ("at_most", most),
+            };
+            json!({
+                "way": target.way,
+                "metric": target.metric.name,
+                of: bound,
+                "figure": figure,
+                "reached": reached,
+            })
+        })
+        .collect();
+    let failures: Vec<Value> = result
+        .failures
+        .iter()
+        .map(|(way, why)| json!({ "way": way, "why": why }))
+        .collect();
+    json!({
+        "name": result.row.name,
+        "title": result.row.title,
+        "figures": figures,
+        "targets": targets,
+        "failures": failures,
+    })
+}

@@ -1,0 +1,170 @@
+//! Figures and what is made of them.
+
+use std::{collections::BTreeMap, fs};
+
+use crate::{
+    kernel,
+    options::Options,
+    rows::{Bound, Metric, Row, Target},
+    ways::{PLAIN, Way},
+};
+
+/// Everything.
+pub struct Results {
+    /// How often each figure was taken.
+    pub rounds: u32,
+    /// The length of a run.
+    pub seconds: u32,
+    /// What was compared.
+    pub ways: Vec<&'static Way>,
+    /// The machine.
+    pub machine: Machine,
+    /// In the order of the table.
+    pub rows: Vec<RowResult>,
+    /// The programs alone.
+    pub kernel: Vec<kernel::CaseResult>,
+}
+
+impl Results {
+    /// Nothing measured yet.
+    pub fn new(options: &Options, ways: &[&'static Way]) -> Self {
+        Self {
+            rounds: options.rounds(),
+            seconds: options.seconds(),
+            ways: ways.to_vec(),
+            machine: Machine::this(),
+            rows: Vec::new(),
+            kernel: Vec::new(),
+        }
+    }
+}
+
+/// Where it was measured.
+pub struct Machine {
+    /// The kernel's release.
+    pub kernel: String,
+    /// How many cores.
+    pub cores: usize,
+    /// The load of the last minute, before the first run.
+    pub load: f64,
+}
+
+impl Machine {
+    fn this() -> Self {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        Self {
+            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            load: read("/proc/loadavg")
+                .split(' ')
+                .next()
+                .and_then(|word| word.parse().ok())
+                .unwrap_or_default(),
+        }
+    }
+}
+
+/// The figures of one row.
+pub struct RowResult {
+    /// The row.
+    pub row: &'static Row,
+    /// In the order they first came.
+    pub metrics: Vec<&'static Metric>,
+    /// Metric and way to figures by round.
+    samples: BTreeMap<(&'static str, &'static str), BTreeMap<u32, f64>>,
+    /// Way, and why a run failed.
+    pub failures: Vec<(&'static str, String)>,
+}
+
+impl RowResult {
+    /// Nothing measured yet.
+    pub fn new(row: &'static Row) -> Self {
+        Self {
+            row,
+            metrics: Vec::new(),
+            samples: BTreeMap::new(),
+            failures: Vec::new(),
+        }
+    }
+
+    /// Notes a figure.
+    pub fn add(&mut self, metric: &'static Metric, way: &'static Way, round: u32, value: f64) {
+        if !self.metrics.iter().any(|known| known.name == metric.name) {
+            self.metrics.push(metric);
+        }
+        self.samples
+            .entry((metric.name, way.name))
+            .or_default()
+            .insert(round, value);
+    }
+
+    /// Notes a run that gave none.
+    pub fn fail(&mut self, way: &'static Way, round: u32, error: &anyhow::Error) {
+        self.failures
+            .push((way.name, format!("round {}: {error:#}", round + 1)));
+    }
+
+    /// The ways that have figures or failures here.
+    pub fn has(&self, way: &str) -> bool {
+        self.samples.keys().any(|(_, name)| *name == way)
+            || self.failures.iter().any(|(name, _)| *name == way)
+    }
+
+    /// All figures of one kind, by round.
+    pub fn samples(&self, metric: &Metric, way: &'static str) -> Vec<f64> {
+        self.samples
+            .get(&(metric.name, way))
+            .map(|samples| samples.values().copied().collect())
+            .unwrap_or_default()
+    }
+
+    /// Their median.
+    pub fn median(&self, metric: &Metric, way: &'static str) -> Option<f64> {
+        median(self.samples(metric, way))
+    }
+
+    /// The median of each round's ratio to plain forwarding in the same round.
+    pub fn ratio(&self, metric: &Metric, way: &'static str) -> Option<f64> {
+        let plain = self.samples.get(&(metric.name, PLAIN))?;
+        let other = self.samples.get(&(metric.name, way))?;
+        median(
+            other
+                .iter()
+                .filter_map(|(round, value)| Some(value / plain.get(round)?))
+                .collect(),
+        )
+    }
+
+    /// Targets that can be judged, the figure, and whether it is good enough.
+    pub fn verdicts(&self) -> Vec<(&'static Target, f64, bool)> {
+        self.row
+            .targets
+            .iter()
+            .filter_map(|target| {
+                let (figure, reached) = match target.bound {
+                    Bound::Ratio(least) => {
+                        let ratio = self.ratio(target.metric, target.way)?;
+                        (ratio, ratio >= least)
+                    }
+                    Bound::Most(most) => {
+                        let figure = self.median(target.metric, target.way)?;
+                        (figure, figure <= most)
+                    }
+                };
+                Some((target, figure, reached))
+            })
+            .collect()
+    }
+}
+
+/// The middle one, or the mean of the two in the middle.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    let upper = *values.get(middle)?;
+    Some(if values.len() % 2 == 0 {
+        (values[middle - 1] + upper) / 2.0
+    } else {
+        upper
+    })
+}

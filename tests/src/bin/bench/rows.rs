@@ -1,0 +1,273 @@
+//! The table of rows: what is measured, and what was promised.
+
+use anyhow::Result;
+use lab::Family;
+
+use crate::{
+    load::{self, connections, idle, tcp, udp},
+    options::Options,
+    stage::Stage,
+    ways::{BYPASSED, PROXIED, Way},
+};
+
+/// One kind of figure.
+#[derive(Debug)]
+pub struct Metric {
+    /// Its name in the JSON.
+    pub name: &'static str,
+    /// How it is shown.
+    pub title: &'static str,
+    /// Digits after the point.
+    pub digits: usize,
+    /// Is it shown as a ratio to plain forwarding, too?
+    pub compared: bool,
+}
+
+const fn metric(name: &'static str, title: &'static str, digits: usize, compared: bool) -> Metric {
+    Metric {
+        name,
+        title,
+        digits,
+        compared,
+    }
+}
+
+/// What a server or client received.
+pub static GBIT: Metric = metric("gbit_per_second", "Gbit/s", 2, true);
+/// User and system time of the relaying process.
+pub static CPU: Metric = metric("cpu_seconds_per_gib", "CPU s/GiB", 3, false);
+/// Completed exchanges.
+pub static RATE: Metric = metric("per_second", "per second", 0, true);
+/// Half of them took no longer.
+pub static P50: Metric = metric("p50_us", "p50 µs", 1, false);
+/// Of a hundred one took longer.
+pub static P99: Metric = metric("p99_us", "p99 µs", 1, false);
+/// What did not arrive or was refused, of all that was tried.
+pub static LOST: Metric = metric("lost_percent", "lost %", 2, false);
+/// VmRSS of the relaying process before the first connection.
+pub static REST: Metric = metric("mib_at_rest", "MiB, none open", 1, false);
+/// VmRSS with all connections open.
+pub static LOADED: Metric = metric("mib_with_connections", "MiB, all open", 1, false);
+/// Open files that each connection costs.
+pub static FILES: Metric = metric("files_per_connection", "files each", 2, false);
+
+/// Figures of one run.
+pub type Readings = Vec<(&'static Metric, f64)>;
+
+/// What was promised of one way.
+#[derive(Debug)]
+pub struct Target {
+    /// Of which way.
+    pub way: &'static str,
+    /// Of which figure.
+    pub metric: &'static Metric,
+    /// How good.
+    pub bound: Bound,
+}
+
+/// How good.
+#[derive(Clone, Copy, Debug)]
+pub enum Bound {
+    /// At least this share of plain forwarding.
+    Ratio(f64),
+    /// At most this figure.
+    Most(f64),
+}
+
+/// What a run does.
+#[derive(Clone, Copy, Debug)]
+pub enum Work {
+    /// iperf3 with this many streams, from the device, or to it.
+    Tcp { streams: u32, to_device: bool },
+    /// Connect, one byte, one byte back, close; this many at a time.
+    Connections { at_once: usize },
+    /// 64-byte datagrams and their echoes, this many in flight.
+    RoundTrips { in_flight: usize },
+    /// 1,200-byte datagrams from the device, this many a second or as many as it can send.
+    OneWay { rate: Option<u32> },
+    /// This many connections that do nothing.
+    Idle { connections: usize },
+}
+
+/// One row.
+#[derive(Debug)]
+pub struct Row {
+    /// Its name for `--only` and in the JSON.
+    pub name: &'static str,
+    /// What it is.
+    pub title: &'static str,
+    /// Over which family.
+    pub family: Family,
+    /// What a run does.
+    pub work: Work,
+    /// Does each run need a lab that nothing has run in yet?
+    pub fresh: bool,
+    /// What was promised.
+    pub targets: &'static [Target],
+}
+
+impl Row {
+    /// Is it measured for this way?
+    pub fn concerns(&self, way: &Way) -> bool {
+        let of_relays = matches!(self.work, Work::Idle { .. });
+        way.families.contains(&self.family) && (way.relays || !of_relays)
+    }
+
+    /// One run.
+    ///
+    /// # Errors
+    /// When it cannot be done.
+    pub fn measure(&self, stage: &Stage, options: &Options) -> Result<Readings> {
+        let time = options.time();
+        match self.work {
+            Work::Tcp { streams, to_device } => {
+                tcp::run(stage, self.family, streams, to_device, options.seconds())
+            }
+            Work::Connections { at_once } => {
+                connections::run(stage, self.family, at_once, time).map(load::Exchanges::readings)
+            }
+            Work::RoundTrips { in_flight } => {
+                udp::round_trips(stage, self.family, in_flight, time).map(load::Exchanges::readings)
+            }
+            Work::OneWay { rate } => udp::one_way(stage, self.family, rate, time),
+            Work::Idle { connections } => idle::run(stage, self.family, connections),
+        }
+    }
+}
+
+static ONE_STREAM: [Target; 2] = [ratio(BYPASSED, &GBIT, 0.97), ratio(PROXIED, &GBIT, 0.60)];
+static MANY_STREAMS: [Target; 2] = [ratio(BYPASSED, &GBIT, 0.97), ratio(PROXIED, &GBIT, 0.75)];
+static BYPASS_ONLY: [Target; 1] = [ratio(BYPASSED, &RATE, 0.97)];
+static MEMORY: [Target; 2] = [most(PROXIED, &REST, 15.0), most(PROXIED, &LOADED, 40.0)];
+
+const fn tcp(
+    name: &'static str,
+    title: &'static str,
+    family: Family,
+    streams: u32,
+    to_device: bool,
+) -> Row {
+    Row {
+        name,
+        title,
+        family,
+        work: Work::Tcp { streams, to_device },
+        fresh: false,
+        targets: if streams == 1 {
+            &ONE_STREAM
+        } else {
+            &MANY_STREAMS
+        },
+    }
+}
+
+const fn rate(name: &'static str, title: &'static str, work: Work) -> Row {
+    Row {
+        name,
+        title,
+        family: Family::V4,
+        work,
+        fresh: false,
+        targets: &BYPASS_ONLY,
+    }
+}
+
+const fn ratio(way: &'static str, metric: &'static Metric, least: f64) -> Target {
+    Target {
+        way,
+        metric,
+        bound: Bound::Ratio(least),
+    }
+}
+
+const fn most(way: &'static str, metric: &'static Metric, most: f64) -> Target {
+    Target {
+        way,
+        metric,
+        bound: Bound::Most(most),
+    }
+}
+
+/// All of them.
+pub static ROWS: [Row; 13] = [
+    tcp(
+        "tcp-1-up",
+        "TCP, 1 stream from the device",
+        Family::V4,
+        1,
+        false,
+    ),
+    tcp(
+        "tcp-1-down",
+        "TCP, 1 stream to the device",
+        Family::V4,
+        1,
+        true,
+    ),
+    tcp(
+        "tcp-8-up",
+        "TCP, 8 streams from the device",
+        Family::V4,
+        8,
+        false,
+    ),
+    tcp(
+        "tcp-8-down",
+        "TCP, 8 streams to the device",
+        Family::V4,
+        8,
+        true,
+    ),
+    tcp(
+        "tcp6-1-up",
+        "TCP over IPv6, 1 stream from the device",
+        Family::V6,
+        1,
+        false,
+    ),
+    tcp(
+        "tcp6-1-down",
+        "TCP over IPv6, 1 stream to the device",
+        Family::V6,
+        1,
+        true,
+    ),
+    rate(
+        "connections-50",
+        "new TCP connections, 50 at a time",
+        Work::Connections { at_once: 50 },
+    ),
+    rate(
+        "connections-1",
+        "new TCP connections, one at a time",
+        Work::Connections { at_once: 1 },
+    ),
+    rate(
+        "udp-trips-1",
+        "UDP round trips of 64 bytes, 1 in flight",
+        Work::RoundTrips { in_flight: 1 },
+    ),
+    rate(
+        "udp-trips-64",
+        "UDP round trips of 64 bytes, 64 in flight",
+        Work::RoundTrips { in_flight: 64 },
+    ),
+    rate(
+        "udp-full",
+        "UDP from the device, 1,200 bytes, as many as it can send",
+        Work::OneWay { rate: None },
+    ),
+    rate(
+        "udp-paced",
+        "UDP from the device, 1,200 bytes, 50,000 a second",
+        Work::OneWay { rate: Some(50_000) },
+    ),
+    Row {
+        name: "idle-5000",
+        title: "resident memory of the proxy, 5,000 idle connections",
+        family: Family::V4,
+        work: Work::Idle { connections: 5_000 },
+        fresh: true,
+        targets: &MEMORY,
+    },
+];

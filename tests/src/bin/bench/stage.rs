@@ -1,0 +1,122 @@
+//! A lab with one way set up on its gateway.
+
+use std::{
+    io::{Read, Write},
+    net::{IpAddr, SocketAddr},
+};
+
+use anyhow::{Context, Result, ensure};
+use lab::{
+    Family, Lab,
+    servers::{Iperf, TcpEcho, UdpEcho},
+    traffic, usage,
+};
+
+use crate::ways::{Running, Way};
+
+/// A lab with one way set up on its gateway.
+pub struct Stage {
+    /// The way.
+    pub way: &'static Way,
+    running: Option<Running>,
+    iperf: Vec<(Family, Iperf)>,
+    /// Last, so that the programs end before it does.
+    pub lab: Lab,
+}
+
+impl Stage {
+    /// Builds the lab, starts the way, and makes sure that traffic takes it.
+    ///
+    /// # Errors
+    /// When something does not start, or servers see another client than this way gives.
+    pub fn set(way: &'static Way) -> Result<Self> {
+        let lab = Lab::new()?;
+        // A run opens more connections than there are ports by default, and the last run's wait for their end.
+        for ns in [&lab.device, &lab.gateway] {
+            ns.sysctl(&[
+                ("net/ipv4/ip_local_port_range", "1024 65535"),
+                ("net/ipv4/tcp_tw_reuse", "1"),
+            ])?;
+        }
+        let iperf = way
+            .families
+            .iter()
+            .map(|family| Ok((*family, Iperf::start(&lab.internet, family.far(1))?)))
+            .collect::<Result<_>>()?;
+        let running = (way.start)(&lab)?;
+        let stage = Self {
+            way,
+            running,
+            iperf,
+            lab,
+        };
+        stage.check()?;
+        Ok(stage)
+    }
+
+    /// Figures of the wrong way would be worse than none.
+    fn check(&self) -> Result<()> {
+        const PORT: u16 = 7;
+        let tcp = TcpEcho::start(&self.lab.internet, PORT)?;
+        let udp = UdpEcho::start(&self.lab.internet, PORT..=PORT)?;
+        for family in self.way.families {
+            let target = SocketAddr::new(family.far(1), PORT);
+            let mut stream = traffic::connect(&self.lab.device, target)?;
+            let mut answer = [0];
+            stream.write_all(&answer)?;
+            stream.read_exact(&mut answer)?;
+            let seen = tcp.clients().last().map(SocketAddr::ip);
+            self.expect(*family, seen, "TCP")?;
+            traffic::echo_sizes(&self.lab.device, target, &[64])?;
+            let seen = udp.clients().keys().next().map(SocketAddr::ip);
+            self.expect(*family, seen, "UDP")?;
+            udp.forget();
+        }
+        Ok(())
+    }
+
+    fn expect(&self, family: Family, seen: Option<IpAddr>, protocol: &str) -> Result<()> {
+        let expected = if self.way.relays {
+            family.gateway_wan()
+        } else {
+            family.device()
+        };
+        ensure!(
+            seen == Some(expected),
+            "{protocol} over {family:?} did not take the way \"{}\": the server saw {seen:?}, not {expected}",
+            self.way.name
+        );
+        Ok(())
+    }
+
+    /// Where iperf3 listens.
+    ///
+    /// # Errors
+    /// When this way has no such family.
+    pub fn iperf(&self, family: Family) -> Result<SocketAddr> {
+        self.iperf
+            .iter()
+            .find(|(of, _)| *of == family)
+            .map(|(_, iperf)| iperf.address())
+            .with_context(|| format!("no {family:?} here"))
+    }
+
+    /// The process that relays, if this way has one.
+    pub fn relay(&self) -> Option<u32> {
+        self.running
+            .as_ref()
+            .filter(|_| self.way.relays)
+            .map(|running| running.pid)
+    }
+
+    /// The CPU seconds that the relaying process has used so far.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn cpu_seconds(&self) -> Result<Option<f64>> {
+        self.relay()
+            .map(|pid| usage::cpu_time(pid).map(|time| time.as_secs_f64()))
+            .transpose()
+            .with_context(|| format!("the program of \"{}\" has died", self.way.name))
+    }
+}

@@ -1,0 +1,111 @@
+//! The table of ways through the gateway.
+
+use std::{any::Any, fmt, fs};
+
+use anyhow::Result;
+use lab::{Family, Lab};
+
+use crate::{prefixes, v2ray};
+
+/// How many prefixes of each family are in the bypass set.
+pub const PREFIXES: usize = 16_384;
+
+/// One way through the gateway.
+pub struct Way {
+    /// One word, the head of its column.
+    pub name: &'static str,
+    /// What it is, in a sentence.
+    pub what: &'static str,
+    /// Is it another program than ours?
+    pub peer: bool,
+    /// Does a process relay the traffic, so that servers see the gateway?
+    pub relays: bool,
+    /// The families it is set up for.
+    pub families: &'static [Family],
+    /// Sets it up on the gateway of a lab.
+    pub start: fn(&Lab) -> Result<Option<Running>>,
+}
+
+impl fmt::Debug for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// The program of a way. It ends when this is dropped.
+pub struct Running {
+    /// Its process.
+    pub pid: u32,
+    _guard: Box<dyn Any>,
+}
+
+impl Running {
+    /// A program that lives as long as its guard.
+    pub fn new(pid: u32, guard: impl Any) -> Self {
+        Self {
+            pid,
+            _guard: Box::new(guard),
+        }
+    }
+}
+
+/// All of them. The first is what the others are compared with.
+pub static WAYS: [Way; 4] = [
+    Way {
+        name: PLAIN,
+        what: "forwarding by the kernel, with nothing attached",
+        peer: false,
+        relays: false,
+        families: &Family::BOTH,
+        start: |_| Ok(None),
+    },
+    Way {
+        name: BYPASSED,
+        what: "tproxy-bpf attached, the destination is in its bypass set",
+        peer: false,
+        relays: false,
+        families: &Family::BOTH,
+        start: |lab| tproxy(lab, true),
+    },
+    Way {
+        name: PROXIED,
+        what: "tproxy-bpf with the outbound direct://",
+        peer: false,
+        relays: true,
+        families: &Family::BOTH,
+        start: |lab| tproxy(lab, false),
+    },
+    Way {
+        name: "v2ray",
+        what: "Debian's v2ray with the iptables rules of the TPROXY guides, outbound freedom",
+        peer: true,
+        relays: true,
+        families: &[Family::V4],
+        start: v2ray::start,
+    },
+];
+
+/// The name of plain forwarding.
+pub const PLAIN: &str = "plain";
+/// The name of our bypass.
+pub const BYPASSED: &str = "bypassed";
+/// The name of our proxy.
+pub const PROXIED: &str = "proxied";
+
+/// Ours. Both have a bypass set of the same size; only what is in it differs.
+fn tproxy(lab: &Lab, bypass: bool) -> Result<Option<Running>> {
+    let tproxy = lab.tproxy_with("direct://")?;
+    let mut prefixes = prefixes::random(PREFIXES);
+    if bypass {
+        for family in Family::BOTH {
+            let bits = if family == Family::V4 { 24 } else { 48 };
+            prefixes.push(ipnet::IpNet::new(family.far(1), bits)?.trunc());
+        }
+    }
+    let lines: Vec<String> = prefixes.iter().map(ToString::to_string).collect();
+    let file = lab.dir().join("bypass.txt");
+    fs::write(&file, lines.join("\n"))?;
+    let path = file.to_string_lossy();
+    lab.tproxy_run(&["bypass", "load", &path])?.ok()?;
+    Ok(Some(Running::new(tproxy.process().pid(), tproxy)))
+}

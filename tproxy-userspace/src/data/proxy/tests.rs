@@ -1,0 +1,68 @@
+use super::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+fn start() -> (Proxy, std::net::SocketAddr) {
+    let factory = SocketFactory::default();
+    let limits = Limits::default();
+    let sockets = Sockets::bind(&factory, None, &limits).expect("root");
+    let own = sockets.v4.listener_address;
+    let proxy = Proxy::start(sockets, Outbound::Direct, &limits, factory);
+    (proxy.expect("started"), own)
+}
+
+/// A connection between these two, relayed.
+async fn connection(proxy: &Proxy) -> (TcpStream, TcpStream) {
+    let front = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    let back = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    let address = |listener: &TcpListener| listener.local_addr().expect("bound");
+    let device = TcpStream::connect(address(&front)).await.expect("listens");
+    let (accepted, client) = front.accept().await.expect("a device");
+    proxy.tcp.relay_to(accepted, client, address(&back));
+    let (server, _) = back.accept().await.expect("the relay");
+    (device, server)
+}
+
+#[tokio::test]
+async fn the_own_port_is_refused_and_shows_in_the_stats() {
+    let (proxy, own) = start();
+    let mut stream = TcpStream::connect(own).await.expect("it listens");
+    stream.read(&mut [0]).await.expect_err("reset");
+    let stats = proxy.stats();
+    assert_eq!((stats.own_port, stats.connections_total), (1, 1));
+    assert_eq!(stats.failures.get("own_port"), Some(&1));
+    assert!(stats.limits.connections > 0);
+    let json = serde_json::to_value(&stats).expect("plain data");
+    assert_eq!(json["failures"]["own_port"], 1);
+}
+
+#[tokio::test]
+async fn draining_lets_connections_end_and_resets_the_rest() {
+    let (proxy, own) = start();
+    let (mut first, mut server) = connection(&proxy).await;
+    let (mut second, _stuck) = connection(&proxy).await;
+    assert_eq!(proxy.stats().connections, 2);
+    let draining = tokio::spawn(proxy.drain(Duration::from_millis(500)));
+    // The drain has begun when nobody accepts any more.
+    while TcpStream::connect(own).await.is_ok() {
+        tokio::task::yield_now().await;
+    }
+    first.write_all(b"still works").await.expect("relayed");
+    let mut buffer = [0; 11];
+    server.read_exact(&mut buffer).await.expect("relayed");
+    first.shutdown().await.expect("relayed");
+    server.shutdown().await.expect("relayed");
+    assert_eq!(first.read(&mut buffer).await.expect("FIN"), 0);
+    second.read(&mut buffer).await.expect_err("reset");
+    let report = draining.await.expect("no panic");
+    assert_eq!((report.ended, report.reset, report.associations), (1, 1, 0));
+}
+
+#[tokio::test]
+async fn dropping_the_proxy_resets_what_lives() {
+    let (proxy, own) = start();
+    let (mut device, _server) = connection(&proxy).await;
+    drop(proxy);
+    device.read(&mut [0]).await.expect_err("reset");
+    TcpStream::connect(own).await.expect_err("nobody listens");
+}
