@@ -73,7 +73,16 @@ impl Lab {
     /// # Errors
     /// When it ends, or is not ready in 20 s; the message holds its log.
     pub fn tproxy(&self, args: &[&str]) -> Result<Tproxy> {
-        let process = Process::spawn(self.tproxy_command(args)?)?;
+        Self::tproxy_by(self.tproxy_command(args)?)
+    }
+
+    /// Starts a [command](Lab::tproxy_command) that was changed, with a variable of the environment for
+    /// example, and waits until it is ready.
+    ///
+    /// # Errors
+    /// As [`Lab::tproxy`].
+    pub fn tproxy_by(command: Command) -> Result<Tproxy> {
+        let process = Process::spawn(command)?;
         process.wait_for_line("ready", Duration::from_secs(20))?;
         Ok(Tproxy { process })
     }
@@ -142,6 +151,11 @@ impl Tproxy {
     #[must_use]
     pub const fn process(&self) -> &Process {
         &self.process
+    }
+
+    /// Its process, to wait for its end.
+    pub const fn process_mut(&mut self) -> &mut Process {
+        &mut self.process
     }
 
     /// Sends SIGTERM and wants it to end in order.

@@ -6,6 +6,7 @@
 //! Needs root.
 
 pub mod addr;
+pub mod foreign;
 pub mod gateway;
 pub mod interrupt;
 pub mod links;
@@ -19,6 +20,7 @@ pub mod topology;
 pub mod traffic;
 pub mod usage;
 pub mod wait;
+pub mod ways;
 
 pub use addr::Family;
 pub use gateway::Tproxy;
@@ -27,3 +29,4 @@ pub use ns::Namespace;
 pub use process::{Output, Process};
 pub use snapshot::Snapshot;
 pub use topology::{Builder, Lab, Unsupported, or_skip};
+pub use ways::{Far, Wire};

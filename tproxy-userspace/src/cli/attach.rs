@@ -4,7 +4,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
 use tproxy_common::abi::Origin;
+use tproxy_userspace::config::{Config, LinkPattern};
 use tproxy_userspace::control::bpf::Maps;
 use tproxy_userspace::control::bypass::{self, Terms};
 use tproxy_userspace::control::gateway::{self, Gateway};
@@ -34,30 +36,63 @@ pub fn attach(args: AttachArgs) -> Result<ExitCode> {
     small_runtime()?.block_on(async {
         let snapshot = Snapshot::take(&Netlink::open()?).await?;
         preflight::check_links(&patterns, &snapshot)?;
-        let _lock = place.lock()?;
+        let lock = place.lock()?;
         let fresh = Maps::open(place.pins())?.is_none();
         let mut gateway = Gateway::open(place.clone(), way(kernel), true).await?;
-        // A gateway that is there keeps its policy unless told otherwise.
-        if fresh || args.config.is_some() {
-            gateway.set_policy(policy(&config))?;
-            bypass::replace(gateway.maps(), &prefixes, &Terms::default(), Origin::Config)?;
-        } else if args.on_proxy_down.is_some() {
-            let bypass_private = gateway.policy()?.bypass_private;
-            gateway.set_policy(gateway::Policy {
-                bypass_private,
-                ..policy(&config)
-            })?;
+        let attached = put_up(
+            &mut gateway,
+            &args,
+            &config,
+            &prefixes,
+            patterns,
+            &snapshot,
+            fresh,
+        )
+        .await;
+        drop(gateway);
+        match attached {
+            Ok(names) => output::text_out(&format!("attached to {}\n", names.join(", "))),
+            Err(error) => {
+                // The first failure is the one to tell.
+                if fresh && let Err(undo) = gateway::detach(&place, &[], &snapshot, lock).await {
+                    eprintln!("tproxy-bpf: taking back what was attached: {undo}");
+                }
+                Err(error)
+            }
         }
-        let mut all = patterns;
-        all.extend(exact(&gateway.links(&snapshot, false)?)?);
-        let wanted = wanted(&snapshot, &all, &config.lan.sources);
-        let synced = gateway.sync(&wanted, &snapshot).await?;
-        if let Some(error) = synced.failed.into_iter().next() {
-            return Err(error.into());
-        }
-        output::text_out(&format!("attached to {}\n", synced.attached.join(", ")))
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// What `attach` does to a gateway that is loaded. Returns the names of the links that were attached.
+async fn put_up(
+    gateway: &mut Gateway,
+    args: &AttachArgs,
+    config: &Config,
+    prefixes: &[IpNet],
+    patterns: Vec<LinkPattern>,
+    snapshot: &Snapshot,
+    fresh: bool,
+) -> Result<Vec<String>> {
+    // A gateway that is there keeps its policy unless told otherwise.
+    if fresh || args.config.is_some() {
+        gateway.set_policy(policy(config))?;
+        bypass::replace(gateway.maps(), prefixes, &Terms::default(), Origin::Config)?;
+    } else if args.on_proxy_down.is_some() {
+        let bypass_private = gateway.policy()?.bypass_private;
+        gateway.set_policy(gateway::Policy {
+            bypass_private,
+            ..policy(config)
+        })?;
+    }
+    let mut all = patterns;
+    all.extend(exact(&gateway.links(snapshot, false)?)?);
+    let wanted = wanted(snapshot, &all, &config.lan.sources);
+    let mut synced = gateway.sync(&wanted, snapshot).await?;
+    match synced.failed.pop() {
+        Some(error) => Err(error.into()),
+        None => Ok(synced.attached),
+    }
 }
 
 pub fn detach(args: &DetachArgs) -> Result<ExitCode> {

@@ -90,8 +90,7 @@ pub async fn run(config: Config) -> Result<()> {
         released: Vec::new(),
         leaving: Vec::new(),
     };
-    let result = session.sync().await.map(|synced| session.tell(&synced));
-    let result = match result {
+    let result = match session.first_sync().await {
         Ok(()) => {
             tracing::info!(
                 "ready: {} proxied through {}",
@@ -241,6 +240,7 @@ impl Session {
                 },
                 snapshot = self.watch.next() => {
                     self.snapshot = snapshot.context("following the links")?;
+                    self.readmit()?;
                     match self.sync().await {
                         Ok(synced) => self.tell(&synced),
                         Err(error) => tracing::error!("following the links: {error:#}"),
@@ -284,6 +284,22 @@ impl Session {
         wanted.sources.retain(|(index, _)| !leaves(*index));
         let _lock = self.place.lock()?;
         Ok(self.gateway.sync(&wanted, &self.snapshot).await?)
+    }
+
+    /// Attaches what is there. A link that fails later is told of and tried again; one that fails now
+    /// ends the start, while somebody is looking.
+    async fn first_sync(&mut self) -> Result<()> {
+        let mut synced = self.sync().await?;
+        let failed = synced.failed.pop();
+        self.tell(&synced);
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// A link that `detach` took and that is attached all the same was attached again since.
+    fn readmit(&mut self) -> Result<()> {
+        let attached = self.gateway.links(&self.snapshot, false)?;
+        self.released.retain(|name| !attached.contains(name));
+        Ok(())
     }
 
     fn tell(&self, synced: &Synced) {

@@ -270,13 +270,19 @@ impl Gateway {
             .into_iter()
             .find(|(found, _)| *found == index);
         let before = before.map(|(_, link)| link.flags);
-        let was_there = self.programs.attach_lan(index, name, ethernet, self.way)?;
+        // A link that is held already stays held that way, or it would be held both ways.
+        let way = match before {
+            Some(flags) if flags & Link::CLSACT != 0 => AttachWay::Clsact,
+            Some(_) => AttachWay::Tcx,
+            None => self.way,
+        };
+        let was_there = self.programs.attach_lan(index, name, ethernet, way)?;
         let mut flags =
             Link::LAN | before.unwrap_or(0) & (Link::PERSISTENT | Link::CLSACT_WAS_THERE);
         if self.persistent {
             flags |= Link::PERSISTENT;
         }
-        if self.way == AttachWay::Clsact {
+        if way == AttachWay::Clsact {
             flags |= Link::CLSACT;
             if before.is_none() && was_there {
                 flags |= Link::CLSACT_WAS_THERE;

@@ -3,13 +3,35 @@
 use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::tc::{TcHandle, TcMessage};
 
-use super::{Error, Netlink};
+use super::{Error, Netlink, NetlinkError};
 
-/// Removes the clsact qdisc of a link.
+/// Removes the clsact qdisc of a link, unless it holds a filter of somebody else by now. One that is
+/// gone, maybe with its link, needs no removing.
 ///
 /// # Errors
 /// [`Error::Netlink`].
 pub async fn remove_clsact(netlink: &Netlink, index: u32, name: &str) -> Result<(), Error> {
+    for minor in [TcHandle::MIN_INGRESS, TcHandle::MIN_EGRESS] {
+        let mut request = TcMessage::default();
+        request.header.index = index.cast_signed();
+        request.header.parent = TcHandle {
+            major: TcHandle::CLSACT.major,
+            minor,
+        };
+        let filters = netlink
+            .dump(&RouteNetlinkMessage::GetTrafficFilter(request))
+            .await;
+        match filters {
+            Ok(filters) if filters.is_empty() => {}
+            Ok(_) => return Ok(()),
+            Err(error) if is_gone(&error) => return Ok(()),
+            Err(error) => {
+                return Err(Error::netlink("list", format!("the filters of {name}"))(
+                    error,
+                ));
+            }
+        }
+    }
     let mut message = TcMessage::default();
     message.header.index = index.cast_signed();
     message.header.parent = TcHandle::CLSACT;
@@ -17,11 +39,19 @@ pub async fn remove_clsact(netlink: &Netlink, index: u32, name: &str) -> Result<
         major: 0xffff,
         minor: 0,
     };
-    netlink
+    let removed = netlink
         .change(&RouteNetlinkMessage::DelQueueDiscipline(message), 0)
-        .await
-        .map_err(Error::netlink(
+        .await;
+    match removed {
+        Err(error) if !is_gone(&error) => Err(Error::netlink(
             "remove",
             format!("the clsact qdisc of {name}"),
-        ))
+        )(error)),
+        _ => Ok(()),
+    }
+}
+
+/// No such link, or no such qdisc: EINVAL means that its place has another handle, which is none.
+const fn is_gone(error: &NetlinkError) -> bool {
+    matches!(error.errno, libc::ENODEV | libc::ENOENT | libc::EINVAL)
 }

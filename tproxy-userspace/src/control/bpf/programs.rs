@@ -215,6 +215,7 @@ impl Programs {
         let was_there = match qdisc_add_clsact(name) {
             Ok(()) => false,
             Err(TcError::AlreadyAttached) => true,
+            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => true,
             Err(error) => {
                 return Err(Error::Attach {
                     program: "the clsact qdisc",
