@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 
 use crate::{
     kernel::{self, CaseResult},
-    results::{Results, RowResult},
-    rows::{Bound, Metric, ROWS, Row, Target},
+    results::{Results, RowResult, Verdict},
+    rows::{Bound, Metric, ROWS, Row},
     ways::{PLAIN, PREFIXES, WAYS, Way},
 };
 
@@ -101,8 +101,8 @@ pub fn row(result: &RowResult) {
         }
         println!("{}", line.trim_end());
     }
-    for (target, figure, reached) in result.verdicts() {
-        println!("  {}", verdict(target, figure, reached));
+    for verdict in result.verdicts() {
+        println!("  {}", sentence(&verdict));
     }
     for (way, why) in &result.failures {
         println!("  {way} failed, {why}");
@@ -120,15 +120,22 @@ fn cell(result: &RowResult, metric: &Metric, way: &Way) -> String {
     }
 }
 
-fn verdict(target: &Target, figure: f64, reached: bool) -> String {
-    let word = if reached { "reached" } else { "MISSED" };
+fn sentence(verdict: &Verdict) -> String {
+    let Verdict {
+        target,
+        figure,
+        range: (least, most),
+        reached,
+    } = verdict;
+    let word = if *reached { "reached" } else { "MISSED" };
+    let figures = format!("{figure:.2}, rounds {least:.2} to {most:.2}");
     match target.bound {
-        Bound::Ratio(least) => format!(
-            "target: {} at least {least:.2} of plain: {word} ({figure:.3})",
+        Bound::Ratio(bound) => format!(
+            "target: {} at least {bound:.2} of plain: {word} ({figures})",
             target.way
         ),
-        Bound::Most(most) => format!(
-            "target: {} {} at most {most:.0}: {word} ({figure:.1})",
+        Bound::Most(bound) => format!(
+            "target: {} {} at most {bound:.0}: {word} ({figures})",
             target.way, target.metric.title
         ),
     }
@@ -181,7 +188,7 @@ pub fn summary(results: &Results) {
     let verdicts: Vec<bool> = results
         .rows
         .iter()
-        .flat_map(|row| row.verdicts().into_iter().map(|(_, _, reached)| reached))
+        .flat_map(|row| row.verdicts().into_iter().map(|verdict| verdict.reached))
         .chain(results.kernel.iter().filter_map(|case| case.reached))
         .collect();
     let reached = verdicts.iter().filter(|reached| **reached).count();
@@ -228,7 +235,8 @@ fn row_json(result: &RowResult) -> Value {
                 "metric": metric.name,
                 "way": way.name,
                 "median": result.median(metric, way.name),
-                "ratio_to_plain": if metric.compared { result.ratio(metric, way.name) } else { None },
+                "ratio_to_plain": metric.compared.then(|| result.ratio(metric, way.name)),
+                "ratios": metric.compared.then(|| result.ratios(metric, way.name)),
                 "samples": result.samples(metric, way.name),
             }));
         }
@@ -236,7 +244,8 @@ fn row_json(result: &RowResult) -> Value {
     let targets: Vec<Value> = result
         .verdicts()
         .into_iter()
-        .map(|(target, figure, reached)| {
+        .map(|verdict| {
+            let target = verdict.target;
             let (of, bound) = match target.bound {
                 Bound::Ratio(least) => ("at_least_ratio_to_plain", least),
                 Bound::Most(most) => ("at_most", most),
@@ -245,8 +254,8 @@ fn row_json(result: &RowResult) -> Value {
                 "way": target.way,
                 "metric": target.metric.name,
                 of: bound,
-                "figure": figure,
-                "reached": reached,
+                "figure": verdict.figure,
+                "reached": verdict.reached,
             })
         })
         .collect();

@@ -123,38 +123,59 @@ impl RowResult {
         median(self.samples(metric, way))
     }
 
-    /// The median of each round's ratio to plain forwarding in the same round.
-    pub fn ratio(&self, metric: &Metric, way: &'static str) -> Option<f64> {
-        let plain = self.samples.get(&(metric.name, PLAIN))?;
-        let other = self.samples.get(&(metric.name, way))?;
-        median(
-            other
-                .iter()
-                .filter_map(|(round, value)| Some(value / plain.get(round)?))
-                .collect(),
-        )
+    /// Each round's ratio to plain forwarding in the same round.
+    pub fn ratios(&self, metric: &Metric, way: &'static str) -> Vec<f64> {
+        let samples = |way| self.samples.get(&(metric.name, way)).into_iter().flatten();
+        let plain: BTreeMap<u32, f64> = samples(PLAIN)
+            .map(|(round, value)| (*round, *value))
+            .collect();
+        samples(way)
+            .filter_map(|(round, value)| Some(value / plain.get(round)?))
+            .collect()
     }
 
-    /// Targets that can be judged, the figure, and whether it is good enough.
-    pub fn verdicts(&self) -> Vec<(&'static Target, f64, bool)> {
+    /// Their median.
+    pub fn ratio(&self, metric: &Metric, way: &'static str) -> Option<f64> {
+        median(self.ratios(metric, way))
+    }
+
+    /// The targets that can be judged.
+    pub fn verdicts(&self) -> Vec<Verdict> {
         self.row
             .targets
             .iter()
             .filter_map(|target| {
-                let (figure, reached) = match target.bound {
-                    Bound::Ratio(least) => {
-                        let ratio = self.ratio(target.metric, target.way)?;
-                        (ratio, ratio >= least)
-                    }
-                    Bound::Most(most) => {
-                        let figure = self.median(target.metric, target.way)?;
-                        (figure, figure <= most)
-                    }
+                let figures = match target.bound {
+                    Bound::Ratio(_) => self.ratios(target.metric, target.way),
+                    Bound::Most(_) => self.samples(target.metric, target.way),
                 };
-                Some((target, figure, reached))
+                let least = figures.iter().copied().fold(f64::INFINITY, f64::min);
+                let most = figures.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let figure = median(figures)?;
+                Some(Verdict {
+                    target,
+                    figure,
+                    range: (least, most),
+                    reached: match target.bound {
+                        Bound::Ratio(bound) => figure >= bound,
+                        Bound::Most(bound) => figure <= bound,
+                    },
+                })
             })
             .collect()
     }
+}
+
+/// Whether a target is reached.
+pub struct Verdict {
+    /// What was promised.
+    pub target: &'static Target,
+    /// The median.
+    pub figure: f64,
+    /// The least and the most of all rounds: how much the median is worth.
+    pub range: (f64, f64),
+    /// Is the median good enough?
+    pub reached: bool,
 }
 
 /// The middle one, or the mean of the two in the middle.
@@ -162,7 +183,7 @@ pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     let upper = *values.get(middle)?;
-    Some(if values.len() % 2 == 0 {
+    Some(if values.len().is_multiple_of(2) {
         (values[middle - 1] + upper) / 2.0
     } else {
         upper

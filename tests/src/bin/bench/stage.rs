@@ -10,6 +10,7 @@ use lab::{
     Family, Lab,
     servers::{Iperf, TcpEcho, UdpEcho},
     traffic, usage,
+    wait::{SOON, until},
 };
 
 use crate::ways::{Running, Way};
@@ -68,7 +69,11 @@ impl Stage {
             let seen = tcp.clients().last().map(SocketAddr::ip);
             self.expect(*family, seen, "TCP")?;
             traffic::echo_sizes(&self.lab.device, target, &[64])?;
-            let seen = udp.clients().keys().next().map(SocketAddr::ip);
+            // The echo notes the client after it has answered.
+            let seen = until("the echo to note its client", SOON, || {
+                Ok(udp.clients().keys().next().map(SocketAddr::ip))
+            })?;
+            let seen = Some(seen);
             self.expect(*family, seen, "UDP")?;
             udp.forget();
         }
