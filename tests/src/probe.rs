@@ -191,6 +191,34 @@ pub fn carry(
     )
 }
 
+/// Datagrams that full receive buffers of sockets in `ns` threw away so far, both families.
+///
+/// # Errors
+/// When the namespace cannot be entered or the kernel does not count them.
+pub fn overflowed_datagrams(ns: &Namespace) -> Result<u64> {
+    let read = |file: &str| {
+        let path = format!("/proc/thread-self/net/{file}");
+        fs::read_to_string(&path).with_context(|| format!("reading {path}"))
+    };
+    let (v4, v6) = ns.enter(|| anyhow::Ok((read("snmp")?, read("snmp6")?)))??;
+    // snmp has a line of names and one of numbers, snmp6 a line for each.
+    let mut udp = v4.lines().filter(|line| line.starts_with("Udp:"));
+    let (names, numbers) = (udp.next(), udp.next());
+    let v4 = names
+        .zip(numbers)
+        .and_then(|(names, numbers)| {
+            let place = names.split(' ').position(|name| name == "RcvbufErrors")?;
+            numbers.split(' ').nth(place)?.parse::<u64>().ok()
+        })
+        .context("no RcvbufErrors for UDP in /proc/net/snmp")?;
+    let v6 = v6
+        .lines()
+        .find_map(|line| line.strip_prefix("Udp6RcvbufErrors"))
+        .and_then(|number| number.trim().parse::<u64>().ok())
+        .context("no Udp6RcvbufErrors in /proc/net/snmp6")?;
+    Ok(v4 + v6)
+}
+
 impl Tproxy {
     /// Its open sockets. Unlike all open files they do not count the pipes that the proxy keeps for
     /// the next connection.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use lab::{
     Family, Lab, Namespace,
     addr::url,
-    probe::{at, carry, udp_at},
+    probe::{at, carry, overflowed_datagrams, udp_at},
     servers::{Dnsmasq, Iperf, Nginx, TcpEcho, UdpEcho},
     traffic::{self, Test, connect, open_udp, whoami},
 };
@@ -120,6 +120,10 @@ fn names_are_resolved_over_udp_and_tcp() -> Result<()> {
 fn iperf_measures_both_ways_and_udp() -> Result<()> {
     let lab = Lab::new()?;
     let _tproxy = lab.tproxy_with(DIRECT)?;
+    let overflowed = |one: &Namespace, other: &Namespace| {
+        anyhow::Ok(overflowed_datagrams(one)? + overflowed_datagrams(other)?)
+    };
+    let mut overflowed_before = 0;
     for family in Family::BOTH {
         let server = Iperf::start(&lab.internet, family.far(1))?;
         for reverse in [false, true] {
@@ -131,13 +135,20 @@ fn iperf_measures_both_ways_and_udp() -> Result<()> {
                     ..Test::default()
                 };
                 let report = traffic::iperf(&lab.device, server.address(), test)?;
-                let least = if udp.is_some() { 40e6 } else { 200e6 };
+                let least = if udp.is_some() { 30e6 } else { 200e6 };
                 assert!(
                     report.bits_per_second > least,
                     "{family:?} {test:?}: {} bit/s",
                     report.bits_per_second
                 );
-                assert!(report.lost_percent < 5.0, "{} % lost", report.lost_percent);
+                if udp.is_some() {
+                    // iperf3's own buffers overflow when it does not get the CPU in time.
+                    let ends = overflowed(&lab.device, &lab.internet)?;
+                    let own = ends - std::mem::replace(&mut overflowed_before, ends);
+                    let lost = report.json["end"]["sum"]["lost_packets"].as_u64();
+                    let lost = lost.context("iperf3 says nothing of losses")?;
+                    assert!(lost <= own + 5, "{lost} lost, {own} by iperf3 itself");
+                }
                 eprintln!(
                     "{family:?} reverse {reverse} udp {udp:?}: {:.0} Mbit/s, {:.2} % lost",
                     report.bits_per_second / 1e6,
@@ -145,6 +156,15 @@ fn iperf_measures_both_ways_and_udp() -> Result<()> {
                 );
             }
         }
+    }
+    assert_eq!(overflowed_datagrams(&lab.gateway)?, 0);
+    let traffic = lab.proxy_traffic()?;
+    for lost in [
+        "datagrams_blocked",
+        "datagrams_refused",
+        "datagrams_dropped",
+    ] {
+        assert_eq!(traffic[lost], 0, "{lost}");
     }
     // iperf3 resets connections, and what it sends after that has no connection any more.
     let counted = lab.counted()?;
