@@ -283,6 +283,8 @@ impl DialError {
 fn outcome_of(error: &io::Error) -> Outcome {
     match error.raw_os_error() {
         Some(libc::ECONNREFUSED) => Outcome::ConnectRefused,
+        // It accepted and reset before this side looked.
+        Some(libc::ECONNRESET) => Outcome::UpstreamReset,
         Some(libc::ETIMEDOUT) => Outcome::ConnectTimeout,
         Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EACCES | libc::EINVAL) => {
             Outcome::Unreachable
