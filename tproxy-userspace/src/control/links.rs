@@ -209,13 +209,33 @@ impl Snapshot {
     }
 }
 
+/// A burst of changes. It is kept when the future that waits for its end is dropped: who is asked
+/// for something else all the time must hear of it all the same.
+#[derive(Clone, Copy, Debug)]
+struct Burst {
+    /// It counts as over then, if nothing comes before.
+    quiet: Instant,
+    /// It counts as over then, whatever comes.
+    end: Instant,
+}
+
+impl Burst {
+    fn now() -> Self {
+        let now = Instant::now();
+        Self {
+            quiet: now + QUIET,
+            end: now + PATIENCE,
+        }
+    }
+}
+
 /// Hears of changes.
 #[derive(Debug)]
 pub struct Watch {
     netlink: Netlink,
     events: Events,
     /// Something changed since the last snapshot that was handed out.
-    dirty: bool,
+    dirty: Option<Burst>,
     last: Option<Snapshot>,
 }
 
@@ -232,7 +252,7 @@ impl Watch {
             // First: what changes from here on leaves an event, so the first snapshot cannot miss it.
             events: Events::subscribe().map_err(|reason| Error::NetlinkSocket { reason })?,
             netlink: Netlink::open()?,
-            dirty: true,
+            dirty: Some(Burst::now()),
             last: None,
         })
     }
@@ -246,20 +266,24 @@ impl Watch {
     pub async fn next(&mut self) -> Result<Snapshot, Error> {
         loop {
             let first = self.last.is_none();
-            if !self.dirty {
-                self.events.wait().await?;
-                self.dirty = true;
-            }
+            let mut burst = match self.dirty {
+                Some(burst) => burst,
+                None => {
+                    self.events.wait().await?;
+                    *self.dirty.insert(Burst::now())
+                }
+            };
             if !first {
-                let end = Instant::now() + PATIENCE;
                 while let Ok(event) =
-                    timeout_at(end.min(Instant::now() + QUIET), self.events.wait()).await
+                    timeout_at(burst.end.min(burst.quiet), self.events.wait()).await
                 {
                     event?;
+                    burst.quiet = Instant::now() + QUIET;
+                    self.dirty = Some(burst);
                 }
             }
             let snapshot = Snapshot::take(&self.netlink).await?;
-            self.dirty = false;
+            self.dirty = None;
             // A renewed lease or a route of another table changes nothing for us.
             if self.last.as_ref() != Some(&snapshot) {
                 self.last = Some(snapshot.clone());
@@ -615,7 +639,7 @@ mod tests {
             tokio::time::timeout(QUIET / 2, watch.next())
                 .await
                 .unwrap_err();
-            assert!(watch.dirty);
+            assert!(watch.dirty.is_some());
             assert!(watch.next().await.unwrap().link_named("la").is_some());
         });
     }
