@@ -4,12 +4,11 @@
 
 use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
-use tproxy_common::abi::{Link, Listener, Reason};
+use tproxy_common::abi::{Listener, Reason};
 use tproxy_common::packet::{Addresses, PROTOCOL_UDP, Ports};
 use tproxy_common::verdict::{Locality, built_in};
 
 use crate::facts::{admitted, count, is_steered, locality};
-use crate::maps::LINKS;
 use crate::socket::{Assigned, assign_listener};
 
 /// `SK_PASS`: go on, with the socket that was assigned if one was.
@@ -30,8 +29,8 @@ pub fn run(ctx: &SkLookupContext) -> u32 {
     let addresses = addresses(lookup, v4);
     if protocol == u32::from(PROTOCOL_UDP) {
         // A destination that is not the gateway's got here by the mark only, so it was steered.
-        if is_lan(interface)
-            && built_in(&addresses).is_none()
+        // The link may be the bridge that the LAN link is a port of, whose sources are its own.
+        if built_in(&addresses).is_none()
             && locality(&addresses) == Locality::Foreign
             && admitted(&addresses, interface)
             && assign(ctx, if v4 { Listener::Udp4 } else { Listener::Udp6 })
@@ -44,13 +43,6 @@ pub fn run(ctx: &SkLookupContext) -> u32 {
         assign(ctx, if v4 { Listener::Tcp4 } else { Listener::Tcp6 });
     }
     PASS
-}
-
-#[inline(always)]
-fn is_lan(interface: u32) -> bool {
-    // SAFETY: the value is copied at once.
-    let link = unsafe { LINKS.get(interface) };
-    link.is_some_and(|link| link.flags & Link::LAN != 0)
 }
 
 #[inline(always)]

@@ -10,7 +10,7 @@ use tproxy_common::abi::{Listener, Origin};
 use tproxy_userspace::config::{Config, LinkPattern};
 use tproxy_userspace::control::bpf::AttachWay;
 use tproxy_userspace::control::bypass::{self, Terms};
-use tproxy_userspace::control::gateway::{Gateway, Synced};
+use tproxy_userspace::control::gateway::{self, Gateway, Synced};
 use tproxy_userspace::control::links::{Snapshot, Watch};
 use tproxy_userspace::control::place::{Lock, Place};
 use tproxy_userspace::control::preflight::{self, KernelVersion};
@@ -272,14 +272,16 @@ impl Session {
         let mut patterns = self.config.lan.interfaces.clone();
         patterns.extend(exact(&self.gateway.links(&self.snapshot, true)?)?);
         let mut wanted = wanted(&self.snapshot, &patterns, &self.config.lan.sources);
+        let all = wanted.attach.clone();
         let released = &self.released;
         wanted
             .attach
             .retain(|_, (name, _)| !released.contains(name));
         let leaving = &self.leaving;
         let leaves = |index| {
-            let name = wanted.attach.get(&index).map(|(name, _)| name);
-            name.is_none_or(|name| leaving.iter().any(|leaving| leaving.name == *name))
+            all.get(&index).is_some_and(|(name, _)| {
+                released.contains(name) || leaving.iter().any(|leaving| leaving.name == *name)
+            })
         };
         wanted.sources.retain(|(index, _)| !leaves(*index));
         let _lock = self.place.lock()?;
@@ -357,6 +359,15 @@ impl Session {
                 .await;
             return Ok(());
         };
+        let attached = self.gateway.links(&self.snapshot, false)?;
+        if !attached.contains(name) {
+            let error = gateway::Error::NotAttached {
+                name: name.clone(),
+                attached,
+            };
+            asked.answer(&json!({ "error": error.to_string() })).await;
+            return Ok(());
+        }
         self.leaving.push(Leaving {
             name: name.clone(),
             deadline: Instant::now() + self.config.proxy.drain,

@@ -34,7 +34,8 @@ pub struct Wanted {
     pub attach: BTreeMap<u32, (String, Framing)>,
     /// The gateway's own addresses and subnets.
     pub locals: BTreeMap<IpNet, LocalKind>,
-    /// Who may use the proxy: a LAN link's index, and a source prefix on it.
+    /// Who may use the proxy: a LAN link's index, and a source prefix on it. Also under the index of
+    /// the bridge that it is a port of and the like: socket lookup hears of that link only.
     pub sources: BTreeSet<(u32, IpNet)>,
 }
 
@@ -58,6 +59,7 @@ pub fn wanted(snapshot: &Snapshot, lan: &[LinkPattern], extra_sources: &[IpNet])
             .insert(IpNet::from(address.address), LocalKind::Address);
     }
 
+    let mut behind = Vec::new();
     for link in snapshot.links.iter().filter(|link| !link.loopback) {
         let named = lan
             .iter()
@@ -80,6 +82,16 @@ pub fn wanted(snapshot: &Snapshot, lan: &[LinkPattern], extra_sources: &[IpNet])
         wanted
             .sources
             .extend(own.chain(extra).map(|prefix| (link.index, prefix)));
+        behind.extend(carriers.into_iter().map(|carrier| (link.index, carrier)));
+    }
+    // Not for a carrier that is attached itself: its devices may use its own sources only.
+    let own = wanted.sources.clone();
+    for (link, carrier) in behind {
+        if !wanted.attach.contains_key(&carrier) {
+            let of_link = own.iter().filter(|(index, _)| *index == link);
+            let for_carrier = of_link.map(|(_, prefix)| (carrier, *prefix));
+            wanted.sources.extend(for_carrier);
+        }
     }
     wanted
 }
@@ -473,12 +485,18 @@ mod tests {
             prop_assert!(wanted.locals.keys().all(|prefix| prefix.prefix_len() >= 8));
             prop_assert!(wanted.locals.keys().all(|prefix| *prefix == prefix.trunc()));
             for (link, prefix) in &wanted.sources {
-                prop_assert!(wanted.attach.contains_key(link));
-                let carriers = carriers(&snapshot, *link);
-                let known = snapshot.addresses.iter().any(|address| {
-                    carriers.contains(&address.link) && address.subnet() == Some(*prefix)
-                }) || snapshot.routes.iter().any(|route| {
-                    carriers.contains(&route.link) && route.prefix.trunc() == *prefix
+                // Its own, or as a carrier those of an attached link.
+                let mut lans = wanted.attach.keys().filter(|lan| {
+                    let attached = wanted.attach.contains_key(link);
+                    *lan == link || !attached && carriers(&snapshot, **lan).contains(link)
+                });
+                let known = lans.any(|lan| {
+                    let carriers = carriers(&snapshot, *lan);
+                    snapshot.addresses.iter().any(|address| {
+                        carriers.contains(&address.link) && address.subnet() == Some(*prefix)
+                    }) || snapshot.routes.iter().any(|route| {
+                        carriers.contains(&route.link) && route.prefix.trunc() == *prefix
+                    })
                 });
                 prop_assert!(known, "{} is of no link that {} carries", prefix, link);
             }
