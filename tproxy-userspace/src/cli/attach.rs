@@ -38,7 +38,16 @@ pub fn attach(args: AttachArgs) -> Result<ExitCode> {
         preflight::check_links(&patterns, &snapshot)?;
         let lock = place.lock()?;
         let fresh = Maps::open(place.pins())?.is_none();
-        let mut gateway = Gateway::open(place.clone(), way(kernel), true).await?;
+        let mut gateway = match Gateway::open(place.clone(), way(kernel), true).await {
+            Ok(gateway) => gateway,
+            Err(error) => {
+                // The folders were made for this; the first failure is the one to tell.
+                if fresh {
+                    let _ = place.remove(lock);
+                }
+                return Err(error.into());
+            }
+        };
         let attached = put_up(
             &mut gateway,
             &args,
