@@ -20,7 +20,15 @@ const CONTINUE: i32 = TC_ACT_UNSPEC;
 pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
     let skb = Skb::new(ctx);
     if !skb.is_for_host() {
-        return pass(skb, Reason::OtherHost);
+        let many = skb.is_for_many();
+        return pass(
+            skb,
+            if many {
+                Reason::Multicast
+            } else {
+                Reason::OtherHost
+            },
+        );
     }
     let packet = match skb.parse(framing) {
         Ok(packet) => packet,

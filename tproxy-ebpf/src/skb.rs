@@ -13,6 +13,8 @@ use tproxy_common::packet::{Bytes, ETHERNET_HEADER, Packet, PacketBytes, Unparse
 const UDP_CHECKSUM: usize = 6;
 /// `PACKET_HOST` of `linux/if_packet.h`: the packet is addressed to this machine.
 const PACKET_HOST: u32 = 0;
+const PACKET_BROADCAST: u32 = 1;
+const PACKET_MULTICAST: u32 = 2;
 
 /// What stands before the IP header on a link.
 #[derive(Clone, Copy)]
@@ -71,6 +73,14 @@ impl Skb {
     pub fn is_for_host(&self) -> bool {
         // SAFETY: as in `len`.
         unsafe { (*self.0).pkt_type == PACKET_HOST }
+    }
+
+    /// Is the frame addressed to many machines?
+    #[inline(always)]
+    pub fn is_for_many(&self) -> bool {
+        // SAFETY: as in `len`.
+        let kind = unsafe { (*self.0).pkt_type };
+        kind == PACKET_BROADCAST || kind == PACKET_MULTICAST
     }
 
     #[inline(always)]
