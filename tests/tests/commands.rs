@@ -177,7 +177,7 @@ fn wrong_usage_is_told_apart_from_failure() -> Result<()> {
         &["check"],
         &["status", "lan0"],
     ] {
-        lab.refused(args, 2, &["Usage"])?;
+        lab.refused(args, 2, &["--help"])?;
     }
     lab.refused(&["run", "--outbound", "direct://"], 1, &["--lan"])?;
     lab.refused(&["detach", "lan0"], 1, &["lan0", "not attached"])?;
