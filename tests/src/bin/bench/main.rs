@@ -55,7 +55,13 @@ fn run(options: &Options) -> Result<bool> {
         let stages: Vec<Stage> = ways
             .iter()
             .map(|way| {
-                Stage::set(way).with_context(|| format!("setting up the way \"{}\"", way.name))
+                let hint = if way.peer {
+                    " (--no-peers leaves it out)"
+                } else {
+                    ""
+                };
+                Stage::set(way)
+                    .with_context(|| format!("setting up the way \"{}\"{hint}", way.name))
             })
             .collect::<Result<_>>()?;
         for row in rows {

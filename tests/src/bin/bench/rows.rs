@@ -38,6 +38,8 @@ pub static GBIT: Metric = metric("gbit_per_second", "Gbit/s", 2, true);
 pub static CPU: Metric = metric("cpu_seconds_per_gib", "CPU s/GiB", 3, false);
 /// Completed exchanges.
 pub static RATE: Metric = metric("per_second", "per second", 0, true);
+/// What the sender brought out: less than it should is the machine's fault, not the way's.
+pub static SENT: Metric = metric("sent_per_second", "sent per second", 0, false);
 /// Half of them took no longer.
 pub static P50: Metric = metric("p50_us", "p50 µs", 1, false);
 /// Of a hundred one took longer.

@@ -14,7 +14,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::{Exchanges, percent};
 use crate::{
-    rows::{GBIT, LOST, RATE, Readings},
+    rows::{GBIT, LOST, RATE, Readings, SENT},
     stage::Stage,
 };
 
@@ -212,6 +212,7 @@ pub fn one_way(
     Ok(vec![
         (&RATE, per_second),
         (&GBIT, per_second * ONE_WAY_BYTES as f64 * 8.0 / 1e9),
+        (&SENT, sent as f64 / time.as_secs_f64()),
         (&LOST, percent(sent as f64 - arrived, sent as f64)),
     ])
 }
