@@ -14,7 +14,6 @@ use lab::{
     Family, Far, Lab, Snapshot, Tproxy, Wire,
     addr::url,
     foreign::{Foreign, Place, Says},
-    gateway::binary,
     servers::TcpEcho,
     traffic::{self, HeldDownload},
     wait::until,
@@ -588,10 +587,4 @@ fn programs_of_others_before_and_behind_ours_go_on() -> Result<()> {
     }
     proxy.stop()?;
     check(Far::sees_device)
-}
-
-#[test]
-fn the_program_under_test_is_there() -> Result<()> {
-    ensure!(binary()?.is_file());
-    Ok(())
 }
