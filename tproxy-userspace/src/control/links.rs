@@ -282,7 +282,14 @@ impl Watch {
                     self.dirty = Some(burst);
                 }
             }
-            let snapshot = Snapshot::take(&self.netlink).await?;
+            let snapshot = match Snapshot::take(&self.netlink).await {
+                Ok(snapshot) => snapshot,
+                Err(error) => {
+                    // Not at once again.
+                    self.dirty = Some(Burst::now());
+                    return Err(error);
+                }
+            };
             self.dirty = None;
             // A renewed lease or a route of another table changes nothing for us.
             if self.last.as_ref() != Some(&snapshot) {

@@ -6,6 +6,7 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::io;
+use std::time::Duration;
 
 use futures_util::StreamExt;
 use rtnetlink::packet_core::{
@@ -24,6 +25,8 @@ const DUMP_INTERRUPTED: u16 = 0x10;
 const EXTENDED_ACK_TEXT: u16 = 1;
 /// The bytes of `struct nlmsghdr`, which precede the extended acknowledgement.
 const HEADER_BYTES: usize = 16;
+/// Until the rest of an abandoned dump has been read.
+const BUSY: Duration = Duration::from_millis(5);
 /// How often an interrupted dump is asked for again.
 const DUMP_ATTEMPTS: usize = 16;
 
@@ -158,9 +161,13 @@ impl Netlink {
         request: &RouteNetlinkMessage,
     ) -> Result<Vec<Vec<u8>>, NetlinkError> {
         for _ in 0..DUMP_ATTEMPTS {
-            let (entries, interrupted) = self.exchange(request, NLM_F_DUMP).await?;
-            if !interrupted {
-                return Ok(entries);
+            match self.exchange(request, NLM_F_DUMP).await {
+                Ok((entries, false)) => return Ok(entries),
+                Ok((_, true)) => {}
+                // A socket gives one table at a time, and who asked for the one before may have been
+                // dropped while it waited. Its answers are read all the same.
+                Err(error) if error.errno == libc::EBUSY => tokio::time::sleep(BUSY).await,
+                Err(error) => return Err(error),
             }
         }
         Err(NetlinkError::new(
