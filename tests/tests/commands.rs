@@ -197,6 +197,8 @@ fn one_of_two_links_can_be_detached_while_the_proxy_runs() -> Result<()> {
     far.sees_proxy(&lab)?;
     far.sees(seen, device2, there)?;
     lab.tproxy_run(&["detach", "lan1"])?.ok()?;
+    let status = lab.status()?;
+    assert_eq!(status["links"][0]["name"], "lan0", "{status:#}");
     assert_eq!(lab.attached_links()?, ["lan0"]);
     far.sees_proxy(&lab)?;
     far.sees(lab::Family::V4.device2(), device2, there)?;

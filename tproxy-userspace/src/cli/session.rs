@@ -8,6 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tproxy_common::abi::{Listener, Origin};
 use tproxy_userspace::config::{Config, LinkPattern};
+use tproxy_userspace::control;
 use tproxy_userspace::control::bpf::AttachWay;
 use tproxy_userspace::control::bypass::{self, Terms};
 use tproxy_userspace::control::gateway::{self, Gateway, Synced};
@@ -39,6 +40,8 @@ struct Session {
     snapshot: Snapshot,
     /// Links that `detach` took from this run.
     released: Vec<String>,
+    /// Links that are being taken now.
+    releasing: Vec<String>,
     /// Links that `detach` is taking: nothing new is steered there.
     leaving: Vec<Leaving>,
 }
@@ -88,6 +91,7 @@ pub async fn run(config: Config) -> Result<()> {
         watch,
         snapshot,
         released: Vec::new(),
+        releasing: Vec::new(),
         leaving: Vec::new(),
     };
     let result = match session.first_sync().await {
@@ -239,8 +243,17 @@ impl Session {
                     }
                 },
                 snapshot = self.watch.next() => {
-                    self.snapshot = snapshot.context("following the links")?;
-                    self.readmit()?;
+                    self.snapshot = match snapshot {
+                        Ok(snapshot) => snapshot,
+                        Err(error @ control::Error::NetlinkSocket { .. }) => {
+                            return Err(error).context("following the links");
+                        }
+                        // No reason to end: what is known goes on to hold until the next try.
+                        Err(error) => {
+                            tracing::error!("following the links: {error}");
+                            continue;
+                        }
+                    };
                     match self.sync().await {
                         Ok(synced) => self.tell(&synced),
                         Err(error) => tracing::error!("following the links: {error:#}"),
@@ -269,22 +282,25 @@ impl Session {
 
     /// Links by configuration, and those that `attach` left in place.
     async fn sync(&mut self) -> Result<Synced> {
+        // First: an `attach` that is under way must not be half seen.
+        let _lock = self.place.lock()?;
+        // What `detach` took and is attached all the same was attached again since.
+        let attached = self.gateway.links(&self.snapshot, false)?;
+        self.released.retain(|name| !attached.contains(name));
         let mut patterns = self.config.lan.interfaces.clone();
         patterns.extend(exact(&self.gateway.links(&self.snapshot, true)?)?);
         let mut wanted = wanted(&self.snapshot, &patterns, &self.config.lan.sources);
         let all = wanted.attach.clone();
-        let released = &self.released;
-        wanted
-            .attach
-            .retain(|_, (name, _)| !released.contains(name));
+        let (released, releasing) = (&self.released, &self.releasing);
+        let gone = |name: &String| released.contains(name) || releasing.contains(name);
+        wanted.attach.retain(|_, (name, _)| !gone(name));
         let leaving = &self.leaving;
         let leaves = |index| {
             all.get(&index).is_some_and(|(name, _)| {
-                released.contains(name) || leaving.iter().any(|leaving| leaving.name == *name)
+                gone(name) || leaving.iter().any(|leaving| leaving.name == *name)
             })
         };
         wanted.sources.retain(|(index, _)| !leaves(*index));
-        let _lock = self.place.lock()?;
         Ok(self.gateway.sync(&wanted, &self.snapshot).await?)
     }
 
@@ -295,13 +311,6 @@ impl Session {
         let failed = synced.failed.pop();
         self.tell(&synced);
         failed.map_or(Ok(()), |error| Err(error.into()))
-    }
-
-    /// A link that `detach` took and that is attached all the same was attached again since.
-    fn readmit(&mut self) -> Result<()> {
-        let attached = self.gateway.links(&self.snapshot, false)?;
-        self.released.retain(|name| !attached.contains(name));
-        Ok(())
     }
 
     fn tell(&self, synced: &Synced) {
@@ -387,9 +396,9 @@ impl Session {
         if due.is_empty() {
             return Ok(());
         }
-        self.released
-            .extend(due.iter().map(|leaving| leaving.name.clone()));
+        self.releasing = due.iter().map(|leaving| leaving.name.clone()).collect();
         let synced = self.sync().await?;
+        self.released.append(&mut self.releasing);
         self.tell(&synced);
         for leaving in due {
             leaving
