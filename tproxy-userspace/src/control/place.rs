@@ -231,8 +231,10 @@ impl Place {
                         .and_then(|()| writeln!(file, "{}", std::process::id()))
                         .map_err(Error::file("write", &path))?;
                     let cookie = self.run.join(COOKIE);
-                    fs::write(&cookie, self.cookie.to_string())
-                        .map_err(Error::file("write", &cookie))?;
+                    let own = self.cookie.to_string();
+                    if fs::read_to_string(&cookie).ok().as_ref() != Some(&own) {
+                        fs::write(&cookie, own).map_err(Error::file("write", &cookie))?;
+                    }
                     return Ok(Lock { _file: file });
                 }
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(RETRY),
@@ -255,9 +257,12 @@ impl Place {
     /// A namespace's inode number is soon given to the next one. Pins of the dead one would then
     /// be taken for this one's.
     fn clear_if_dead(&self) -> Result<(), Error> {
+        // A file without a number was being written when its writer was killed.
         let is_dead = || {
             fs::read_to_string(self.run.join(COOKIE))
-                .is_ok_and(|cookie| cookie.trim().parse() != Ok(self.cookie))
+                .ok()
+                .and_then(|cookie| cookie.trim().parse::<u64>().ok())
+                .is_some_and(|cookie| cookie != self.cookie)
         };
         if !is_dead() {
             return Ok(());
