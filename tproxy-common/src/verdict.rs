@@ -79,10 +79,9 @@ pub fn decide<F: Facts>(packet: &Packet, facts: &F) -> Verdict {
     if let Some(reason) = built_in(&packet.addresses) {
         return Verdict::Pass(reason);
     }
-    match facts.locality(&packet.addresses) {
-        Locality::Foreign => {}
-        Locality::Address => return Verdict::Pass(Reason::OwnAddress),
-        Locality::Subnet => return Verdict::Pass(Reason::OwnSubnet),
+    let locality = facts.locality(&packet.addresses);
+    if locality == Locality::Address {
+        return Verdict::Pass(Reason::OwnAddress);
     }
     let v4 = matches!(packet.addresses, Addresses::V4 { .. });
     let tcp = if v4 { Listener::Tcp4 } else { Listener::Tcp6 };
@@ -96,7 +95,7 @@ pub fn decide<F: Facts>(packet: &Packet, facts: &F) -> Verdict {
             Connection::Gone => Verdict::Steer(Target::Gone),
             Connection::Unknown => Verdict::Pass(Reason::DirectConnection),
         },
-        Transport::Tcp { opens: true, .. } => match direct(packet, facts) {
+        Transport::Tcp { opens: true, .. } => match direct(packet, facts, locality) {
             Some(reason) => Verdict::Pass(reason),
             None if packet.fragment.is_some() => Verdict::Steer(Target::Reassembly(tcp)),
             // A SYN for a connection that is still there (it was sent twice, or the socket is in
@@ -106,28 +105,28 @@ pub fn decide<F: Facts>(packet: &Packet, facts: &F) -> Verdict {
                 Connection::Gone | Connection::Unknown => Verdict::Steer(Target::Listener(tcp)),
             },
         },
-        Transport::Udp { .. } => match direct(packet, facts) {
+        Transport::Udp { .. } => match direct(packet, facts, locality) {
             Some(reason) => Verdict::Pass(reason),
             None if packet.fragment.is_some() => Verdict::Steer(Target::Reassembly(udp)),
             None => Verdict::Steer(Target::Listener(udp)),
         },
-        Transport::LaterFragment { tcp: false } => match direct(packet, facts) {
+        Transport::LaterFragment { tcp: false } => match direct(packet, facts, locality) {
             Some(reason) => Verdict::Pass(reason),
             None => Verdict::Steer(Target::Reassembly(udp)),
         },
         Transport::LaterFragment { tcp: true } => match facts.fragment(packet) {
             Some(FragmentFate::Steered) => Verdict::Steer(Target::Reassembly(tcp)),
             Some(FragmentFate::Passed) => Verdict::Pass(Reason::DirectFragment),
-            None => match direct(packet, facts) {
+            None => match direct(packet, facts, locality) {
                 Some(reason) => Verdict::Pass(reason),
                 None => Verdict::Drop(Reason::LoneFragment),
             },
         },
-        Transport::CutOff => match direct(packet, facts) {
+        Transport::CutOff => match direct(packet, facts, locality) {
             Some(reason) => Verdict::Pass(reason),
             None => Verdict::Drop(Reason::MalformedTransport),
         },
-        Transport::Buried => match direct(packet, facts) {
+        Transport::Buried => match direct(packet, facts, locality) {
             Some(reason) => Verdict::Pass(reason),
             None => Verdict::Drop(Reason::LongExtensionChain),
         },
@@ -138,7 +137,10 @@ pub fn decide<F: Facts>(packet: &Packet, facts: &F) -> Verdict {
 /// Why traffic between these two goes direct, if it does. Nothing here differs between the fragments
 /// of one datagram, so they share one verdict.
 #[inline(always)]
-fn direct<F: Facts>(packet: &Packet, facts: &F) -> Option<Reason> {
+fn direct<F: Facts>(packet: &Packet, facts: &F, locality: Locality) -> Option<Reason> {
+    if locality == Locality::Subnet {
+        return Some(Reason::OwnSubnet);
+    }
     if facts.settings().has(Settings::BYPASS_PRIVATE) && is_private(&packet.addresses) {
         return Some(Reason::PrivateRange);
     }

@@ -65,9 +65,6 @@ fn device(to: &str) -> &'static str {
 const NEVER_STEERED: &[(&str, Reason)] = &[
     ("192.0.2.1", Reason::OwnAddress),
     ("2001:db8:1::1", Reason::OwnAddress),
-    ("192.0.2.77", Reason::OwnSubnet),
-    ("192.0.2.255", Reason::OwnSubnet),
-    ("2001:db8:1::77", Reason::OwnSubnet),
     ("224.0.0.251", Reason::Multicast),
     ("239.255.255.250", Reason::Multicast),
     ("255.255.255.255", Reason::Multicast),
@@ -89,6 +86,9 @@ const NEVER_STEERED: &[(&str, Reason)] = &[
 
 /// (destination, why it passes unless it belongs to a connection that the proxy holds).
 const DIRECT: &[(&str, Reason)] = &[
+    ("192.0.2.77", Reason::OwnSubnet),
+    ("192.0.2.255", Reason::OwnSubnet),
+    ("2001:db8:1::77", Reason::OwnSubnet),
     ("10.1.2.3", Reason::PrivateRange),
     ("172.16.0.1", Reason::PrivateRange),
     ("172.31.255.255", Reason::PrivateRange),

@@ -93,10 +93,17 @@ pub fn remember_steered(addresses: &Addresses, ports: &Ports) {
     };
 }
 
-/// Forgets it.
-#[inline(never)]
+/// Forgets it. Most connections were never steered, and looking takes no lock, unlike removing.
+#[inline(always)]
 pub fn forget_steered(addresses: &Addresses, ports: &Ports) {
-    // Most connections were never steered.
+    if is_steered(addresses, ports) {
+        remove_steered(addresses, ports);
+    }
+}
+
+#[inline(never)]
+fn remove_steered(addresses: &Addresses, ports: &Ports) {
+    // What is not there any more needs no removing.
     let _ = match flow(addresses, ports) {
         Flow::V4(key) => STEERED_V4.remove(key),
         Flow::V6(key) => STEERED_V6.remove(key),

@@ -25,14 +25,14 @@ pub fn bypass(command: BypassCommand) -> Result<ExitCode> {
             let (prefixes, terms) = (parse_all(&prefixes)?, terms.parse()?);
             edit(|maps| {
                 bypass::add(maps, &prefixes, &terms)?;
-                Ok(format!("{} added", count(prefixes.len())))
+                Ok(format!("{} added", output::prefixes(prefixes.len())))
             })
         }
         BypassCommand::Del { prefixes } => {
             let prefixes = parse_all(&prefixes)?;
             edit(|maps| {
                 bypass::remove(maps, &prefixes)?;
-                Ok(format!("{} removed", count(prefixes.len())))
+                Ok(format!("{} removed", output::prefixes(prefixes.len())))
             })
         }
         BypassCommand::Load {
@@ -40,7 +40,12 @@ pub fn bypass(command: BypassCommand) -> Result<ExitCode> {
             replace,
             terms,
         } => load(&files, replace, &terms),
-        BypassCommand::Flush => edit(|maps| Ok(format!("{} removed", count(bypass::flush(maps)?)))),
+        BypassCommand::Flush => edit(|maps| {
+            Ok(format!(
+                "{} removed",
+                output::prefixes(bypass::flush(maps)?)
+            ))
+        }),
         BypassCommand::List { hits, read } => list(hits, read.json),
     }
 }
@@ -54,13 +59,13 @@ fn load(files: &[PathBuf], replace: bool, terms: &TermsArgs) -> Result<ExitCode>
             let replaced = bypass::replace(maps, &prefixes, &terms, Origin::Command)?;
             format!(
                 "{} loaded: {} new or changed, {} removed",
-                count(replaced.wanted),
+                output::prefixes(replaced.wanted),
                 output::number(replaced.added as u64),
                 output::number(replaced.removed as u64)
             )
         } else {
             bypass::add(maps, &prefixes, &terms)?;
-            format!("{} loaded", count(prefixes.len()))
+            format!("{} loaded", output::prefixes(prefixes.len()))
         };
         Ok(format!("{text} ({} ms)", started.elapsed().as_millis()))
     })
@@ -75,13 +80,6 @@ fn edit(
     let _lock = place.lock()?;
     output::text_out(&format!("{}\n", change(&mut maps)?))?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn count(prefixes: usize) -> String {
-    match prefixes {
-        1 => "1 prefix".into(),
-        _ => format!("{} prefixes", output::number(prefixes as u64)),
-    }
 }
 
 fn parse_all(texts: &[String]) -> Result<Vec<IpNet>> {

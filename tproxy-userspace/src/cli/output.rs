@@ -100,6 +100,14 @@ pub fn number(number: u64) -> String {
     text
 }
 
+/// So many prefixes.
+pub fn prefixes(count: usize) -> String {
+    match count {
+        1 => "1 prefix".into(),
+        _ => format!("{} prefixes", number(count as u64)),
+    }
+}
+
 /// Bytes in binary units.
 pub fn bytes(bytes: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];

@@ -210,8 +210,8 @@ fn text(status: &Status) -> String {
         } else {
             ""
         };
-        let prefixes = output::number(status.bypass_prefixes as u64);
-        line("bypass", &format!("{prefixes} prefixes{private}"));
+        let prefixes = output::prefixes(status.bypass_prefixes);
+        line("bypass", &format!("{prefixes}{private}"));
         line(
             "packets",
             &format!(
