@@ -52,18 +52,17 @@ fn run(options: &Options) -> Result<bool> {
     let mut results = Results::new(options, &ways);
     report::heading(&results);
     if !rows.is_empty() {
-        let stages: Vec<Stage> = ways
-            .iter()
-            .map(|way| {
-                let hint = if way.peer {
-                    " (--no-peers leaves it out)"
-                } else {
-                    ""
-                };
-                Stage::set(way)
-                    .with_context(|| format!("setting up the way \"{}\"{hint}", way.name))
-            })
-            .collect::<Result<_>>()?;
+        let mut stages: Vec<Stage> = Vec::new();
+        for way in ways {
+            let hint = if way.peer {
+                " (--no-peers leaves it out)"
+            } else {
+                ""
+            };
+            let stage = Stage::set(way, stages.first())
+                .with_context(|| format!("setting up the way \"{}\"{hint}", way.name))?;
+            stages.push(stage);
+        }
         for row in rows {
             let result = measure(row, &stages, options);
             report::row(&result);
@@ -103,9 +102,8 @@ fn measure(row: &'static Row, stages: &[Stage], options: &Options) -> RowResult 
 }
 
 fn measure_once(row: &Row, stage: &Stage, options: &Options) -> Result<rows::Readings> {
-    if row.fresh {
-        let fresh = Stage::set(stage.way)?;
-        return row.measure(&fresh, options);
-    }
+    let fresh = row.fresh.then(|| Stage::set(stage.way, None)).transpose()?;
+    let stage = fresh.as_ref().unwrap_or(stage);
+    let _there = stage.enter()?;
     row.measure(stage, options)
 }

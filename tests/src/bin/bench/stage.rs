@@ -1,8 +1,10 @@
-//! A lab with one way set up on its gateway.
+//! A lab, and the ways that are set up on its gateway one after the other.
 
 use std::{
+    cell::RefCell,
     io::{Read, Write},
     net::{IpAddr, SocketAddr},
+    rc::Rc,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -15,22 +17,43 @@ use lab::{
 
 use crate::ways::{Running, Way};
 
-/// A lab with one way set up on its gateway.
+/// A lab and one way through its gateway.
+///
+/// Two labs differ by several percent for reasons of their own (where their memory lies, for one), which is
+/// as much as what is to be measured. So plain forwarding and our ways share one, and each of ours is
+/// there only during its runs. A peer, whose rules are not ours to take back, has its own.
 pub struct Stage {
     /// The way.
     pub way: &'static Way,
-    running: Option<Running>,
-    iperf: Vec<(Family, Iperf)>,
+    running: RefCell<Option<Running>>,
+    iperf: Rc<Vec<(Family, Iperf)>>,
     /// Last, so that the programs end before it does.
-    pub lab: Lab,
+    pub lab: Rc<Lab>,
 }
 
 impl Stage {
-    /// Builds the lab, starts the way, and makes sure that traffic takes it.
+    /// Sets up a way, in the lab of `shared` or in one of its own, and makes sure that traffic takes it.
     ///
     /// # Errors
     /// When something does not start, or servers see another client than this way gives.
-    pub fn set(way: &'static Way) -> Result<Self> {
+    pub fn set(way: &'static Way, shared: Option<&Self>) -> Result<Self> {
+        let shared = shared.filter(|_| !way.peer);
+        let stage = match shared {
+            Some(other) => Self {
+                way,
+                running: RefCell::default(),
+                iperf: Rc::clone(&other.iperf),
+                lab: Rc::clone(&other.lab),
+            },
+            None => Self::build(way)?,
+        };
+        let there = stage.enter()?;
+        stage.check()?;
+        drop(there);
+        Ok(stage)
+    }
+
+    fn build(way: &'static Way) -> Result<Self> {
         let lab = Lab::new()?;
         // A run opens more connections than there are ports by default, and the last run's wait for their end.
         for ns in [&lab.device, &lab.gateway] {
@@ -44,15 +67,24 @@ impl Stage {
             .iter()
             .map(|family| Ok((*family, Iperf::start(&lab.internet, family.far(1))?)))
             .collect::<Result<_>>()?;
-        let running = (way.start)(&lab)?;
-        let stage = Self {
+        Ok(Self {
             way,
-            running,
-            iperf,
-            lab,
-        };
-        stage.check()?;
-        Ok(stage)
+            running: RefCell::default(),
+            iperf: Rc::new(iperf),
+            lab: Rc::new(lab),
+        })
+    }
+
+    /// Starts the way if it is not there. It goes with what is returned, unless it is a peer.
+    ///
+    /// # Errors
+    /// When it does not start.
+    pub fn enter(&self) -> Result<There<'_>> {
+        let mut running = self.running.borrow_mut();
+        if running.is_none() {
+            *running = (self.way.start)(&self.lab)?;
+        }
+        Ok(There(self))
     }
 
     /// Figures of the wrong way would be worse than none.
@@ -109,6 +141,7 @@ impl Stage {
     /// The process that relays, if this way has one.
     pub fn relay(&self) -> Option<u32> {
         self.running
+            .borrow()
             .as_ref()
             .filter(|_| self.way.relays)
             .map(|running| running.pid)
@@ -123,5 +156,16 @@ impl Stage {
             .map(|pid| usage::cpu_time(pid).map(|time| time.as_secs_f64()))
             .transpose()
             .with_context(|| format!("the program of \"{}\" has died", self.way.name))
+    }
+}
+
+/// A way that is set up.
+pub struct There<'a>(&'a Stage);
+
+impl Drop for There<'_> {
+    fn drop(&mut self) {
+        if !self.0.way.peer {
+            self.0.running.take();
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::{any::Any, fmt, fs};
 
 use anyhow::Result;
-use lab::{Family, Lab};
+use lab::{Family, Lab, Tproxy};
 
 use crate::{prefixes, v2ray};
 
@@ -107,5 +107,21 @@ fn tproxy(lab: &Lab, bypass: bool) -> Result<Option<Running>> {
     fs::write(&file, lines.join("\n"))?;
     let path = file.to_string_lossy();
     lab.tproxy_run(&["bypass", "load", &path])?.ok()?;
-    Ok(Some(Running::new(tproxy.process().pid(), tproxy)))
+    Ok(Some(Running::new(
+        tproxy.process().pid(),
+        Stopping(Some(tproxy)),
+    )))
+}
+
+/// Ours, which is to detach when it ends.
+struct Stopping(Option<Tproxy>);
+
+impl Drop for Stopping {
+    fn drop(&mut self) {
+        if let Some(tproxy) = self.0.take()
+            && let Err(error) = tproxy.stop()
+        {
+            eprintln!("stopping tproxy-bpf: {error:#}");
+        }
+    }
 }
