@@ -100,28 +100,20 @@ fn names_and_throughput_over_both_protocols() -> Result<()> {
                 );
             }
             let server = Iperf::start(&lab.internet, family.far(1))?;
-            for reverse in [false, true] {
-                for udp in [None, Some("20M")] {
-                    let test = Test {
-                        udp,
-                        reverse,
-                        length: udp.map(|_| 1_200),
-                        ..Test::default()
-                    };
-                    let report = traffic::iperf(&lab.device, server.address(), test)?;
-                    let least = if udp.is_some() { 15e6 } else { 50e6 };
-                    assert!(
-                        report.bits_per_second > least,
-                        "to {family:?} by {by:?} {test:?}: {} bit/s",
-                        report.bits_per_second
-                    );
-                    eprintln!(
-                        "to {family:?} by {by:?}, reverse {reverse}, udp {udp:?}: {:.0} Mbit/s, \
+            for test in Test::all("20M") {
+                let report = traffic::iperf(&lab.device, server.address(), test)?;
+                let least = if test.udp.is_some() { 15e6 } else { 50e6 };
+                assert!(
+                    report.bits_per_second > least,
+                    "to {family:?} by {by:?} {test:?}: {} bit/s",
+                    report.bits_per_second
+                );
+                eprintln!(
+                    "to {family:?} by {by:?}, {test:?}: {:.0} Mbit/s, \
                          {:.2} % lost",
-                        report.bits_per_second / 1e6,
-                        report.lost_percent
-                    );
-                }
+                    report.bits_per_second / 1e6,
+                    report.lost_percent
+                );
             }
         }
     }

@@ -126,35 +126,27 @@ fn iperf_measures_both_ways_and_udp() -> Result<()> {
     let mut overflowed_before = 0;
     for family in Family::BOTH {
         let server = Iperf::start(&lab.internet, family.far(1))?;
-        for reverse in [false, true] {
-            for udp in [None, Some("50M")] {
-                let test = Test {
-                    udp,
-                    reverse,
-                    length: udp.map(|_| 1_200),
-                    ..Test::default()
-                };
-                let report = traffic::iperf(&lab.device, server.address(), test)?;
-                let least = if udp.is_some() { 30e6 } else { 200e6 };
-                assert!(
-                    report.bits_per_second > least,
-                    "{family:?} {test:?}: {} bit/s",
-                    report.bits_per_second
-                );
-                if udp.is_some() {
-                    // iperf3's own buffers overflow when it does not get the CPU in time.
-                    let ends = overflowed(&lab.device, &lab.internet)?;
-                    let own = ends - std::mem::replace(&mut overflowed_before, ends);
-                    let lost = report.json["end"]["sum"]["lost_packets"].as_u64();
-                    let lost = lost.context("iperf3 says nothing of losses")?;
-                    assert!(lost <= own + 5, "{lost} lost, {own} by iperf3 itself");
-                }
-                eprintln!(
-                    "{family:?} reverse {reverse} udp {udp:?}: {:.0} Mbit/s, {:.2} % lost",
-                    report.bits_per_second / 1e6,
-                    report.lost_percent
-                );
+        for test in Test::all("50M") {
+            let report = traffic::iperf(&lab.device, server.address(), test)?;
+            let least = if test.udp.is_some() { 30e6 } else { 200e6 };
+            assert!(
+                report.bits_per_second > least,
+                "{family:?} {test:?}: {} bit/s",
+                report.bits_per_second
+            );
+            if test.udp.is_some() {
+                // iperf3's own buffers overflow when it does not get the CPU in time.
+                let ends = overflowed(&lab.device, &lab.internet)?;
+                let own = ends - std::mem::replace(&mut overflowed_before, ends);
+                let lost = report.json["end"]["sum"]["lost_packets"].as_u64();
+                let lost = lost.context("iperf3 says nothing of losses")?;
+                assert!(lost <= own + 5, "{lost} lost, {own} by iperf3 itself");
             }
+            eprintln!(
+                "{family:?} {test:?}: {:.0} Mbit/s, {:.2} % lost",
+                report.bits_per_second / 1e6,
+                report.lost_percent
+            );
         }
     }
     assert_eq!(overflowed_datagrams(&lab.gateway)?, 0);

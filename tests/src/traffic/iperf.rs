@@ -22,6 +22,20 @@ pub struct Test<'a> {
     pub length: Option<u32>,
 }
 
+impl<'a> Test<'a> {
+    /// TCP, and UDP at this rate in datagrams of 1,200 bytes, each in both directions.
+    pub fn all(udp: &'a str) -> impl Iterator<Item = Self> {
+        [false, true].into_iter().flat_map(move |reverse| {
+            [None, Some(udp)].map(|udp| Self {
+                udp,
+                reverse,
+                length: udp.map(|_| 1_200),
+                ..Self::default()
+            })
+        })
+    }
+}
+
 impl Default for Test<'_> {
     fn default() -> Self {
         Self {

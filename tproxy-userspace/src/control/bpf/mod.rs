@@ -10,7 +10,6 @@ use std::path::PathBuf;
 use aya::maps::MapError;
 use aya::pin::PinError;
 use aya::programs::ProgramError;
-use aya::programs::links::LinkError;
 
 pub use maps::{BypassEntry, Maps};
 pub use programs::{AttachWay, Programs, detach_lan, remove_pins};
@@ -52,15 +51,6 @@ pub enum Error {
         /// Why.
         #[source]
         source: ProgramError,
-    },
-    /// A pinned link could not be used.
-    #[error("the pinned link {} cannot be used: {}", .path.display(), chain(.source))]
-    Link {
-        /// The pin.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: LinkError,
     },
     /// A link could not be pinned.
     #[error("pinning {} failed: {}", .path.display(), chain(.source))]
