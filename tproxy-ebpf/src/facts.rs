@@ -76,11 +76,13 @@ impl Facts for SkbFacts {
 /// Was this connection steered once?
 #[inline(never)]
 pub fn is_steered(addresses: &Addresses, ports: &Ports) -> bool {
-    // SAFETY: only the presence of the value is looked at.
-    match flow(addresses, ports) {
-        Flow::V4(key) => unsafe { STEERED_V4.get(key) }.is_some(),
-        Flow::V6(key) => unsafe { STEERED_V6.get(key) }.is_some(),
-    }
+    let entry = match flow(addresses, ports) {
+        // SAFETY: only the presence of the value is looked at.
+        Flow::V4(key) => unsafe { STEERED_V4.get(key) },
+        // SAFETY: as above.
+        Flow::V6(key) => unsafe { STEERED_V6.get(key) },
+    };
+    entry.is_some()
 }
 
 /// Remembers that a connection is steered.
