@@ -45,7 +45,7 @@ fn status_tells_each_state() -> Result<()> {
             "goes direct",
             "lan0",
             "stays without a proxy",
-            "1 prefixes",
+            "1 prefix and",
         ],
     );
     lab.tproxy_run(&["detach"])?.ok()?;
