@@ -380,7 +380,7 @@ reasons! {
     DirectFragment = "direct_fragment", Pass, "A later fragment of a TCP segment that passed.";
     TcpOpened = "tcp_opened", Steer, "A new TCP connection, given to the proxy.";
     TcpSteered = "tcp_steered", Steer, "Part of a TCP connection that the proxy holds.";
-    TcpGone = "tcp_gone", Steer, "Part of a TCP connection that the proxy held and lost; the gateway answers with RST.";
+    TcpGone = "tcp_gone", Steer, "Part of a TCP connection that the proxy held and lost; it ends in the gateway.";
     UdpSteered = "udp_steered", Steer, "A datagram, given to the proxy.";
     FragmentSteered = "fragment_steered", Steer, "A fragment, reassembled by the gateway and then given to the proxy.";
     DownDropped = "down_dropped", Drop, "No proxy is running and on_proxy_down is \"drop\".";

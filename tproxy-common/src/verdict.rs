@@ -24,7 +24,7 @@ pub enum Target {
     Listener(Listener),
     /// The connection's own socket, which [`Facts::connection`] has assigned.
     Connection,
-    /// None: the connection is gone, and the gateway's TCP answers with RST.
+    /// None: the connection is gone. The gateway's TCP answers with RST where Linux lets it.
     Gone,
     /// None yet: the gateway reassembles the datagram first, and socket lookup finds the listener
     /// or the connection then. The proxy must be up for it, which the hook checks by this listener.

@@ -184,6 +184,27 @@ fn a_foreign_source_may_not_use_the_proxy() {
     }
 }
 
+/// A connection keeps the verdict of its SYN, wherever it leads.
+fn follows_its_connection(
+    tcp: Listener,
+    whole: bool,
+    why: &str,
+    verdict: impl Fn(Connection) -> Verdict,
+) {
+    let held = if whole {
+        Target::Connection
+    } else {
+        Target::Reassembly(tcp)
+    };
+    for (connection, expected) in [
+        (Connection::Held, Verdict::Steer(held)),
+        (Connection::Gone, Verdict::Steer(Target::Gone)),
+        (Connection::Unknown, Verdict::Pass(Reason::DirectConnection)),
+    ] {
+        assert_eq!(verdict(connection), expected, "{connection:?}, {why}");
+    }
+}
+
 fn goes_direct(from: &str, to: &str, reason: Reason, gateway: &dyn Fn() -> Gateway) {
     let (tcp, _) = listeners(to);
     for kind in kinds() {
@@ -196,28 +217,8 @@ fn goes_direct(from: &str, to: &str, reason: Reason, gateway: &dyn Fn() -> Gatew
         let whole = kind.1.is_none();
         let why = format!("{from} to {to}: {kind:?}");
         match kind.0 {
-            // A connection keeps the verdict of its SYN.
             Transport::Tcp { opens: false, .. } => {
-                let held = if whole {
-                    Target::Connection
-                } else {
-                    Target::Reassembly(tcp)
-                };
-                assert_eq!(
-                    verdict(Connection::Held, None),
-                    Verdict::Steer(held),
-                    "{why}"
-                );
-                assert_eq!(
-                    verdict(Connection::Gone, None),
-                    Verdict::Steer(Target::Gone),
-                    "{why}"
-                );
-                assert_eq!(
-                    verdict(Connection::Unknown, None),
-                    Verdict::Pass(Reason::DirectConnection),
-                    "{why}"
-                );
+                follows_its_connection(tcp, whole, &why, |connection| verdict(connection, None));
             }
             Transport::LaterFragment { tcp: true } => {
                 assert_eq!(
@@ -299,22 +300,7 @@ fn goes_to_the_proxy(to: &str, settings: Settings) {
                 assert_eq!(unknown, Verdict::Steer(Target::Reassembly(tcp)), "{why}");
             }
             Transport::Tcp { opens: false, .. } => {
-                assert_eq!(unknown, Verdict::Pass(Reason::DirectConnection), "{why}");
-                assert_eq!(
-                    verdict(Connection::Gone, None),
-                    Verdict::Steer(Target::Gone),
-                    "{why}"
-                );
-                let held = if whole {
-                    Target::Connection
-                } else {
-                    Target::Reassembly(tcp)
-                };
-                assert_eq!(
-                    verdict(Connection::Held, None),
-                    Verdict::Steer(held),
-                    "{why}"
-                );
+                follows_its_connection(tcp, whole, &why, |connection| verdict(connection, None));
             }
             Transport::Udp { .. } if whole => {
                 assert_eq!(unknown, Verdict::Steer(Target::Listener(udp)), "{why}");

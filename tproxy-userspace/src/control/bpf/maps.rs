@@ -449,11 +449,7 @@ fn full_or(
                 Some(libc::ENOSPC | libc::E2BIG)
             ) =>
         {
-            Error::Full {
-                map,
-                capacity,
-                wanted: capacity as usize + 1,
-            }
+            Error::Full { map, capacity }
         }
         _ => Error::Map { doing, map, source },
     }

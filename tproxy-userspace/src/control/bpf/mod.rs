@@ -73,14 +73,12 @@ pub enum Error {
         source: MapError,
     },
     /// A map holds no more.
-    #[error("the map {map} is full: it holds {capacity} entries, and {wanted} were wanted")]
+    #[error("the map {map} is full: it holds {capacity} entries, and more were wanted")]
     Full {
         /// The map.
         map: &'static str,
         /// How many entries it holds.
         capacity: u32,
-        /// How many there would be.
-        wanted: usize,
     },
     /// Maps of another version are pinned.
     #[error(
