@@ -1,6 +1,7 @@
 //! What the network looks like: links, their addresses and the prefixes reached through them,
 //! and how to hear of changes.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -134,6 +135,44 @@ pub struct OnLinkRoute {
     pub prefix: IpNet,
 }
 
+/// An on-link prefix that is shorter is no subnet but a way out: VPNs lay 0.0.0.0/1 or 2000::/3 on
+/// their link, and nothing would be proxied if those counted as near. Number of bits for IPv4.
+const SHORTEST_SUBNET_V4: u8 = 8;
+/// [`SHORTEST_SUBNET_V4`] for IPv6.
+const SHORTEST_SUBNET_V6: u8 = 16;
+
+/// Is a route to this prefix a default route, or a large part of one?
+#[must_use]
+pub fn is_way_out(prefix: &IpNet) -> bool {
+    let shortest = match prefix {
+        IpNet::V4(_) => SHORTEST_SUBNET_V4,
+        IpNet::V6(_) => SHORTEST_SUBNET_V6,
+    };
+    prefix.prefix_len() < shortest
+}
+
+/// A route of the main table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Route {
+    prefix: IpNet,
+    /// The links that it leaves by; more than one if it has several next hops.
+    links: Vec<u32>,
+    /// Is there a router on the way?
+    routed: bool,
+}
+
+impl Route {
+    fn on_link(self) -> Option<OnLinkRoute> {
+        match self.links[..] {
+            [link] if !self.routed => Some(OnLinkRoute {
+                link,
+                prefix: self.prefix,
+            }),
+            _ => None,
+        }
+    }
+}
+
 /// The network at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -143,6 +182,8 @@ pub struct Snapshot {
     pub addresses: Vec<AddressInfo>,
     /// The on-link routes of the main table.
     pub routes: Vec<OnLinkRoute>,
+    /// Indices of the links that a default route of the main table leaves by, in either family.
+    pub ways_out: BTreeSet<u32>,
 }
 
 impl Snapshot {
@@ -165,7 +206,7 @@ impl Snapshot {
             .dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()))
             .await
             .map_err(Error::netlink("read", "the addresses"))?;
-        let mut routes = Vec::new();
+        let (mut routes, mut ways_out) = (Vec::new(), BTreeSet::new());
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let mut request = RouteMessage::default();
             request.header.address_family = family;
@@ -178,7 +219,15 @@ impl Snapshot {
                 Err(error)
                     if [libc::ENOENT, libc::EAFNOSUPPORT, libc::EOPNOTSUPP]
                         .contains(&error.errno) => {}
-                other => routes.extend(other.map_err(Error::netlink("read", "the main table"))?),
+                other => {
+                    let messages = other.map_err(Error::netlink("read", "the main table"))?;
+                    for route in messages.iter().filter_map(|bytes| parse_route(bytes)) {
+                        if is_way_out(&route.prefix) {
+                            ways_out.extend(&route.links);
+                        }
+                        routes.extend(route.on_link());
+                    }
+                }
             }
         }
         let mut links: Vec<_> = links.iter().filter_map(|bytes| parse_link(bytes)).collect();
@@ -189,10 +238,8 @@ impl Snapshot {
                 .iter()
                 .filter_map(|bytes| parse_address(bytes))
                 .collect(),
-            routes: routes
-                .iter()
-                .filter_map(|bytes| parse_route(bytes))
-                .collect(),
+            routes,
+            ways_out,
         })
     }
 
@@ -425,18 +472,22 @@ fn parse_address(bytes: &[u8]) -> Option<AddressInfo> {
     })
 }
 
-/// `struct rtmsg` (`rtnetlink(7)`), if it is an on-link route of the main table.
-fn parse_route(bytes: &[u8]) -> Option<OnLinkRoute> {
+/// `struct rtmsg` (`rtnetlink(7)`). Only what the main table sends on by a link.
+fn parse_route(bytes: &[u8]) -> Option<Route> {
     let (header, attributes) = split::<12>(bytes)?;
     let [family, prefix_len, .., table, _protocol, _scope, kind] = header[..8] else {
         return None;
     };
-    let (mut to, mut link, mut routed) = (None, None, false);
+    let (mut to, mut links, mut routed) = (None, Vec::new(), false);
     for attribute in attributes.filter_map(Result::ok) {
         match attribute.kind() {
             libc::RTA_DST => to = address(attribute.value()),
-            libc::RTA_OIF => link = word(attribute.value()),
-            libc::RTA_GATEWAY | libc::RTA_VIA | libc::RTA_MULTIPATH => routed = true,
+            libc::RTA_OIF => links.extend(word(attribute.value())),
+            libc::RTA_GATEWAY | libc::RTA_VIA => routed = true,
+            libc::RTA_MULTIPATH => {
+                routed = true;
+                links.extend(next_hops(attribute.value()));
+            }
             _ => {}
         }
     }
@@ -445,11 +496,27 @@ fn parse_route(bytes: &[u8]) -> Option<OnLinkRoute> {
     } else {
         IpAddr::from(Ipv6Addr::UNSPECIFIED)
     };
-    let on_link = kind == libc::RTN_UNICAST && table == RouteHeader::RT_TABLE_MAIN && !routed;
-    Some(OnLinkRoute {
-        link: link.filter(|_| on_link)?,
+    let sends_on = kind == libc::RTN_UNICAST && table == RouteHeader::RT_TABLE_MAIN;
+    (sends_on && !links.is_empty()).then_some(Route {
         prefix: IpNet::new(to.unwrap_or(everything), prefix_len).ok()?,
+        links,
+        routed,
     })
+}
+
+/// The links of an `RTA_MULTIPATH`: `struct rtnexthop` (linux/rtnetlink.h), each with its length.
+fn next_hops(mut bytes: &[u8]) -> Vec<u32> {
+    let mut links = Vec::new();
+    while let Some(hop) = bytes.first_chunk::<8>() {
+        links.extend(word(&hop[4..]));
+        let length = usize::from(u16::from_ne_bytes([hop[0], hop[1]])).next_multiple_of(4);
+        // Shorter than its header: broken.
+        match bytes.get(length..) {
+            Some(rest) if length >= hop.len() => bytes = rest,
+            _ => break,
+        }
+    }
+    links
 }
 
 #[cfg(test)]
@@ -568,6 +635,31 @@ mod tests {
     }
 
     #[test]
+    fn default_routes_name_the_ways_out() {
+        in_namespace(|| async {
+            let mut wanted = BTreeSet::new();
+            for (name, own) in [("tun1", 1), ("tun2", 2), ("tun3", 3), ("tun4", 4), ("tun5", 5)] {
+                ip(&format!("tuntap add dev {name} mode tun"));
+                ip(&format!("link set {name} up"));
+                ip(&format!("address add 10.8.{own}.1/24 dev {name}"));
+            }
+            // A router, several routers, half of the Internet, the other family; and no way out.
+            ip("route add default via 10.8.1.2 metric 5");
+            ip("route add default metric 6 nexthop via 10.8.2.2 nexthop via 10.8.1.2");
+            ip("route add 128.0.0.0/1 dev tun3");
+            ip("-6 route add 2000::/3 dev tun4");
+            ip("route add 198.51.0.0/16 via 10.8.5.2");
+            ip("route add default dev tun5 table 77");
+            ip("route add unreachable default metric 900");
+            let snapshot = snapshot().await;
+            for name in ["tun1", "tun2", "tun3", "tun4"] {
+                wanted.insert(snapshot.link_named(name).unwrap().index);
+            }
+            assert_eq!(snapshot.ways_out, wanted);
+        });
+    }
+
+    #[test]
     fn each_kind_of_change_is_heard_and_a_burst_is_one() {
         in_namespace(|| async {
             let mut watch = Watch::open().unwrap();
@@ -658,7 +750,9 @@ mod tests {
             assert_eq!(parse_link(&bytes), None);
             assert_eq!(parse_address(&bytes), None);
             assert_eq!(parse_route(&bytes), None);
+            assert!(next_hops(&bytes).len() <= 1);
         }
+        assert_eq!(next_hops(&[0; 16]), [0]);
         assert_eq!(Framing::from_hardware(32), Framing::Unknown(32));
     }
 }

@@ -8,14 +8,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::links::{Framing, Snapshot};
+use super::links::{Framing, Snapshot, is_way_out};
 use crate::config::LinkPattern;
-
-/// An on-link prefix that is shorter is no subnet but a way out: VPNs lay 0.0.0.0/1 or 2000::/3 on
-/// their link, and nothing would be proxied if those counted as near. Number of bits for IPv4.
-const SHORTEST_SUBNET_V4: u8 = 8;
-/// [`SHORTEST_SUBNET_V4`] for IPv6.
-const SHORTEST_SUBNET_V6: u8 = 16;
 
 /// Why a prefix is local.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -108,13 +102,7 @@ fn prefixes(snapshot: &Snapshot) -> Vec<(u32, IpNet)> {
         .map(|route| (route.link, route.prefix.trunc()));
     of_addresses
         .chain(of_routes)
-        .filter(|(_, prefix)| {
-            let shortest = match prefix {
-                IpNet::V4(_) => SHORTEST_SUBNET_V4,
-                IpNet::V6(_) => SHORTEST_SUBNET_V6,
-            };
-            prefix.prefix_len() >= shortest
-        })
+        .filter(|(_, prefix)| !is_way_out(prefix))
         .collect()
 }
 
@@ -287,6 +275,7 @@ mod tests {
                 link: 3,
                 prefix: net("198.51.100.0/24"),
             }],
+            ways_out: BTreeSet::from([3]),
         }
     }
 
@@ -437,6 +426,7 @@ mod tests {
                 .into_iter()
                 .map(|(link, prefix)| OnLinkRoute { link, prefix })
                 .collect(),
+            ways_out: BTreeSet::new(),
         })
     }
 
