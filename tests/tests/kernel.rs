@@ -13,6 +13,7 @@ use tproxy_common::abi::{
     self, Bypass, Counter, MARK_REPLY, MARK_STEER, Origin, Reason, Settings, program,
 };
 use tproxy_userspace::control::bpf::{BypassEntry, Maps, Outcome, Programs, Trial, remove_pins};
+use tproxy_userspace::control::sync::Via;
 
 /// Pins in a folder that goes away with the test.
 struct Pins(PathBuf);
@@ -72,7 +73,8 @@ fn bench(name: &'static str, test: impl FnOnce(&mut Bench) + Send + 'static) {
         })
         .unwrap();
         for source in ["192.168.77.0/24", "2001:db8:77::/64"] {
-            maps.set_source(LO, source.parse().unwrap(), true).unwrap();
+            maps.set_source(Via::arriving(LO), source.parse().unwrap(), true)
+                .unwrap();
         }
         test(&mut Bench {
             programs,

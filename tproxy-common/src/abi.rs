@@ -7,7 +7,7 @@
 use core::mem::size_of;
 
 /// Counts the changes of what is in this file. Maps of another version are not used.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The bits of a packet or socket mark that belong to tproxy-bpf. All others are left as they are.
 ///
@@ -44,6 +44,18 @@ pub const LINKS_CAPACITY: u32 = 256;
 pub const STEERED_CAPACITY: u32 = 65_536;
 /// How many fragmented TCP segments are remembered.
 pub const FRAGMENTS_CAPACITY: u32 = 1_024;
+/// How many gids, uids and cgroups can be exempt.
+pub const EXEMPT_CAPACITY: u32 = 1_024;
+/// How many marks can be exempt, beside [`MARK_EXEMPT`].
+pub const EXEMPT_MARKS: usize = 16;
+/// The bytes of a cgroup's path beside its exemption.
+pub const EXEMPT_TEXT_BYTES: usize = 248;
+/// How deep below the root of cgroup2 an exempt cgroup is looked for.
+pub const CGROUP_DEPTH: u32 = 16;
+/// How many peers of the gateway's UDP services are remembered.
+pub const CALLERS_CAPACITY: u32 = 65_536;
+/// For how long after its last datagram a peer of a UDP service counts as its caller, in nanoseconds.
+pub const CALLER_LIFE: u64 = 180_000_000_000;
 /// How many notes (texts beside bypass prefixes) are kept.
 pub const NOTES_CAPACITY: u32 = 65_536;
 /// The bytes of a note.
@@ -79,6 +91,12 @@ pub mod map {
     pub const STEERED_V6: &str = "STEERED_V6";
     /// [`FragmentKey`](super::FragmentKey) to the verdict of the first fragment.
     pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// [`Caller`](super::Caller) to when it last wrote.
+    pub const CALLERS: &str = "CALLERS";
+    /// [`ExemptKey`](super::ExemptKey) to [`Exempt`](super::Exempt).
+    pub const EXEMPT: &str = "EXEMPT";
+    /// [`ExemptMarks`](super::ExemptMarks), one element.
+    pub const EXEMPT_MARKS: &str = "EXEMPT_MARKS";
 }
 
 /// Names of the programs.
@@ -91,6 +109,14 @@ pub mod program {
     pub const UDP_REPLY: &str = "udp_reply";
     /// tc egress on a LAN link without one.
     pub const UDP_REPLY_L3: &str = "udp_reply_l3";
+    /// tc egress on a WAN link with an Ethernet header.
+    pub const LOCAL_EGRESS: &str = "local_egress";
+    /// tc egress on a WAN link without one.
+    pub const LOCAL_EGRESS_L3: &str = "local_egress_l3";
+    /// tc ingress on `lo`.
+    pub const LO_INGRESS: &str = "lo_ingress";
+    /// Creation of a socket, at the root of cgroup2.
+    pub const SOCK_CREATE: &str = "sock_create";
     /// Socket lookup in the gateway's network namespace.
     pub const SK_LOOKUP: &str = "lookup";
 }
@@ -126,6 +152,12 @@ pub struct Settings {
     pub reply_port_v4: u16,
     /// The port of the IPv6 socket that sends UDP replies, network order.
     pub reply_port_v6: u16,
+    /// The first port that the kernel gives to sockets by itself (`ip_local_port_range`), host order.
+    pub first_free_port: u16,
+    /// The last one.
+    pub last_free_port: u16,
+    /// The cookie of the gateway's network namespace: sockets of others are not touched.
+    pub netns_cookie: u64,
 }
 
 impl Settings {
@@ -139,6 +171,15 @@ impl Settings {
     #[must_use]
     pub const fn has(&self, flag: u32) -> bool {
         self.flags & flag != 0
+    }
+
+    /// Is this a port that the kernel never gives to a socket by itself, so that a service must have
+    /// asked for it? Network order.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_asked_for(&self, port: u16) -> bool {
+        let port = u16::from_be(port);
+        port < self.first_free_port || port > self.last_free_port
     }
 }
 
@@ -211,11 +252,15 @@ impl Local {
     pub const SUBNET: u32 = 2;
 }
 
+/// Set in the link of a source: it is about what the gateway itself sends by that link, not about
+/// what arrives there. Interface indices are positive `int`s, so the bit is free.
+pub const SOURCE_OWN: u32 = 1 << 31;
+
 /// Where a packet may come from: a link and a prefix. As a trie key its first 32 bits are the link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct SourceV4 {
-    /// The interface index, network order.
+    /// The interface index, or that with [`SOURCE_OWN`]; network order.
     pub link: u32,
     /// The source address.
     pub address: u32,
@@ -225,7 +270,7 @@ pub struct SourceV4 {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct SourceV6 {
-    /// The interface index, network order.
+    /// The interface index, or that with [`SOURCE_OWN`]; network order.
     pub link: u32,
     /// The source address.
     pub address: [u32; 4],
@@ -242,12 +287,18 @@ pub struct Link {
 impl Link {
     /// Flag: devices of the LAN are behind this link.
     pub const LAN: u32 = 1;
-    /// Flag: attached by `attach`, so it stays when a proxy ends.
-    pub const PERSISTENT: u32 = 1 << 1;
+    /// Flag: attached as a LAN link by `attach`, so that stays when a proxy ends.
+    pub const LAN_STAYS: u32 = 1 << 1;
     /// Flag: held by clsact filters, not by tcx links.
     pub const CLSACT: u32 = 1 << 2;
     /// Flag: the clsact qdisc was already there, so it stays on detach.
     pub const CLSACT_WAS_THERE: u32 = 1 << 3;
+    /// Flag: the gateway's own traffic that leaves by this link is steered.
+    pub const WAN: u32 = 1 << 4;
+    /// Flag: attached as a WAN link by `attach`, so that stays when a proxy ends.
+    pub const WAN_STAYS: u32 = 1 << 5;
+    /// Flag: `lo`, where the gateway's own traffic comes in that a WAN link gave up.
+    pub const LOOPBACK: u32 = 1 << 6;
 }
 
 /// One TCP connection over IPv4 as the gateway sees it from the device's side. (The families have maps of
@@ -302,7 +353,79 @@ pub enum FragmentFate {
     Steered = 2,
 }
 
-const _: () = assert!(size_of::<Settings>() == 12);
+/// A peer that wrote to a UDP service of the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Caller {
+    /// The peer; IPv4 in its IPv4-mapped form.
+    pub peer: [u32; 4],
+    /// The gateway's address that it wrote to; likewise.
+    pub own: [u32; 4],
+    /// The peer's port, network order.
+    pub peer_port: u16,
+    /// The service's port, network order.
+    pub own_port: u16,
+}
+
+/// By what a program of the gateway is exempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
+pub enum ExemptKind {
+    /// The group of the process that makes the socket (the real one).
+    Gid = 1,
+    /// The user of the process that makes the socket (the real one).
+    Uid = 2,
+    /// The cgroup of the process that makes the socket, or one above it.
+    Cgroup = 3,
+}
+
+/// Who is exempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct ExemptKey {
+    /// An [`ExemptKind`].
+    pub kind: u32,
+    /// Zero.
+    pub unused: u32,
+    /// The gid, the uid or the id of the cgroup (its inode number).
+    pub id: u64,
+}
+
+/// What goes with an exemption.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Exempt {
+    /// An [`Origin`].
+    pub origin: u32,
+    /// Zero.
+    pub unused: u32,
+    /// A cgroup's path below the root of cgroup2, with its slash in front; filled up with zero bytes.
+    pub text: [u8; EXEMPT_TEXT_BYTES],
+}
+
+/// Marks of others that are exempt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ExemptMarks {
+    /// How many of `marks` are in use, from the start.
+    pub count: u32,
+    /// The marks.
+    pub marks: [ExemptMark; EXEMPT_MARKS],
+}
+
+/// A mark of others that is exempt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct ExemptMark {
+    /// The bits under the mask.
+    pub value: u32,
+    /// Which bits count; not zero.
+    pub mask: u32,
+    /// An [`Origin`].
+    pub origin: u32,
+}
+
+const _: () = assert!(size_of::<Settings>() == 24);
 const _: () = assert!(size_of::<Counter>() == 16);
 const _: () = assert!(size_of::<Bypass>() == 32);
 const _: () = assert!(size_of::<NoteKey>() == 20);
@@ -314,6 +437,10 @@ const _: () = assert!(size_of::<Link>() == 4);
 const _: () = assert!(size_of::<FlowV4>() == 12);
 const _: () = assert!(size_of::<FlowV6>() == 36);
 const _: () = assert!(size_of::<FragmentKey>() == 36);
+const _: () = assert!(size_of::<Caller>() == 36);
+const _: () = assert!(size_of::<ExemptKey>() == 16);
+const _: () = assert!(size_of::<Exempt>() == 256);
+const _: () = assert!(size_of::<ExemptMarks>() == 4 + 12 * EXEMPT_MARKS);
 
 /// What happens to a packet for a [`Reason`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -374,7 +501,7 @@ reasons! {
     Reserved = "reserved", Pass, "A destination in the reserved range 240.0.0.0/4.";
     PrivateRange = "private_range", Pass, "A private destination (RFC 1918, 4193, 6598).";
     Bypassed = "bypassed", Pass, "The destination is in the bypass set.";
-    ForeignSource = "foreign_source", Pass, "The source is not of this LAN, so it may not use the proxy.";
+    ForeignSource = "foreign_source", Pass, "The source may not use the proxy: it is not of this LAN or, for what the gateway sends, no address of its own.";
     DirectConnection = "direct_connection", Pass, "Part of a TCP connection that the proxy does not hold.";
     DownPassed = "down_passed", Pass, "No proxy is running and on_proxy_down is \"pass\".";
     DirectFragment = "direct_fragment", Pass, "A later fragment of a TCP segment that passed.";
@@ -389,6 +516,11 @@ reasons! {
     LoneFragment = "lone_fragment", Drop, "A later fragment of a TCP segment whose first fragment was not seen.";
     ReplySent = "reply_sent", Pass, "A UDP reply of the proxy that got its source port.";
     LookupSteered = "lookup_steered", Steer, "A reassembled datagram that socket lookup gave to the proxy.";
+    Exempt = "exempt", Pass, "Sent by the gateway from an exempt socket: the proxy's, or one exempt by gid, uid, cgroup or mark.";
+    BoundToLink = "bound_to_link", Pass, "Sent by the gateway from a socket that is bound to this link.";
+    ServiceReply = "service_reply", Pass, "Sent by a UDP service of the gateway to a peer that wrote to it first.";
+    NoLinkHeader = "no_link_header", Drop, "Sent by the gateway and for the proxy, but there was no room for the link header that it needs to get there.";
+    DhcpClient = "dhcp_client", Pass, "Sent by the gateway's own DHCP client.";
 }
 
 impl Reason {

@@ -107,6 +107,28 @@ pub enum Addresses {
 }
 
 impl Addresses {
+    /// Those of a packet that answers.
+    #[inline(always)]
+    #[must_use]
+    pub const fn turned(&self) -> Self {
+        match *self {
+            Self::V4 {
+                source,
+                destination,
+            } => Self::V4 {
+                source: destination,
+                destination: source,
+            },
+            Self::V6 {
+                source,
+                destination,
+            } => Self::V6 {
+                source: destination,
+                destination: source,
+            },
+        }
+    }
+
     /// Both as IPv6 addresses, IPv4 in its IPv4-mapped form (RFC 4291, 2.5.5.2).
     #[inline(always)]
     #[must_use]

@@ -4,7 +4,7 @@
 //! questions is from cheap to dear, and a packet that passes for its destination asks the fewest.
 
 use crate::abi::{FragmentFate, Listener, Reason, Settings};
-use crate::packet::{Addresses, Packet, Transport};
+use crate::packet::{Addresses, Packet, Ports, Transport};
 
 /// What is to become of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +68,45 @@ pub trait Facts {
     fn connection(&self, packet: &Packet) -> Connection;
     /// What became of the first fragment of this TCP segment?
     fn fragment(&self, packet: &Packet) -> Option<FragmentFate>;
+}
+
+/// What more may be asked about a packet that the gateway itself sends.
+pub trait OwnFacts: Facts {
+    /// Did the peer write to the UDP service that this datagram comes from, and not long ago?
+    fn answers_caller(&self, packet: &Packet, ports: &Ports) -> bool;
+}
+
+/// Decides about a packet that the gateway itself sends, from a socket that is not exempt.
+#[inline(always)]
+pub fn decide_own<F: OwnFacts>(packet: &Packet, facts: &F) -> Verdict {
+    match &packet.transport {
+        Transport::Udp { ports } => {
+            if is_dhcp_client(ports) {
+                return Verdict::Pass(Reason::DhcpClient);
+            }
+            if facts.settings().is_asked_for(ports.source) && facts.answers_caller(packet, ports) {
+                return Verdict::Pass(Reason::ServiceReply);
+            }
+        }
+        // Their first fragment may have passed for its ports.
+        Transport::LaterFragment { tcp: false }
+            if facts.fragment(packet) == Some(FragmentFate::Passed) =>
+        {
+            return Verdict::Pass(Reason::DirectFragment);
+        }
+        _ => {}
+    }
+    decide(packet, facts)
+}
+
+/// Does a DHCP client send this (RFC 2131, 4.1; RFC 8415, 7.2)? A renewal goes to the server by
+/// unicast, which may be beyond the link, and its answer must find the client's address.
+#[inline(always)]
+const fn is_dhcp_client(ports: &Ports) -> bool {
+    matches!(
+        (u16::from_be(ports.source), u16::from_be(ports.destination)),
+        (68, 67) | (546, 547)
+    )
 }
 
 /// Decides about a packet.

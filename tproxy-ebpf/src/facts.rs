@@ -10,14 +10,14 @@ use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
 use aya_ebpf::maps::LpmTrie;
 use aya_ebpf::maps::lpm_trie::Key;
 use tproxy_common::abi::{
-    Bypass, Counter, FlowV4, FlowV6, FragmentFate, FragmentKey, Local, Reason, Settings, SourceV4,
-    SourceV6,
+    Bypass, CALLER_LIFE, Caller, Counter, FlowV4, FlowV6, FragmentFate, FragmentKey, Local, Reason,
+    SOURCE_OWN, Settings, SourceV4, SourceV6,
 };
 use tproxy_common::packet::{Addresses, Packet, Ports, Transport};
-use tproxy_common::verdict::{Connection, Facts, Locality};
+use tproxy_common::verdict::{Connection, Facts, Locality, OwnFacts};
 
 use crate::maps::{
-    BYPASS_V4, BYPASS_V6, COUNTERS, FRAGMENTS, LOCALS_V4, LOCALS_V6, SETTINGS, SOURCES_V4,
+    BYPASS_V4, BYPASS_V6, CALLERS, COUNTERS, FRAGMENTS, LOCALS_V4, LOCALS_V6, SETTINGS, SOURCES_V4,
     SOURCES_V6, STEERED_V4, STEERED_V6,
 };
 use crate::skb::Skb;
@@ -26,13 +26,14 @@ use crate::socket;
 /// How many expired prefixes, one inside the other, a look-up passes over.
 const MAX_EXPIRED: usize = 4;
 
-/// What is known about a packet at a tc hook.
-pub struct SkbFacts {
+/// What is known about a packet at a tc hook: `OWN` for what the gateway itself sends by a link,
+/// else for what comes in there.
+pub struct SkbFacts<const OWN: bool> {
     pub skb: Skb,
     pub settings: Settings,
 }
 
-impl Facts for SkbFacts {
+impl<const OWN: bool> Facts for SkbFacts<OWN> {
     #[inline(always)]
     fn settings(&self) -> Settings {
         self.settings
@@ -50,7 +51,8 @@ impl Facts for SkbFacts {
 
     #[inline(always)]
     fn admitted(&self, addresses: &Addresses) -> bool {
-        admitted(addresses, self.skb.interface())
+        let link = self.skb.interface();
+        admitted(addresses, if OWN { link | SOURCE_OWN } else { link })
     }
 
     #[inline(always)]
@@ -58,7 +60,12 @@ impl Facts for SkbFacts {
         let Some(ports) = tcp_ports(packet) else {
             return Connection::Unknown;
         };
-        if socket::assign_connection(self.skb, &packet.addresses, ports) {
+        let held = if OWN {
+            socket::holds_connection(self.skb, &packet.addresses, ports)
+        } else {
+            socket::assign_connection(self.skb, &packet.addresses, ports)
+        };
+        if held {
             Connection::Held
         } else if is_steered(&packet.addresses, ports) {
             Connection::Gone
@@ -71,6 +78,45 @@ impl Facts for SkbFacts {
     fn fragment(&self, packet: &Packet) -> Option<FragmentFate> {
         recall_fragment(packet)
     }
+}
+
+impl OwnFacts for SkbFacts<true> {
+    #[inline(always)]
+    fn answers_caller(&self, packet: &Packet, ports: &Ports) -> bool {
+        answers_caller(&packet.addresses, ports)
+    }
+}
+
+/// Did the destination write to the source not long ago?
+#[inline(never)]
+fn answers_caller(addresses: &Addresses, ports: &Ports) -> bool {
+    let (own, peer) = addresses.mapped();
+    let caller = Caller {
+        peer,
+        own,
+        peer_port: ports.destination,
+        own_port: ports.source,
+    };
+    // SAFETY: the value is copied at once; it is written as one word.
+    let last = unsafe { CALLERS.get(caller) }.copied();
+    // SAFETY: the helper takes no arguments.
+    last.is_some_and(|last| unsafe { bpf_ktime_get_boot_ns() } < last + CALLER_LIFE)
+}
+
+/// Remembers that the source wrote to a UDP service of the gateway, the destination.
+#[inline(never)]
+pub fn remember_caller(addresses: &Addresses, ports: &Ports) {
+    let (peer, own) = addresses.mapped();
+    let caller = Caller {
+        peer,
+        own,
+        peer_port: ports.source,
+        own_port: ports.destination,
+    };
+    // SAFETY: the helper takes no arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    // A full map gives up its least recently used entry, so this does not fail.
+    let _ = CALLERS.insert(caller, now, 0);
 }
 
 /// Was this connection steered once?
@@ -246,10 +292,11 @@ unsafe fn atomic_add(to: *mut u64, number: u64) {
     }
 }
 
-/// May this source use the proxy over the link with this index?
+/// May this source use the proxy? `link` is the index of a link, with [`SOURCE_OWN`] for what the gateway
+/// itself sends there.
 #[inline(never)]
-pub fn admitted(addresses: &Addresses, interface: u32) -> bool {
-    let link = interface.to_be();
+pub fn admitted(addresses: &Addresses, link: u32) -> bool {
+    let link = link.to_be();
     match addresses {
         Addresses::V4 { source, .. } => SOURCES_V4
             .get(Key::new(

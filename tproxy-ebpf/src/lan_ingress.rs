@@ -1,20 +1,14 @@
 //! tc ingress on a LAN link: the gate that everything from the devices passes.
 
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use tproxy_common::abi::{FragmentFate, Listener, MARK_STEER, Reason, Settings};
 use tproxy_common::packet::{Packet, Transport, Unparsed};
 use tproxy_common::verdict::{Target, Verdict, decide};
 
-use crate::facts::{
-    self, SkbFacts, count, forget_steered, remember_fragment, remember_steered, tcp_ports,
-};
+use crate::act::{down, drop, pass, pass_on};
+use crate::facts::{self, SkbFacts, remember_fragment, remember_steered, tcp_ports};
 use crate::skb::{Framing, Skb};
 use crate::socket::{self, Assigned};
-
-/// `TC_ACT_UNSPEC` lets the programs and filters behind this one have their say; a tcx chain reads
-/// the same value as `TCX_NEXT`.
-const CONTINUE: i32 = TC_ACT_UNSPEC;
 
 #[inline(always)]
 pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
@@ -35,7 +29,7 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
         Err(Unparsed::NotIp) => return pass(skb, Reason::NotIp),
         Err(Unparsed::Malformed) => return pass(skb, Reason::MalformedIp),
     };
-    let facts = SkbFacts {
+    let facts = SkbFacts::<false> {
         skb,
         settings: facts::settings(),
     };
@@ -80,44 +74,8 @@ fn steer(skb: Skb, packet: &Packet, target: Target, settings: Settings) -> i32 {
     }
 }
 
-/// No proxy is running: the declared policy decides.
-#[inline(always)]
-fn down(skb: Skb, packet: &Packet, settings: Settings) -> i32 {
-    if settings.has(Settings::DOWN_DROPS) {
-        drop(skb, Reason::DownDropped)
-    } else {
-        pass_on(skb, packet, Reason::DownPassed)
-    }
-}
-
-/// Lets a packet pass and forgets what it makes untrue.
-#[inline(always)]
-fn pass_on(skb: Skb, packet: &Packet, reason: Reason) -> i32 {
-    if let Transport::Tcp { opens, ports } = &packet.transport {
-        if *opens {
-            forget_steered(&packet.addresses, ports);
-        }
-        if packet.fragment.is_some() {
-            remember_fragment(packet, FragmentFate::Passed);
-        }
-    }
-    pass(skb, reason)
-}
-
 #[inline(always)]
 fn mark(skb: Skb, reason: Reason) -> i32 {
     skb.set_own_mark(MARK_STEER);
     pass(skb, reason)
-}
-
-#[inline(always)]
-fn pass(skb: Skb, reason: Reason) -> i32 {
-    count(reason, skb.len());
-    CONTINUE
-}
-
-#[inline(always)]
-fn drop(skb: Skb, reason: Reason) -> i32 {
-    count(reason, skb.len());
-    TC_ACT_SHOT
 }

@@ -5,16 +5,20 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod act;
+mod exempt;
 mod facts;
 mod lan_ingress;
+mod lo_ingress;
+mod local_egress;
 mod maps;
 mod sk_lookup;
 mod skb;
 mod socket;
 mod udp_reply;
 
-use aya_ebpf::macros::{classifier, sk_lookup};
-use aya_ebpf::programs::{SkLookupContext, TcContext};
+use aya_ebpf::macros::{cgroup_sock, classifier, sk_lookup};
+use aya_ebpf::programs::{SkLookupContext, SockContext, TcContext};
 
 use crate::skb::Framing;
 
@@ -36,6 +40,26 @@ fn udp_reply(ctx: TcContext) -> i32 {
 #[classifier]
 fn udp_reply_l3(ctx: TcContext) -> i32 {
     udp_reply::run(&ctx, Framing::None)
+}
+
+#[classifier]
+fn local_egress(ctx: TcContext) -> i32 {
+    local_egress::run(&ctx, Framing::Ethernet)
+}
+
+#[classifier]
+fn local_egress_l3(ctx: TcContext) -> i32 {
+    local_egress::run(&ctx, Framing::None)
+}
+
+#[classifier]
+fn lo_ingress(ctx: TcContext) -> i32 {
+    lo_ingress::run(&ctx)
+}
+
+#[cgroup_sock(sock_create)]
+fn sock_create(ctx: SockContext) -> i32 {
+    exempt::mark_socket(&ctx)
 }
 
 /// Its section is called `sk_lookup`, and an ELF symbol must not be called like a section.

@@ -7,9 +7,10 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap};
 use tproxy_common::abi::{
-    BYPASS_CAPACITY, Bypass, Counter, FRAGMENTS_CAPACITY, FlowV4, FlowV6, FragmentKey,
-    LINKS_CAPACITY, LOCALS_CAPACITY, Link, Listener, Local, NOTES_CAPACITY, Note, NoteKey, Reason,
-    SOURCES_CAPACITY, STEERED_CAPACITY, Settings, SourceV4, SourceV6,
+    BYPASS_CAPACITY, Bypass, CALLERS_CAPACITY, Caller, Counter, EXEMPT_CAPACITY, Exempt, ExemptKey,
+    ExemptMarks, FRAGMENTS_CAPACITY, FlowV4, FlowV6, FragmentKey, LINKS_CAPACITY, LOCALS_CAPACITY,
+    Link, Listener, Local, NOTES_CAPACITY, Note, NoteKey, Reason, SOURCES_CAPACITY,
+    STEERED_CAPACITY, Settings, SourceV4, SourceV6,
 };
 
 /// The settings in force. Written by user space, read for each packet.
@@ -78,3 +79,19 @@ pub static STEERED_V6: LruHashMap<FlowV6, u32> = LruHashMap::pinned(STEERED_CAPA
 /// ports. UDP needs no such state, its verdict does not depend on ports.
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, u32> = LruHashMap::pinned(FRAGMENTS_CAPACITY, 0);
+
+/// Who wrote to a UDP service of the gateway, and when last: the answers go direct, or the peer would
+/// see them come from elsewhere. Written by `sk_lookup`, read by `local_egress`. Only for ports that the kernel
+/// does not give to sockets by itself: what a stranger writes must not lead a client's traffic past
+/// the proxy. Losing an entry costs answers until the peer writes again.
+#[map]
+pub static CALLERS: LruHashMap<Caller, u64> = LruHashMap::pinned(CALLERS_CAPACITY, 0);
+
+/// Whose sockets are exempt: gids, uids, cgroups. Written by the commands and the configuration, read by
+/// `sock_create`.
+#[map]
+pub static EXEMPT: HashMap<ExemptKey, Exempt> = HashMap::pinned(EXEMPT_CAPACITY, BPF_F_NO_PREALLOC);
+
+/// Marks of others that are exempt. Written as `EXEMPT`, read by `local_egress`.
+#[map]
+pub static EXEMPT_MARKS: Array<ExemptMarks> = Array::pinned(1, 0);

@@ -8,7 +8,8 @@ use tproxy_common::abi::{Listener, Reason};
 use tproxy_common::packet::{Addresses, PROTOCOL_UDP, Ports};
 use tproxy_common::verdict::{Locality, built_in};
 
-use crate::facts::{admitted, count, is_steered, locality};
+use crate::facts::{admitted, count, is_steered, locality, remember_caller, settings};
+use crate::skb::LOOPBACK;
 use crate::socket::{Assigned, assign_listener};
 
 /// `SK_PASS`: go on, with the socket that was assigned if one was.
@@ -28,14 +29,8 @@ pub fn run(ctx: &SkLookupContext) -> u32 {
     };
     let addresses = addresses(lookup, v4);
     if protocol == u32::from(PROTOCOL_UDP) {
-        // A destination that is not the gateway's got here by the mark only, so it was steered.
-        // The link may be the bridge that the LAN link is a port of, whose sources are its own.
-        if built_in(&addresses).is_none()
-            && locality(&addresses) == Locality::Foreign
-            && admitted(&addresses, interface)
-            && assign(ctx, if v4 { Listener::Udp4 } else { Listener::Udp6 })
-        {
-            count(Reason::LookupSteered, 0);
+        if built_in(&addresses).is_none() {
+            datagram(ctx, &addresses, v4, interface);
         }
     // Also run whenever `lan_ingress` looks for the socket of a direct connection: one question is
     // enough then. Not counted, since the two uses look the same from here.
@@ -43,6 +38,33 @@ pub fn run(ctx: &SkLookupContext) -> u32 {
         assign(ctx, if v4 { Listener::Tcp4 } else { Listener::Tcp6 });
     }
     PASS
+}
+
+#[inline(always)]
+fn datagram(ctx: &SkLookupContext, addresses: &Addresses, v4: bool, interface: u32) {
+    match locality(addresses) {
+        // A destination that is not the gateway's got here by the mark only, so it was steered.
+        // The link may be the bridge that the LAN link is a port of, whose sources are its own.
+        Locality::Foreign => {
+            if admitted(addresses, interface)
+                && assign(ctx, if v4 { Listener::Udp4 } else { Listener::Udp6 })
+            {
+                count(Reason::LookupSteered, 0);
+            }
+        }
+        // A datagram for a service of the gateway. What comes by `lo` is of the gateway itself, and
+        // what its neighbours are answered is not steered anyway.
+        Locality::Address => {
+            let ports = ports(ctx.lookup);
+            if interface != LOOPBACK
+                && settings().is_asked_for(ports.destination)
+                && locality(&addresses.turned()) == Locality::Foreign
+            {
+                remember_caller(addresses, &ports);
+            }
+        }
+        Locality::Subnet => {}
+    }
 }
 
 #[inline(always)]

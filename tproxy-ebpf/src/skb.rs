@@ -4,17 +4,33 @@ use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0};
-use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes};
+use aya_ebpf::helpers::generated::{
+    bpf_l4_csum_replace, bpf_sk_fullsock, bpf_skb_change_head, bpf_skb_change_type,
+    bpf_skb_load_bytes, bpf_skb_store_bytes,
+};
 use aya_ebpf::programs::TcContext;
 use tproxy_common::abi::MARK_MASK;
 use tproxy_common::packet::{Bytes, ETHERNET_HEADER, Packet, PacketBytes, Unparsed, parse};
 
 /// Where in a UDP header the checksum stands (RFC 768).
 const UDP_CHECKSUM: usize = 6;
+/// Where in an Ethernet header the ethertype stands.
+const ETHERTYPE: usize = 12;
 /// `PACKET_HOST` of `linux/if_packet.h`: the packet is addressed to this machine.
 const PACKET_HOST: u32 = 0;
 const PACKET_BROADCAST: u32 = 1;
 const PACKET_MULTICAST: u32 = 2;
+
+/// The index of `lo` in every network namespace (`LOOPBACK_IFINDEX` of the kernel's net/flow.h).
+pub const LOOPBACK: u32 = 1;
+
+/// The socket that sends a packet.
+pub struct Sender {
+    /// Its `SO_MARK`.
+    pub mark: u32,
+    /// The index of the link that it is bound to, or 0.
+    pub bound_to: u32,
+}
 
 /// What stands before the IP header on a link.
 #[derive(Clone, Copy)]
@@ -81,6 +97,57 @@ impl Skb {
         // SAFETY: as in `len`.
         let kind = unsafe { (*self.0).pkt_type };
         kind == PACKET_BROADCAST || kind == PACKET_MULTICAST
+    }
+
+    /// The gateway's own socket that sends it, if there is one: what is forwarded has none. One that only
+    /// ends a connection (in TIME_WAIT, say) is told without mark or link.
+    #[inline(always)]
+    pub fn sender(&self) -> Option<Sender> {
+        // SAFETY: as in `len`. The kernel tells null from a socket, and the socket lives as long as
+        // the packet.
+        unsafe {
+            let any = (*self.0).__bindgen_anon_2.sk;
+            if any.is_null() {
+                return None;
+            }
+            let full = bpf_sk_fullsock(any);
+            if full.is_null() {
+                return Some(Sender {
+                    mark: 0,
+                    bound_to: 0,
+                });
+            }
+            Some(Sender {
+                mark: (*full).mark,
+                bound_to: (*full).bound_dev_if,
+            })
+        }
+    }
+
+    /// Makes it a packet for this machine, whatever its link header says.
+    #[inline(always)]
+    pub fn set_for_host(&self) {
+        // SAFETY: the helper checks its arguments itself; it fails for no packet at a tc hook.
+        unsafe { bpf_skb_change_type(self.0, PACKET_HOST) };
+    }
+
+    /// Puts an Ethernet header before the IP header, with no addresses: that is those of `lo`. Returns
+    /// whether it was done.
+    #[inline(always)]
+    pub fn add_link_header(&self) -> bool {
+        // SAFETY: as in `len`.
+        let ethertype = unsafe { (*self.0).protocol } as u16;
+        // SAFETY: the helpers check length and offset themselves; the header's addresses come zeroed.
+        unsafe {
+            bpf_skb_change_head(self.0, ETHERNET_HEADER as u32, 0) == 0
+                && bpf_skb_store_bytes(
+                    self.0.cast(),
+                    ETHERTYPE as u32,
+                    (&raw const ethertype).cast::<c_void>(),
+                    2,
+                    0,
+                ) == 0
+        }
     }
 
     #[inline(always)]

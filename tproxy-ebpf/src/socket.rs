@@ -18,12 +18,33 @@ use crate::maps::LISTENERS;
 use crate::skb::Skb;
 
 /// Gives the packet to the socket of its own connection, if that socket is here.
+#[inline(never)]
+pub fn assign_connection(skb: Skb, addresses: &Addresses, ports: &Ports) -> bool {
+    with_connection(skb, addresses, ports, |sock| {
+        // SAFETY: both pointers are valid; the caller holds the socket.
+        unsafe { bpf_sk_assign(skb.as_ptr().cast(), sock.cast(), 0) == 0 }
+    })
+}
+
+/// Is the socket of the packet's connection here? Assigning it is possible at ingress only.
+#[inline(never)]
+pub fn holds_connection(skb: Skb, addresses: &Addresses, ports: &Ports) -> bool {
+    with_connection(skb, addresses, ports, |_| true)
+}
+
+/// Does something with the socket that has the destination as its local and the source as its remote
+/// address, if it is here.
 ///
 /// The destination is not an address of the gateway, so a connected socket with that local address
 /// is a transparent one, the proxy's. A listener is not: any service bound to a wildcard address
 /// would be found.
-#[inline(never)]
-pub fn assign_connection(skb: Skb, addresses: &Addresses, ports: &Ports) -> bool {
+#[inline(always)]
+fn with_connection(
+    skb: Skb,
+    addresses: &Addresses,
+    ports: &Ports,
+    act: impl FnOnce(*mut bpf_sock) -> bool,
+) -> bool {
     let sock = match addresses {
         Addresses::V4 {
             source,
@@ -55,10 +76,9 @@ pub fn assign_connection(skb: Skb, addresses: &Addresses, ports: &Ports) -> bool
     }
     // SAFETY: `sock` is a referenced socket until it is released, on every path.
     unsafe {
-        let assigned = (*sock).state != BPF_TCP_LISTEN
-            && bpf_sk_assign(skb.as_ptr().cast(), sock.cast(), 0) == 0;
+        let done = (*sock).state != BPF_TCP_LISTEN && act(sock);
         bpf_sk_release(sock.cast());
-        assigned
+        done
     }
 }
 

@@ -6,26 +6,29 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use ipnet::IpNet;
 use tproxy_common::abi::Origin;
-use tproxy_userspace::config::{Config, LinkPattern};
+use tproxy_userspace::config::Config;
 use tproxy_userspace::control::bpf::Maps;
 use tproxy_userspace::control::bypass::{self, Terms};
 use tproxy_userspace::control::gateway::{self, Gateway};
-use tproxy_userspace::control::links::Snapshot;
+use tproxy_userspace::control::links::{LinkInfo, Snapshot};
 use tproxy_userspace::control::place::Place;
-use tproxy_userspace::control::sync::wanted;
+use tproxy_userspace::control::sync::{Selection, wanted};
 use tproxy_userspace::control::{Netlink, preflight};
 use tproxy_userspace::observe::socket::{Request, ask};
 
 use super::run::{load, parse_patterns, policy};
-use super::session::{bypass_prefixes, exact, way};
+use super::session::{bypass_prefixes, select, way};
 use super::{AttachArgs, DetachArgs, Role, output, small_runtime};
 
 /// Longer than any proxy drains by default; one that is told to drain longer is waited for in vain.
 const PATIENCE: Duration = Duration::from_secs(120);
 
 pub fn attach(args: AttachArgs) -> Result<ExitCode> {
-    let Role::Lan = args.role;
-    let patterns = parse_patterns(&args.links)?;
+    let mut named = Selection::default();
+    match args.role {
+        Role::Lan => named.lan = parse_patterns(&args.links)?,
+        Role::Wan => named.wan = parse_patterns(&args.links)?,
+    }
     let mut config = load(args.config.as_deref())?;
     if let Some(policy) = args.on_proxy_down {
         config.on_proxy_down = policy.into();
@@ -35,10 +38,10 @@ pub fn attach(args: AttachArgs) -> Result<ExitCode> {
     let place = Place::current()?;
     small_runtime()?.block_on(async {
         let snapshot = Snapshot::take(&Netlink::open()?).await?;
-        preflight::check_links(&patterns, &snapshot)?;
+        preflight::check_links(&named, &snapshot)?;
         let lock = place.lock()?;
         let fresh = Maps::open(place.pins())?.is_none();
-        let mut gateway = match Gateway::open(place.clone(), way(kernel), true).await {
+        let mut gateway = match Gateway::open(place.clone(), way(kernel)).await {
             Ok(gateway) => gateway,
             Err(error) => {
                 // The folders were made for this; the first failure is the one to tell.
@@ -53,7 +56,7 @@ pub fn attach(args: AttachArgs) -> Result<ExitCode> {
             &args,
             &config,
             &prefixes,
-            patterns,
+            &named,
             &snapshot,
             fresh,
         )
@@ -79,7 +82,7 @@ async fn put_up(
     args: &AttachArgs,
     config: &Config,
     prefixes: &[IpNet],
-    patterns: Vec<LinkPattern>,
+    named: &Selection,
     snapshot: &Snapshot,
     fresh: bool,
 ) -> Result<Vec<String>> {
@@ -94,14 +97,19 @@ async fn put_up(
             ..policy(config)
         })?;
     }
-    let mut all = patterns;
-    all.extend(exact(&gateway.links(snapshot, false)?)?);
-    let wanted = wanted(snapshot, &all, &config.lan.sources);
-    let mut synced = gateway.sync(&wanted, snapshot).await?;
-    match synced.failed.pop() {
-        Some(error) => Err(error.into()),
-        None => Ok(synced.attached),
+    let mut all = named.clone();
+    all.sources.clone_from(&config.lan.sources);
+    for link in gateway.links(snapshot)? {
+        select(&mut all, &link.name, link.roles())?;
     }
+    let mut synced = gateway.sync(&wanted(snapshot, &all), snapshot).await?;
+    gateway.keep(named, snapshot)?;
+    if let Some(error) = synced.failed.pop() {
+        return Err(error.into());
+    }
+    let meant = |link: &&LinkInfo| !named.roles(link, snapshot).is_empty();
+    let links = snapshot.links.iter().filter(meant);
+    Ok(links.map(|link| link.name.clone()).collect())
 }
 
 pub fn detach(args: &DetachArgs) -> Result<ExitCode> {

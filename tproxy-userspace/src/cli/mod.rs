@@ -67,6 +67,10 @@ struct RunArgs {
     /// A link with devices behind it, or a glob such as "br-*".
     #[arg(long, value_name = "IF")]
     lan: Vec<String>,
+    /// A link that the gateway's own traffic leaves by, a glob, or "default" for those that hold a default
+    /// route: that traffic is proxied too.
+    #[arg(long, value_name = "IF")]
+    wan: Vec<String>,
     /// Where proxied traffic goes: direct:// or socks5://[user:password@]host:port.
     #[arg(long, value_name = "URL")]
     outbound: Option<String>,
@@ -87,6 +91,8 @@ enum Policy {
 enum Role {
     /// Devices are behind the link.
     Lan,
+    /// The gateway's own traffic leaves by the link ("default": by those that hold a default route).
+    Wan,
 }
 
 #[derive(Debug, Args)]
@@ -94,7 +100,7 @@ struct AttachArgs {
     /// The links, or globs.
     #[arg(required = true, value_name = "IF")]
     links: Vec<String>,
-    /// What is behind them.
+    /// What they are for.
     #[arg(long = "as", value_enum, default_value_t = Role::Lan)]
     role: Role,
     /// Settings and bypass prefixes to put into force.

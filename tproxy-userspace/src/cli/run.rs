@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
-use tproxy_userspace::config::{Config, LinkPattern, OnProxyDown, Outbound};
+use tproxy_userspace::config::{Config, OnProxyDown, Outbound, Refusal};
 use tproxy_userspace::control::gateway;
 
 use super::{Policy, RunArgs, session};
@@ -28,12 +29,17 @@ fn config(args: &RunArgs) -> Result<Config> {
     let default = Path::new(DEFAULT_CONFIG);
     let path: Option<PathBuf> = match &args.config {
         Some(path) => Some(path.clone()),
-        None if args.lan.is_empty() && default.exists() => Some(default.to_owned()),
+        None if args.lan.is_empty() && args.wan.is_empty() && default.exists() => {
+            Some(default.to_owned())
+        }
         None => None,
     };
     let mut config = load(path.as_deref())?;
     if !args.lan.is_empty() {
         config.lan.interfaces = parse_patterns(&args.lan)?;
+    }
+    if !args.wan.is_empty() {
+        config.wan.interfaces = parse_patterns(&args.wan)?;
     }
     if let Some(url) = &args.outbound {
         config.outbounds = vec![Outbound {
@@ -44,9 +50,10 @@ fn config(args: &RunArgs) -> Result<Config> {
     if let Some(policy) = args.on_proxy_down {
         config.on_proxy_down = policy.into();
     }
-    if config.lan.interfaces.is_empty() {
+    if config.lan.interfaces.is_empty() && config.wan.interfaces.is_empty() {
         bail!(
-            "no LAN link is named: give one with --lan IF, or `[lan] interfaces = [\"IF\"]` in {}",
+            "no LAN link is named: give one with --lan IF, or `[lan] interfaces = [\"IF\"]` in {}; \
+             or --wan default for the gateway's own traffic alone",
             path.as_deref().unwrap_or(default).display()
         );
     }
@@ -62,7 +69,10 @@ pub fn load(path: Option<&Path>) -> Result<Config> {
 }
 
 /// Names or globs of links.
-pub fn parse_patterns(texts: &[String]) -> Result<Vec<LinkPattern>> {
+pub fn parse_patterns<P>(texts: &[String]) -> Result<Vec<P>>
+where
+    P: FromStr<Err = Refusal>,
+{
     texts
         .iter()
         .map(|text| text.parse().map_err(anyhow::Error::from))

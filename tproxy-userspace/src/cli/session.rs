@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tproxy_common::abi::{Listener, Origin};
-use tproxy_userspace::config::{Config, LinkPattern};
+use tproxy_userspace::config::{Config, WanPattern};
 use tproxy_userspace::control;
 use tproxy_userspace::control::bpf::AttachWay;
 use tproxy_userspace::control::bypass::{self, Terms};
@@ -15,7 +15,7 @@ use tproxy_userspace::control::gateway::{self, Gateway, Synced};
 use tproxy_userspace::control::links::{Snapshot, Watch};
 use tproxy_userspace::control::place::{Lock, Place};
 use tproxy_userspace::control::preflight::{self, KernelVersion};
-use tproxy_userspace::control::sync::wanted;
+use tproxy_userspace::control::sync::{Roles, Selection, wanted};
 use tproxy_userspace::data::{DrainReport, Limits, Outbound, Proxy, Sockets};
 use tproxy_userspace::net::SocketFactory;
 use tproxy_userspace::observe::socket::{Asked, Request, Server};
@@ -72,7 +72,7 @@ pub async fn run(config: Config) -> Result<()> {
     let mut signals = Signals::new()?;
     let mut watch = Watch::open()?;
     let snapshot = watch.next().await?;
-    preflight::check_links(&config.lan.interfaces, &snapshot)?;
+    preflight::check_links(&selection(&config), &snapshot)?;
     let presence = Presence::new(&place)?;
     let (gateway, proxy) = match start(&config, outbound, &prefixes, &place, findings.kernel).await
     {
@@ -98,7 +98,7 @@ pub async fn run(config: Config) -> Result<()> {
         Ok(()) => {
             tracing::info!(
                 "ready: {} proxied through {}",
-                session.lan(),
+                session.proxied(),
                 session.outbound()
             );
             session.serve(&mut signals, &presence.server).await
@@ -142,9 +142,25 @@ fn limits(config: &Config) -> Limits {
     }
 }
 
-/// Patterns for links that are there.
-pub fn exact(names: &[String]) -> Result<Vec<LinkPattern>> {
-    names.iter().map(|name| Ok(name.parse()?)).collect()
+/// The links that the configuration means.
+pub fn selection(config: &Config) -> Selection {
+    Selection {
+        lan: config.lan.interfaces.clone(),
+        wan: config.wan.interfaces.clone(),
+        sources: config.lan.sources.clone(),
+        except: Vec::new(),
+    }
+}
+
+/// Adds a link to a selection.
+pub fn select(selection: &mut Selection, name: &str, roles: Roles) -> Result<()> {
+    if roles.lan {
+        selection.lan.push(name.parse()?);
+    }
+    if roles.wan {
+        selection.wan.push(WanPattern::Link(name.parse()?));
+    }
+    Ok(())
 }
 
 /// Everything up to the links themselves. With a failure comes the gateway as far as it got.
@@ -160,7 +176,7 @@ async fn start(
     let port = Some(config.proxy.port).filter(|port| *port != 0);
     let sockets = Sockets::bind(&factory, port, &limits).map_err(|error| (None, error.into()))?;
     let opened = match place.lock() {
-        Ok(_lock) => Gateway::open(place.clone(), way(kernel), false)
+        Ok(_lock) => Gateway::open(place.clone(), way(kernel))
             .await
             .map_err(Into::into),
         Err(error) => Err(error.into()),
@@ -285,22 +301,21 @@ impl Session {
         // First: an `attach` that is under way must not be half seen.
         let _lock = self.place.lock()?;
         // What `detach` took and is attached all the same was attached again since.
-        let attached = self.gateway.links(&self.snapshot, false)?;
-        self.released.retain(|name| !attached.contains(name));
-        let mut patterns = self.config.lan.interfaces.clone();
-        patterns.extend(exact(&self.gateway.links(&self.snapshot, true)?)?);
-        let mut wanted = wanted(&self.snapshot, &patterns, &self.config.lan.sources);
-        let all = wanted.attach.clone();
-        let (released, releasing) = (&self.released, &self.releasing);
-        let gone = |name: &String| released.contains(name) || releasing.contains(name);
-        wanted.attach.retain(|_, (name, _)| !gone(name));
-        let leaving = &self.leaving;
+        let attached = self.gateway.links(&self.snapshot)?;
+        self.released
+            .retain(|name| !attached.iter().any(|link| link.name == *name));
+        let mut selection = selection(&self.config);
+        for link in &attached {
+            select(&mut selection, &link.name, link.stays())?;
+        }
+        selection.except = [&self.released[..], &self.releasing[..]].concat();
+        let mut wanted = wanted(&self.snapshot, &selection);
         let leaves = |index| {
-            all.get(&index).is_some_and(|(name, _)| {
-                gone(name) || leaving.iter().any(|leaving| leaving.name == *name)
-            })
+            self.snapshot
+                .link(index)
+                .is_some_and(|link| self.leaving.iter().any(|leaving| leaving.name == link.name))
         };
-        wanted.sources.retain(|(index, _)| !leaves(*index));
+        wanted.sources.retain(|(via, _)| !leaves(via.link));
         Ok(self.gateway.sync(&wanted, &self.snapshot).await?)
     }
 
@@ -325,12 +340,23 @@ impl Session {
         }
     }
 
-    fn lan(&self) -> String {
-        let patterns = self.config.lan.interfaces.iter();
-        patterns
+    /// Whose traffic is proxied, for a person.
+    fn proxied(&self) -> String {
+        let Config { lan, wan, .. } = &self.config;
+        let mut what = lan
+            .interfaces
+            .iter()
             .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(", ")
+            .collect::<Vec<_>>();
+        if !wan.interfaces.is_empty() {
+            let links = wan.interfaces.iter().map(|link| match link {
+                WanPattern::Default => "the default route".to_owned(),
+                WanPattern::Link(pattern) => pattern.to_string(),
+            });
+            let links = links.collect::<Vec<_>>().join(", ");
+            what.push(format!("the gateway's own traffic by {links}"));
+        }
+        what.join(", ")
     }
 
     fn outbound(&self) -> String {
@@ -355,7 +381,8 @@ impl Session {
             "pid": std::process::id(),
             "uptime_seconds": self.started.elapsed().as_secs(),
             "outbound": self.outbound(),
-            "interfaces": self.config.lan.interfaces.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "lan": self.config.lan.interfaces,
+            "wan": self.config.wan.interfaces,
             "traffic": self.proxy.stats(),
         })
     }
@@ -368,11 +395,11 @@ impl Session {
                 .await;
             return Ok(());
         };
-        let attached = self.gateway.links(&self.snapshot, false)?;
-        if !attached.contains(name) {
+        let attached = self.gateway.links(&self.snapshot)?;
+        if !attached.iter().any(|link| link.name == *name) {
             let error = gateway::Error::NotAttached {
                 name: name.clone(),
-                attached,
+                attached: attached.into_iter().map(|link| link.name).collect(),
             };
             asked.answer(&json!({ "error": error.to_string() })).await;
             return Ok(());

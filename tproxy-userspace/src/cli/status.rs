@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
-use tproxy_common::abi::{Effect, Link, Settings};
-use tproxy_userspace::control::bpf::Maps;
+use tproxy_common::abi::{Effect, Settings};
+use tproxy_userspace::control::bpf::{AttachWay, Maps};
+use tproxy_userspace::control::gateway;
 use tproxy_userspace::control::links::Snapshot;
 use tproxy_userspace::control::place::Place;
 use tproxy_userspace::control::{Netlink, route};
@@ -109,24 +110,29 @@ fn read(place: &Place) -> Result<Status> {
 }
 
 fn fill(status: &mut Status, maps: &Maps, snapshot: &Snapshot) -> Result<()> {
-    for (index, link) in maps.links()? {
-        let name = snapshot.link(index);
-        if name.is_none() {
+    for link in gateway::links(maps, snapshot)? {
+        if snapshot.link(link.index).is_none() {
             status
                 .warnings
-                .push(format!("the link with index {index} is gone"));
+                .push(format!("the link with index {} is gone", link.index));
         }
-        status.links.push(LinkStatus {
-            name: name.map_or_else(|| format!("link {index}"), |link| link.name.clone()),
-            index,
-            role: "lan",
-            persistent: link.flags & Link::PERSISTENT != 0,
-            way: if link.flags & Link::CLSACT != 0 {
-                "clsact"
-            } else {
-                "tcx"
-            },
-        });
+        let (roles, stays) = (link.roles(), link.stays());
+        for (role, has, persistent) in
+            [("lan", roles.lan, stays.lan), ("wan", roles.wan, stays.wan)]
+        {
+            if has {
+                status.links.push(LinkStatus {
+                    name: link.name.clone(),
+                    index: link.index,
+                    role,
+                    persistent,
+                    way: match link.way() {
+                        AttachWay::Tcx => "tcx",
+                        AttachWay::Clsact => "clsact",
+                    },
+                });
+            }
+        }
     }
     status.links.sort_by(|a, b| a.name.cmp(&b.name));
     status.attached = !status.links.is_empty();

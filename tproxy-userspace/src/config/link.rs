@@ -110,6 +110,55 @@ impl Serialize for LinkPattern {
     }
 }
 
+/// Which links the gateway's own traffic leaves by.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum WanPattern {
+    /// `default`: those that hold a default route, as it changes. No link can be called so (`sysctl_dev_name_is_allowed`
+    /// in the kernel's include/linux/inetdevice.h).
+    Default,
+    /// A name or a glob.
+    Link(LinkPattern),
+}
+
+impl WanPattern {
+    /// The name, if it is one.
+    #[must_use]
+    pub fn exact(&self) -> Option<&str> {
+        match self {
+            Self::Default => None,
+            Self::Link(pattern) => pattern.exact(),
+        }
+    }
+}
+
+impl FromStr for WanPattern {
+    type Err = Refusal;
+
+    /// # Errors
+    /// As [`LinkPattern`].
+    fn from_str(text: &str) -> Result<Self, Refusal> {
+        match text {
+            "default" => Ok(Self::Default),
+            _ => text.parse().map(Self::Link),
+        }
+    }
+}
+
+impl fmt::Display for WanPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::Link(pattern) => pattern.fmt(f),
+        }
+    }
+}
+
+impl Serialize for WanPattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

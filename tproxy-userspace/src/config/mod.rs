@@ -27,7 +27,7 @@ use serde::{Serialize, Serializer};
 
 pub use duration::{LONGEST as LONGEST_DURATION, format_duration, parse_duration};
 pub use error::{ConfigError, Finding, Findings};
-pub use link::LinkPattern;
+pub use link::{LinkPattern, WanPattern};
 pub use outbound::{OutboundUrl, Scheme};
 pub use refusal::Refusal;
 pub use source::Position;
@@ -45,6 +45,8 @@ pub struct Config {
     pub on_proxy_down: OnProxyDown,
     /// `[lan]`: whose traffic is proxied.
     pub lan: Lan,
+    /// `[wan]`: what of the gateway's own traffic is proxied.
+    pub wan: Wan,
     /// `[[outbound]]`: the ways out. Never empty and the names differ. The first is used;
     /// default `direct://`.
     #[serde(rename = "outbound")]
@@ -70,9 +72,9 @@ pub enum Stage {
     /// Private ranges go direct too.
     #[default]
     Two = 2,
-    /// For the LAN as stage 2.
+    /// As stage 2, and the gateway's own traffic is proxied too.
     Three = 3,
-    /// For the LAN as stage 2.
+    /// As stage 3.
     Four = 4,
 }
 
@@ -107,6 +109,14 @@ pub struct Lan {
     /// `sources`: prefixes that may use the proxy beside those of the links, for networks behind
     /// another router. In order, without doubles. Default: none.
     pub sources: Vec<IpNet>,
+}
+
+/// What of the gateway's own traffic is proxied.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Wan {
+    /// `interfaces`: what the gateway itself sends by these links is proxied. Names of links, globs, or "default"
+    /// for those that hold a default route. Default: none in stages 1 and 2, "default" in 3 and 4.
+    pub interfaces: Vec<WanPattern>,
 }
 
 /// A way out.
@@ -201,6 +211,13 @@ impl Config {
             stage,
             on_proxy_down: OnProxyDown::default(),
             lan: Lan::default(),
+            wan: Wan {
+                interfaces: if stage >= Stage::Three {
+                    vec![WanPattern::Default]
+                } else {
+                    Vec::new()
+                },
+            },
             outbounds: vec![Outbound::direct()],
             bypass: Bypass {
                 private: stage != Stage::One,

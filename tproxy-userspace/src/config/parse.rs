@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::error::ConfigError;
 use super::read::{Faults, Table, document};
 use super::value::{at_least, boolean, choice, integer, list, text, within};
-use super::{Config, LinkPattern, OnProxyDown, Outbound, OutboundUrl, Refusal, Stage};
+use super::{Config, LinkPattern, OnProxyDown, Outbound, OutboundUrl, Refusal, Stage, WanPattern};
 use crate::policy::{list as prefix_list, prefix};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -42,6 +42,14 @@ fn read(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
             list("names of links", link),
         );
         prefixes(lan, "sources", &mut config.lan.sources);
+    });
+    root.table("wan", |wan| {
+        let link = text("the name of a link", "eth1", str::parse::<WanPattern>);
+        wan.optional(
+            "interfaces",
+            &mut config.wan.interfaces,
+            list("names of links", link),
+        );
     });
     outbounds(root, &mut config.outbounds);
     root.table("bypass", |bypass| {

@@ -32,6 +32,9 @@ on_proxy_down = "pass"
 interfaces = []
 sources = []
 
+[wan]
+interfaces = []
+
 [[outbound]]
 name = "direct"
 url = "direct://"
@@ -70,6 +73,21 @@ fn every_key_has_its_default() {
 }
 
 #[test]
+fn the_gateways_own_traffic_is_a_matter_of_the_stage() {
+    for (stage, wan) in [
+        (1, vec![]),
+        (2, vec![]),
+        (3, vec![WanPattern::Default]),
+        (4, vec![WanPattern::Default]),
+    ] {
+        let config = parse(&format!("stage = {stage}")).unwrap();
+        assert_eq!(config.wan.interfaces, wan, "stage {stage}");
+    }
+    let none = parse("stage = 3\n[wan]\ninterfaces = []").unwrap();
+    assert_eq!(none.wan, Wan::default());
+}
+
+#[test]
 fn every_key_is_read() {
     let config = parse(
         r#"
@@ -78,6 +96,8 @@ fn every_key_is_read() {
         [lan]
         interfaces = ["eth0", "br-*"]
         sources = ["10.9.0.0/16", "10.8.0.0/16", "10.9.0.0/16"]
+        [wan]
+        interfaces = ["default", "ppp*"]
         [[outbound]]
         name = "proxy"
         url = "socks5://me:secret@192.0.2.1:1080"
@@ -112,6 +132,12 @@ fn every_key_is_read() {
         lan: Lan {
             interfaces: vec!["eth0".parse().unwrap(), "br-*".parse().unwrap()],
             sources: vec![prefix("10.8.0.0/16"), prefix("10.9.0.0/16")],
+        },
+        wan: Wan {
+            interfaces: vec![
+                WanPattern::Default,
+                WanPattern::Link("ppp*".parse().unwrap()),
+            ],
         },
         outbounds: vec![
             Outbound {
@@ -269,7 +295,7 @@ fn unknown_keys_lead_to_known_ones() {
         (
             "colour = 1",
             "unknown key `colour`",
-            "known here: stage, on_proxy_down, lan, outbound, bypass, tcp, udp, gateway, proxy",
+            "known here: stage, on_proxy_down, lan, wan, outbound, bypass, tcp, udp, gateway, proxy",
         ),
     ] {
         assert_eq!(only_finding(text), (message.to_owned(), help.to_owned()));
@@ -471,6 +497,7 @@ prop_compose! {
         drop: bool,
         links in prop::collection::vec("[a-z*?.-]{3,15}", 0..3),
         sources in any_prefixes(),
+        wan in prop::collection::vec("default|[a-z*?.-]{3,15}", 0..3),
         names in prop::collection::btree_set("[A-Za-z0-9_.-]{1,64}", 1..4),
         host in "[a-z]{1,20}",
         private: bool,
@@ -490,6 +517,9 @@ prop_compose! {
             lan: Lan {
                 interfaces: links.iter().map(|link| link.parse().unwrap()).collect(),
                 sources,
+            },
+            wan: Wan {
+                interfaces: wan.iter().map(|link| link.parse().unwrap()).collect(),
             },
             outbounds: names
                 .into_iter()

@@ -10,9 +10,12 @@ use tproxy_common::abi::{Link, Listener, Settings};
 use super::bpf::{self, AttachWay, Maps, Programs};
 use super::links::{Framing, Snapshot};
 use super::place::{Lock, Place};
-use super::sync::{LocalKind, Wanted, diff, diff_sets};
+use super::sync::{Attachment, LocalKind, Roles, Selection, Via, Wanted, diff, diff_sets};
 use super::sysctl::{self, Store};
-use super::{Netlink, qdisc, route};
+use super::{Netlink, cgroup, qdisc, route};
+
+const LOOPBACK: &str = "lo";
+const ACCEPT_LOCAL: &str = "net/ipv4/conf/lo/accept_local";
 
 /// What can go wrong with a gateway.
 #[derive(Debug, thiserror::Error)]
@@ -57,10 +60,45 @@ pub struct Gateway {
     maps: Maps,
     programs: Programs,
     way: AttachWay,
-    /// Whether links attached now outlive this process.
-    persistent: bool,
     /// The links whose programs this process has attached or renewed.
-    attached: BTreeMap<u32, String>,
+    attached: BTreeMap<u32, (String, Roles)>,
+    /// Whether this process has told that gids, uids and cgroups cannot be exempt.
+    told_no_cgroup: bool,
+}
+
+/// An attached link.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttachedLink {
+    /// Its index.
+    pub index: u32,
+    /// Its name; `link INDEX` if it is gone.
+    pub name: String,
+    /// What is noted of it.
+    pub link: Link,
+}
+
+impl AttachedLink {
+    /// What it is for.
+    #[must_use]
+    pub fn roles(&self) -> Roles {
+        roles_of(self.link)
+    }
+
+    /// The roles that outlive the proxy, because `attach` gave them.
+    #[must_use]
+    pub fn stays(&self) -> Roles {
+        Roles {
+            lan: self.link.flags & Link::LAN_STAYS != 0,
+            wan: self.link.flags & Link::WAN_STAYS != 0,
+            loopback: false,
+        }
+    }
+
+    /// How its programs are held.
+    #[must_use]
+    pub fn way(&self) -> AttachWay {
+        way_of(self.link)
+    }
 }
 
 /// What a call of [`Gateway::sync`] changed.
@@ -80,7 +118,7 @@ impl Gateway {
     ///
     /// # Errors
     /// The first step that failed.
-    pub async fn open(place: Place, way: AttachWay, persistent: bool) -> Result<Self, Error> {
+    pub async fn open(place: Place, way: AttachWay) -> Result<Self, Error> {
         let netlink = Netlink::open()?;
         let adopting = Maps::open(place.pins())?.is_some();
         match Self::open_parts(&place, &netlink).await {
@@ -90,8 +128,8 @@ impl Gateway {
                 maps,
                 programs,
                 way,
-                persistent,
                 attached: BTreeMap::new(),
+                told_no_cgroup: false,
             }),
             Err(error) => {
                 if !adopting && let Err(undo) = clear(&place, &netlink).await {
@@ -103,7 +141,10 @@ impl Gateway {
     }
 
     async fn open_parts(place: &Place, netlink: &Netlink) -> Result<(Programs, Maps), Error> {
-        let (mut programs, maps) = Programs::load(place.create_pins()?)?;
+        let (mut programs, mut maps) = Programs::load(place.create_pins()?)?;
+        let mut settings = maps.settings()?;
+        settings.netns_cookie = place.cookie();
+        maps.set_settings(settings)?;
         for warning in route::install(netlink).await?.warnings {
             tracing::warn!("{warning}");
         }
@@ -189,17 +230,12 @@ impl Gateway {
         Ok(())
     }
 
-    /// Names of the attached links; `persistent` only: those that outlive the proxy, because `attach`
-    /// attached them.
+    /// The attached links, without `lo`.
     ///
     /// # Errors
     /// [`Error::Bpf`].
-    pub fn links(&self, snapshot: &Snapshot, persistent: bool) -> Result<Vec<String>, Error> {
-        let links = self.maps.links()?.into_iter();
-        let meant = links.filter(|(_, link)| !persistent || link.flags & Link::PERSISTENT != 0);
-        Ok(meant
-            .filter_map(|(index, _)| name_of(snapshot, index))
-            .collect())
+    pub fn links(&self, snapshot: &Snapshot) -> Result<Vec<AttachedLink>, Error> {
+        links(&self.maps, snapshot)
     }
 
     /// Brings maps and links in step with what is wanted.
@@ -211,27 +247,90 @@ impl Gateway {
         self.sync_locals(&wanted.locals)?;
         self.sync_sources(&wanted.sources)?;
         let mut synced = Synced::default();
-        for (index, (name, framing)) in &wanted.attach {
-            if self.attached.contains_key(index) {
+        let own_traffic = wanted.attach.values().any(|link| link.roles.wan);
+        if own_traffic && let Err(error) = self.begin_own_traffic() {
+            synced.failed.push(error);
+        }
+        // In the order of the indices, so `lo` is ready before any WAN link turns packets round.
+        for (index, link) in &wanted.attach {
+            let known = self.attached.get(index);
+            if known.is_some_and(|(_, roles)| *roles == link.roles) {
                 continue;
             }
-            match self.attach(*index, name, *framing) {
-                Ok(()) => synced.attached.push(name.clone()),
+            match self.attach(*index, link).await {
+                Ok(()) if link.roles.loopback => {}
+                Ok(()) => synced.attached.push(link.name.clone()),
                 Err(error) => synced.failed.push(error),
             }
         }
-        for (index, link) in self.maps.links()? {
+        let mut present = self.maps.links()?;
+        // `lo` last, for the same reason.
+        present.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
+        for (index, link) in present {
             if wanted.attach.contains_key(&index) {
                 continue;
             }
-            let name = name_of(snapshot, index).or_else(|| self.attached.get(&index).cloned());
+            let known = self.attached.get(&index).map(|(name, _)| name.clone());
+            let name = name_of(snapshot, index).or(known);
             let name = name.unwrap_or_else(|| format!("link {index}"));
-            match self.detach(index, &name, link).await {
+            match self.detach(index, &name, link, roles_of(link)).await {
+                Ok(()) if roles_of(link).loopback => {}
                 Ok(()) => synced.detached.push(name),
                 Err(error) => synced.failed.push(error),
             }
         }
+        if !own_traffic {
+            end_own_traffic(&self.place)?;
+        }
         Ok(synced)
+    }
+
+    /// What the gateway's own traffic needs beside the programs at the links.
+    fn begin_own_traffic(&mut self) -> Result<(), Error> {
+        let free = sysctl::local_port_range()?;
+        let mut settings = self.maps.settings()?;
+        (settings.first_free_port, settings.last_free_port) = free;
+        self.maps.set_settings(settings)?;
+        // Once a process: links come and go while it stays in place.
+        if self.attached.values().any(|(_, roles)| roles.loopback) {
+            return Ok(());
+        }
+        match cgroup::mount()? {
+            Some(cgroup) => self.programs.attach_sock_create(&cgroup)?,
+            None if !self.told_no_cgroup => {
+                self.told_no_cgroup = true;
+                tracing::warn!(
+                    "no cgroup2 file system is mounted: nobody can be exempt by gid, uid or cgroup, \
+                     only by mark or destination"
+                );
+            }
+            None => {}
+        }
+        // Packets with a source of its own come in by `lo` then (fib_validate_source in the kernel's
+        // net/ipv4/fib_frontend.c).
+        Store::new(&self.place).set(ACCEPT_LOCAL, "1")?;
+        Ok(())
+    }
+
+    /// Makes roles of links outlive this process.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`].
+    pub fn keep(&mut self, selection: &Selection, snapshot: &Snapshot) -> Result<(), Error> {
+        for (index, mut link) in self.maps.links()? {
+            let meant = snapshot
+                .link(index)
+                .map(|info| selection.roles(info, snapshot));
+            let roles = meant.unwrap_or_default();
+            if roles.lan {
+                link.flags |= Link::LAN_STAYS;
+            }
+            if roles.wan {
+                link.flags |= Link::WAN_STAYS;
+            }
+            self.maps.set_link(index, Some(link))?;
+        }
+        Ok(())
     }
 
     fn sync_locals(&mut self, wanted: &BTreeMap<IpNet, LocalKind>) -> Result<(), Error> {
@@ -250,38 +349,39 @@ impl Gateway {
         Ok(())
     }
 
-    fn sync_sources(&mut self, wanted: &BTreeSet<(u32, IpNet)>) -> Result<(), Error> {
-        let present: BTreeSet<(u32, IpNet)> = self.maps.sources()?.into_iter().collect();
+    fn sync_sources(&mut self, wanted: &BTreeSet<(Via, IpNet)>) -> Result<(), Error> {
+        let present: BTreeSet<(Via, IpNet)> = self.maps.sources()?.into_iter().collect();
         let changes = diff_sets(wanted, &present);
-        for ((index, prefix), ()) in changes.add {
-            self.maps.set_source(index, prefix, true)?;
+        for ((via, prefix), ()) in changes.add {
+            self.maps.set_source(via, prefix, true)?;
         }
-        for (index, prefix) in changes.remove {
-            self.maps.set_source(index, prefix, false)?;
+        for (via, prefix) in changes.remove {
+            self.maps.set_source(via, prefix, false)?;
         }
         Ok(())
     }
 
-    fn attach(&mut self, index: u32, name: &str, framing: Framing) -> Result<(), Error> {
-        let ethernet = framing == Framing::Ethernet;
-        let before = self
-            .maps
-            .links()?
-            .into_iter()
-            .find(|(found, _)| *found == index);
-        let before = before.map(|(_, link)| link.flags);
-        // A link that is held already stays held that way, or it would be held both ways.
-        let way = match before {
-            Some(flags) if flags & Link::CLSACT != 0 => AttachWay::Clsact,
-            Some(_) => AttachWay::Tcx,
-            None => self.way,
-        };
-        let was_there = self.programs.attach_lan(index, name, ethernet, way)?;
-        let mut flags =
-            Link::LAN | before.unwrap_or(0) & (Link::PERSISTENT | Link::CLSACT_WAS_THERE);
-        if self.persistent {
-            flags |= Link::PERSISTENT;
+    /// Attaches a link, or gives it other roles.
+    async fn attach(&mut self, index: u32, wanted: &Attachment) -> Result<(), Error> {
+        let ethernet = wanted.framing == Framing::Ethernet;
+        let links = self.maps.links()?.into_iter();
+        let before = links
+            .map(|(found, link)| (found, link.flags))
+            .find_map(|(found, flags)| (found == index).then_some(flags));
+        if let Some(flags) = before {
+            let link = Link { flags };
+            let surplus = roles_of(link).without(wanted.roles);
+            if !surplus.is_empty() {
+                self.detach(index, &wanted.name, link, surplus).await?;
+            }
         }
+        // A link that is held already stays held that way, or it would be held both ways.
+        let way = before.map_or(self.way, |flags| way_of(Link { flags }));
+        let was_there =
+            self.programs
+                .attach_link(index, &wanted.name, ethernet, wanted.roles, way)?;
+        let kept = Link::LAN_STAYS | Link::WAN_STAYS | Link::CLSACT_WAS_THERE;
+        let mut flags = flags_of(wanted.roles) | before.unwrap_or(0) & kept;
         if way == AttachWay::Clsact {
             flags |= Link::CLSACT;
             if before.is_none() && was_there {
@@ -289,20 +389,22 @@ impl Gateway {
             }
         }
         self.maps.set_link(index, Some(Link { flags }))?;
-        self.attached.insert(index, name.to_owned());
+        self.attached
+            .insert(index, (wanted.name.clone(), wanted.roles));
         Ok(())
     }
 
-    async fn detach(&mut self, index: u32, name: &str, link: Link) -> Result<(), Error> {
-        detach_link(
-            &self.place,
-            &self.netlink,
-            &mut self.maps,
-            index,
-            name,
-            link,
-        )
-        .await?;
+    /// Takes roles from a link; with the last one it is detached.
+    async fn detach(
+        &mut self,
+        index: u32,
+        name: &str,
+        link: Link,
+        roles: Roles,
+    ) -> Result<(), Error> {
+        let name = name.to_owned();
+        let attached = AttachedLink { index, name, link };
+        detach_roles(&self.place, &self.netlink, &mut self.maps, &attached, roles).await?;
         self.attached.remove(&index);
         Ok(())
     }
@@ -313,17 +415,16 @@ impl Gateway {
     /// The first thing that could not be undone; the rest is undone all the same.
     pub async fn close(mut self, snapshot: &Snapshot, lock: Lock) -> Result<(), Error> {
         let mut result = self.retract();
-        let mut left = 0;
-        for (index, link) in self.maps.links()? {
-            if link.flags & Link::PERSISTENT != 0 {
-                left += 1;
-                continue;
-            }
-            let name = name_of(snapshot, index).or_else(|| self.attached.get(&index).cloned());
-            let detached = self.detach(index, &name.unwrap_or_default(), link).await;
+        let mut left = false;
+        for link in links(&self.maps, snapshot)? {
+            let roles = link.roles().without(link.stays());
+            left |= !link.stays().is_empty();
+            let detached = self.detach(link.index, &link.name, link.link, roles).await;
             result = result.and(detached);
         }
-        if left == 0 {
+        let settled = settle_loopback(&self.place, &self.netlink, &mut self.maps).await;
+        result = result.and(settled);
+        if !left {
             let Self {
                 place,
                 netlink,
@@ -343,30 +444,105 @@ fn name_of(snapshot: &Snapshot, index: u32) -> Option<String> {
     snapshot.link(index).map(|link| link.name.clone())
 }
 
-async fn detach_link(
-    place: &Place,
-    netlink: &Netlink,
-    maps: &mut Maps,
-    index: u32,
-    name: &str,
-    link: Link,
-) -> Result<(), Error> {
-    let clsact = link.flags & Link::CLSACT != 0;
-    let way = if clsact {
+fn way_of(link: Link) -> AttachWay {
+    if link.flags & Link::CLSACT != 0 {
         AttachWay::Clsact
     } else {
         AttachWay::Tcx
-    };
-    bpf::detach_lan(place.pins(), index, name, way)?;
-    if clsact && link.flags & Link::CLSACT_WAS_THERE == 0 {
-        qdisc::remove_clsact(netlink, index, name).await?;
     }
-    for (source_index, prefix) in maps.sources()? {
-        if source_index == index {
-            maps.set_source(index, prefix, false)?;
+}
+
+fn roles_of(link: Link) -> Roles {
+    Roles {
+        lan: link.flags & Link::LAN != 0,
+        wan: link.flags & Link::WAN != 0,
+        loopback: link.flags & Link::LOOPBACK != 0,
+    }
+}
+
+fn flags_of(roles: Roles) -> u32 {
+    let flag = |on, flag| if on { flag } else { 0 };
+    flag(roles.lan, Link::LAN) | flag(roles.wan, Link::WAN) | flag(roles.loopback, Link::LOOPBACK)
+}
+
+/// The attached links, without `lo`.
+///
+/// # Errors
+/// [`Error::Bpf`].
+pub fn links(maps: &Maps, snapshot: &Snapshot) -> Result<Vec<AttachedLink>, Error> {
+    let links = maps.links()?.into_iter();
+    let devices = links.filter(|(_, link)| !roles_of(*link).loopback);
+    Ok(devices
+        .map(|(index, link)| AttachedLink {
+            index,
+            name: name_of(snapshot, index).unwrap_or_else(|| format!("link {index}")),
+            link,
+        })
+        .collect())
+}
+
+/// Takes roles from a link; with the last one it is detached.
+async fn detach_roles(
+    place: &Place,
+    netlink: &Netlink,
+    maps: &mut Maps,
+    link: &AttachedLink,
+    roles: Roles,
+) -> Result<(), Error> {
+    let AttachedLink { index, name, .. } = link;
+    bpf::detach_link(place.pins(), *index, name, roles, link.way())?;
+    let gone = |via: Via| {
+        via.link == *index
+            && if via.own {
+                roles.wan
+            } else {
+                !roles.wan || roles.lan
+            }
+    };
+    for (via, prefix) in maps.sources()? {
+        if gone(via) {
+            maps.set_source(via, prefix, false)?;
         }
     }
-    Ok(maps.set_link(index, None)?)
+    let left = roles_of(link.link).without(roles);
+    if left.is_empty() {
+        let flags = link.link.flags;
+        if flags & Link::CLSACT != 0 && flags & Link::CLSACT_WAS_THERE == 0 {
+            qdisc::remove_clsact(netlink, *index, name).await?;
+        }
+        return Ok(maps.set_link(*index, None)?);
+    }
+    let mut flags = link.link.flags & !flags_of(roles);
+    if roles.lan {
+        flags &= !Link::LAN_STAYS;
+    }
+    if roles.wan {
+        flags &= !Link::WAN_STAYS;
+    }
+    Ok(maps.set_link(*index, Some(Link { flags }))?)
+}
+
+/// Without a WAN link nothing needs `lo`.
+async fn settle_loopback(place: &Place, netlink: &Netlink, maps: &mut Maps) -> Result<(), Error> {
+    let links = maps.links()?;
+    if links.iter().any(|(_, link)| roles_of(*link).wan) {
+        return Ok(());
+    }
+    let mut result = Ok(());
+    for (index, link) in links {
+        if roles_of(link).loopback {
+            let name = LOOPBACK.to_owned();
+            let attached = AttachedLink { index, name, link };
+            result = detach_roles(place, netlink, maps, &attached, Roles::LOOPBACK).await;
+        }
+    }
+    result.and(end_own_traffic(place))
+}
+
+/// Takes back what [`Gateway::begin_own_traffic`] did.
+fn end_own_traffic(place: &Place) -> Result<(), Error> {
+    let result = bpf::detach_sock_create(place.pins()).map_err(Error::from);
+    result.and(Store::new(place).restore(ACCEPT_LOCAL).map_err(Error::from))
 }
 
 /// Removes everything that is left of a gateway whose links are detached, but the folders.
@@ -404,41 +580,29 @@ pub async fn detach(
         }
         Err(error) => return Err(error.into()),
     };
-    let present: Vec<(u32, String, Link)> = maps
-        .links()?
-        .into_iter()
-        .map(|(index, link)| {
-            (
-                index,
-                name_of(snapshot, index).unwrap_or_else(|| format!("link {index}")),
-                link,
-            )
-        })
-        .collect();
+    let present = links(&maps, snapshot)?;
     if let Some(name) = names
         .iter()
-        .find(|name| !present.iter().any(|(_, found, _)| found == *name))
+        .find(|name| !present.iter().any(|link| link.name == **name))
     {
-        let attached = present.into_iter().map(|(_, name, _)| name).collect();
         return Err(Error::NotAttached {
             name: name.clone(),
-            attached,
+            attached: present.into_iter().map(|link| link.name).collect(),
         });
     }
     let mut result = Ok(());
-    let mut detached = Vec::new();
-    let mut left = present.len();
-    for (index, name, link) in present {
-        if names.is_empty() || names.contains(&name) {
-            result = result.and(detach_link(place, &netlink, &mut maps, index, &name, link).await);
-            detached.push(name);
-            left -= 1;
-        }
+    let (meant, left): (Vec<_>, Vec<_>) = present
+        .into_iter()
+        .partition(|link| names.is_empty() || names.contains(&link.name));
+    for link in &meant {
+        let detached = detach_roles(place, &netlink, &mut maps, link, link.roles()).await;
+        result = result.and(detached);
     }
-    if left == 0 {
+    result = result.and(settle_loopback(place, &netlink, &mut maps).await);
+    if left.is_empty() {
         drop(maps);
         result = result.and(clear(place, &netlink).await);
         result = result.and(place.remove(lock).map_err(Error::from));
     }
-    result.map(|()| detached)
+    result.map(|()| meant.into_iter().map(|link| link.name).collect())
 }

@@ -6,6 +6,7 @@
 
 pub mod bpf;
 pub mod bypass;
+pub mod cgroup;
 pub mod gateway;
 pub mod links;
 mod netlink;
@@ -138,7 +139,7 @@ pub enum Error {
         /// The names that are there.
         present: String,
     },
-    /// A link that cannot be a LAN link.
+    /// A link that the programs cannot be attached to.
     #[error("cannot attach to the link {name:?}: {reason}")]
     UnfitLink {
         /// Its name.

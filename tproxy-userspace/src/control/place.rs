@@ -96,6 +96,12 @@ impl Place {
         self.namespace
     }
 
+    /// The network namespace's cookie, which is never used again.
+    #[must_use]
+    pub fn cookie(&self) -> u64 {
+        self.cookie
+    }
+
     /// The folder for pins. It may not exist yet: [`Self::create_pins`].
     #[must_use]
     pub fn pins(&self) -> &Path {

@@ -5,8 +5,9 @@ use std::fs;
 use std::path::Path;
 
 use super::links::Snapshot;
+use super::sync::Selection;
 use super::{Error, place};
-use crate::config::LinkPattern;
+use crate::config::{LinkPattern, WanPattern};
 
 /// The oldest kernel that has everything that is needed.
 pub const OLDEST_KERNEL: KernelVersion = KernelVersion(5, 15);
@@ -102,8 +103,10 @@ pub fn check_machine() -> Result<Findings, Error> {
 ///
 /// # Errors
 /// [`Error::NoSuchLink`] lists the links that there are, [`Error::UnfitLink`].
-pub fn check_links(patterns: &[LinkPattern], snapshot: &Snapshot) -> Result<(), Error> {
-    for name in patterns.iter().filter_map(LinkPattern::exact) {
+pub fn check_links(selection: &Selection, snapshot: &Snapshot) -> Result<(), Error> {
+    let lan = selection.lan.iter().filter_map(LinkPattern::exact);
+    let wan = selection.wan.iter().filter_map(WanPattern::exact);
+    for name in lan.chain(wan) {
         let Some(link) = snapshot.link_named(name) else {
             return Err(no_such_link(name, snapshot));
         };
@@ -231,7 +234,18 @@ mod tests {
             ("can0", Framing::Unknown(280)),
         ]);
         let check = |name: &str| {
-            check_links(&[name.parse().unwrap()], &snapshot).map_err(|error| error.to_string())
+            let as_lan = Selection {
+                lan: vec![name.parse().unwrap()],
+                ..Selection::default()
+            };
+            let as_wan = Selection {
+                wan: vec![name.parse().unwrap()],
+                ..Selection::default()
+            };
+            let told = check_links(&as_lan, &snapshot).map_err(|error| error.to_string());
+            let as_wan = check_links(&as_wan, &snapshot).map_err(|error| error.to_string());
+            assert_eq!(told, as_wan);
+            told
         };
         check("enp1s0").unwrap();
         check("wg*").unwrap();

@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use tproxy_common::abi::SOURCE_OWN;
 
-use super::links::{Framing, Snapshot, is_way_out};
-use crate::config::LinkPattern;
+use super::links::{Framing, LinkInfo, Snapshot, is_way_out};
+use crate::config::{LinkPattern, WanPattern};
 
 /// Why a prefix is local.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -20,26 +21,172 @@ pub enum LocalKind {
     Subnet,
 }
 
+/// What a link is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Roles {
+    /// Devices are behind it, and what comes from them is steered.
+    pub lan: bool,
+    /// What the gateway itself sends by it is steered.
+    pub wan: bool,
+    /// It is `lo`, by which the gateway's own traffic gets to the proxy.
+    pub loopback: bool,
+}
+
+impl Roles {
+    /// A LAN link.
+    pub const LAN: Self = Self {
+        lan: true,
+        wan: false,
+        loopback: false,
+    };
+    /// A WAN link.
+    pub const WAN: Self = Self {
+        lan: false,
+        wan: true,
+        loopback: false,
+    };
+    /// `lo`.
+    pub const LOOPBACK: Self = Self {
+        lan: false,
+        wan: false,
+        loopback: true,
+    };
+
+    /// Is there none?
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    /// Those of either.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            lan: self.lan || other.lan,
+            wan: self.wan || other.wan,
+            loopback: self.loopback || other.loopback,
+        }
+    }
+
+    /// Those of this that are not of the other.
+    #[must_use]
+    pub fn without(self, other: Self) -> Self {
+        Self {
+            lan: self.lan && !other.lan,
+            wan: self.wan && !other.wan,
+            loopback: self.loopback && !other.loopback,
+        }
+    }
+}
+
+/// Where a source is admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Via {
+    /// The interface index.
+    pub link: u32,
+    /// For what the gateway itself sends by the link; otherwise for what comes in there.
+    pub own: bool,
+}
+
+impl Via {
+    /// What comes in by a link.
+    #[must_use]
+    pub const fn arriving(link: u32) -> Self {
+        Self { link, own: false }
+    }
+
+    /// What the gateway itself sends by a link.
+    #[must_use]
+    pub const fn leaving(link: u32) -> Self {
+        Self { link, own: true }
+    }
+
+    /// The key in the maps.
+    pub(super) fn key(self) -> u32 {
+        let own = if self.own { SOURCE_OWN } else { 0 };
+        (self.link | own).to_be()
+    }
+
+    /// From the key in the maps.
+    pub(super) fn of(key: u32) -> Self {
+        let key = u32::from_be(key);
+        Self {
+            link: key & !SOURCE_OWN,
+            own: key & SOURCE_OWN != 0,
+        }
+    }
+}
+
+/// Which links are meant.
+#[derive(Clone, Debug, Default)]
+pub struct Selection {
+    /// LAN links.
+    pub lan: Vec<LinkPattern>,
+    /// WAN links.
+    pub wan: Vec<WanPattern>,
+    /// Prefixes that may use the proxy on each LAN link, beside its own.
+    pub sources: Vec<IpNet>,
+    /// Names of links that are not meant all the same.
+    pub except: Vec<String>,
+}
+
+impl Selection {
+    /// What the link is meant to be; `lo` is never meant.
+    #[must_use]
+    pub fn roles(&self, link: &LinkInfo, snapshot: &Snapshot) -> Roles {
+        if link.loopback || self.except.contains(&link.name) {
+            return Roles::default();
+        }
+        // One that cannot be attached is meant only if it is named, so that its refusal is seen.
+        let fit = !matches!(link.framing, Framing::Unknown(_));
+        let meant = |pattern: &LinkPattern| {
+            pattern.exact() == Some(&*link.name) || fit && pattern.matches(&link.name)
+        };
+        let wan = |pattern: &WanPattern| match pattern {
+            WanPattern::Default => fit && snapshot.ways_out.contains(&link.index),
+            WanPattern::Link(pattern) => meant(pattern),
+        };
+        Roles {
+            lan: self.lan.iter().any(meant),
+            wan: self.wan.iter().any(wan),
+            loopback: false,
+        }
+    }
+}
+
+/// How a link should be attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Its name.
+    pub name: String,
+    /// What precedes the IP header. [`Framing::Unknown`] only for one that is named without a
+    /// glob; attaching it is refused with the reason.
+    pub framing: Framing,
+    /// What it is for.
+    pub roles: Roles,
+}
+
 /// What the kernel half should know.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Wanted {
-    /// LAN links by index: their names, and what precedes the IP header. [`Framing::Unknown`] only
-    /// for one that is named without a glob; attaching it is refused with the reason.
-    pub attach: BTreeMap<u32, (String, Framing)>,
+    /// Links by index. With a WAN link comes `lo`.
+    pub attach: BTreeMap<u32, Attachment>,
     /// The gateway's own addresses and subnets.
     pub locals: BTreeMap<IpNet, LocalKind>,
-    /// Who may use the proxy: a LAN link's index, and a source prefix on it. Also under the index of
-    /// the bridge that it is a port of and the like: socket lookup hears of that link only.
-    pub sources: BTreeSet<(u32, IpNet)>,
+    /// Who may use the proxy, and where. On a LAN link also under the index of
+    /// the bridge that it is a port of and the like: socket lookup hears of that link only. For what the
+    /// gateway itself sends also on `lo`, for the same reason.
+    pub sources: BTreeSet<(Via, IpNet)>,
 }
 
 /// Works out what should be.
 ///
 /// On a LAN link these sources are admitted: the link's own prefixes, those of what is stacked on it
-/// (VLANs, macvlans) and of the bridge or bond that it is part of, and `extra_sources`. Prefixes of
+/// (VLANs, macvlans) and of the bridge or bond that it is part of, and the extra ones. Prefixes of
 /// the gateway's other links are not, so that no neighbour on the WAN side borrows the proxy.
+/// Of what leaves by a WAN link the gateway's own addresses are admitted.
 #[must_use]
-pub fn wanted(snapshot: &Snapshot, lan: &[LinkPattern], extra_sources: &[IpNet]) -> Wanted {
+pub fn wanted(snapshot: &Snapshot, selection: &Selection) -> Wanted {
     let mut wanted = Wanted::default();
     let prefixes = prefixes(snapshot);
 
@@ -53,41 +200,91 @@ pub fn wanted(snapshot: &Snapshot, lan: &[LinkPattern], extra_sources: &[IpNet])
             .insert(IpNet::from(address.address), LocalKind::Address);
     }
 
-    let mut behind = Vec::new();
-    for link in snapshot.links.iter().filter(|link| !link.loopback) {
-        let named = lan
-            .iter()
-            .any(|pattern| pattern.exact() == Some(&*link.name));
-        let meant = named
-            || !matches!(link.framing, Framing::Unknown(_))
-                && lan.iter().any(|pattern| pattern.matches(&link.name));
-        if !meant {
-            continue;
+    for link in &snapshot.links {
+        let roles = selection.roles(link, snapshot);
+        if !roles.is_empty() {
+            let attachment = Attachment {
+                name: link.name.clone(),
+                framing: link.framing,
+                roles,
+            };
+            wanted.attach.insert(link.index, attachment);
         }
-        wanted
-            .attach
-            .insert(link.index, (link.name.clone(), link.framing));
-        let carriers = carriers(snapshot, link.index);
+    }
+    admit_lan(&mut wanted, snapshot, selection, &prefixes);
+    admit_own(&mut wanted, snapshot);
+    wanted
+}
+
+fn admit_lan(
+    wanted: &mut Wanted,
+    snapshot: &Snapshot,
+    selection: &Selection,
+    prefixes: &[(u32, IpNet)],
+) {
+    let links: Vec<u32> = wanted
+        .attach
+        .iter()
+        .filter(|(_, attachment)| attachment.roles.lan)
+        .map(|(index, _)| *index)
+        .collect();
+    let mut behind = Vec::new();
+    for index in &links {
+        let index = *index;
+        let carriers = carriers(snapshot, index);
         let own = prefixes
             .iter()
             .filter(|(carrier, prefix)| carriers.contains(carrier) && !is_link_local(prefix))
             .map(|(_, prefix)| *prefix);
-        let extra = extra_sources.iter().map(IpNet::trunc);
-        wanted
-            .sources
-            .extend(own.chain(extra).map(|prefix| (link.index, prefix)));
-        behind.extend(carriers.into_iter().map(|carrier| (link.index, carrier)));
+        let extra = selection.sources.iter().map(IpNet::trunc);
+        wanted.sources.extend(
+            own.chain(extra)
+                .map(|prefix| (Via::arriving(index), prefix)),
+        );
+        behind.extend(carriers.into_iter().map(|carrier| (index, carrier)));
     }
-    // Not for a carrier that is attached itself: its devices may use its own sources only.
+    // Not for a carrier that is a LAN link itself: its devices may use its own sources only.
     let own = wanted.sources.clone();
     for (link, carrier) in behind {
-        if !wanted.attach.contains_key(&carrier) {
-            let of_link = own.iter().filter(|(index, _)| *index == link);
-            let for_carrier = of_link.map(|(_, prefix)| (carrier, *prefix));
+        if !links.contains(&carrier) {
+            let of_link = own.iter().filter(|(via, _)| *via == Via::arriving(link));
+            let for_carrier = of_link.map(|(_, prefix)| (Via::arriving(carrier), *prefix));
             wanted.sources.extend(for_carrier);
         }
     }
-    wanted
+}
+
+fn admit_own(wanted: &mut Wanted, snapshot: &Snapshot) {
+    let wan: Vec<u32> = wanted
+        .attach
+        .iter()
+        .filter(|(_, attachment)| attachment.roles.wan)
+        .map(|(index, _)| *index)
+        .collect();
+    let Some(loopback) = snapshot.links.iter().find(|link| link.loopback) else {
+        return;
+    };
+    if wan.is_empty() {
+        return;
+    }
+    let attachment = Attachment {
+        name: loopback.name.clone(),
+        framing: loopback.framing,
+        roles: Roles::LOOPBACK,
+    };
+    wanted.attach.insert(loopback.index, attachment);
+    let places = wan
+        .into_iter()
+        .map(Via::leaving)
+        .chain([Via::arriving(loopback.index)]);
+    for via in places {
+        let own = snapshot
+            .addresses
+            .iter()
+            .map(|address| IpNet::from(address.address))
+            .filter(|own| !own.addr().is_loopback() && !is_link_local(own));
+        wanted.sources.extend(own.map(|own| (via, own)));
+    }
 }
 
 /// Each link's subnets, from its addresses and on-link routes.
@@ -236,15 +433,25 @@ mod tests {
         }
     }
 
-    fn patterns(texts: &[&str]) -> Vec<LinkPattern> {
-        texts.iter().map(|text| text.parse().unwrap()).collect()
+    fn lan(texts: &[&str]) -> Selection {
+        Selection {
+            lan: texts.iter().map(|text| text.parse().unwrap()).collect(),
+            ..Selection::default()
+        }
+    }
+
+    fn wan(texts: &[&str]) -> Selection {
+        Selection {
+            wan: texts.iter().map(|text| text.parse().unwrap()).collect(),
+            ..Selection::default()
+        }
     }
 
     fn sources_of(wanted: &Wanted, link: u32) -> Vec<String> {
         wanted
             .sources
             .iter()
-            .filter(|(index, _)| *index == link)
+            .filter(|(via, _)| *via == Via::arriving(link))
             .map(|(_, prefix)| prefix.to_string())
             .collect()
     }
@@ -281,7 +488,7 @@ mod tests {
 
     #[test]
     fn a_router_admits_its_lan_and_not_its_wan() {
-        let wanted = wanted(&router(), &patterns(&["eth0"]), &[]);
+        let wanted = wanted(&router(), &lan(&["eth0"]));
         assert_eq!(wanted.attach.keys().copied().collect::<Vec<_>>(), [2]);
         assert_eq!(
             sources_of(&wanted, 2),
@@ -292,7 +499,11 @@ mod tests {
     #[test]
     fn a_vlan_admits_itself_alone_and_extra_sources_count_for_each_link() {
         let extra = [net("10.1.2.3/8")];
-        let wanted = wanted(&router(), &patterns(&["eth0.5", "eth1"]), &extra);
+        let selection = Selection {
+            sources: extra.to_vec(),
+            ..lan(&["eth0.5", "eth1"])
+        };
+        let wanted = wanted(&router(), &selection);
         assert_eq!(sources_of(&wanted, 4), ["10.0.0.0/8", "192.168.5.0/24"]);
         assert!(sources_of(&wanted, 3).contains(&"10.0.0.0/8".to_owned()));
         assert_eq!(sources_of(&wanted, 2), [""; 0]);
@@ -300,7 +511,7 @@ mod tests {
 
     #[test]
     fn every_address_and_subnet_of_every_link_is_local() {
-        let wanted = wanted(&router(), &[], &[]);
+        let wanted = wanted(&router(), &Selection::default());
         for (prefix, kind) in [
             ("192.168.1.1/32", LocalKind::Address),
             ("192.168.1.0/24", LocalKind::Subnet),
@@ -334,9 +545,9 @@ mod tests {
             on(11, "10.11.0.1/24"),
             on(3, "203.0.113.7/29"),
         ];
-        let of_port = wanted(&snapshot, &patterns(&["eth0"]), &[]);
+        let of_port = wanted(&snapshot, &lan(&["eth0"]));
         assert_eq!(sources_of(&of_port, 2), ["10.9.0.0/24", "10.10.0.0/24"]);
-        let of_bridge = wanted(&snapshot, &patterns(&["br0"]), &[]);
+        let of_bridge = wanted(&snapshot, &lan(&["br0"]));
         assert_eq!(sources_of(&of_bridge, 9), ["10.9.0.0/24", "10.10.0.0/24"]);
     }
 
@@ -356,7 +567,7 @@ mod tests {
             peer: Some("10.8.0.1".parse().unwrap()),
             ..on(3, "10.8.0.2/32")
         });
-        let wanted = wanted(&snapshot, &patterns(&["eth1"]), &[]);
+        let wanted = wanted(&snapshot, &lan(&["eth1"]));
         assert_eq!(
             wanted.locals.get(&net("10.8.0.1/32")),
             Some(&LocalKind::Address)
@@ -374,18 +585,18 @@ mod tests {
                 prefix: net(prefix),
             });
         }
-        let before = wanted(&router(), &patterns(&["eth0"]), &[]);
-        assert_eq!(wanted(&snapshot, &patterns(&["eth0"]), &[]), before);
+        let before = wanted(&router(), &lan(&["eth0"]));
+        assert_eq!(wanted(&snapshot, &lan(&["eth0"])), before);
     }
 
     #[test]
     fn globs_skip_the_loopback_and_what_cannot_be_attached() {
         let mut snapshot = router();
         snapshot.links[2].framing = Framing::Unknown(280);
-        let all = wanted(&snapshot, &patterns(&["*"]), &[]);
+        let all = wanted(&snapshot, &lan(&["*"]));
         assert_eq!(all.attach.keys().copied().collect::<Vec<_>>(), [2, 4]);
-        let named = wanted(&snapshot, &patterns(&["eth1"]), &[]);
-        assert_eq!(named.attach[&3].1, Framing::Unknown(280));
+        let named = wanted(&snapshot, &lan(&["eth1"]));
+        assert_eq!(named.attach[&3].framing, Framing::Unknown(280));
     }
 
     fn any_net() -> impl Strategy<Value = IpNet> {
@@ -430,6 +641,57 @@ mod tests {
         })
     }
 
+    #[test]
+    fn a_wan_link_admits_own_addresses_and_brings_lo() {
+        let both = Selection {
+            lan: lan(&["eth0"]).lan,
+            ..wan(&["default"])
+        };
+        let wanted = wanted(&router(), &both);
+        let roles: Vec<_> = wanted
+            .attach
+            .iter()
+            .map(|(index, link)| (*index, link.roles))
+            .collect();
+        assert_eq!(
+            roles,
+            [(1, Roles::LOOPBACK), (2, Roles::LAN), (3, Roles::WAN)]
+        );
+        let own: Vec<_> = wanted
+            .sources
+            .iter()
+            .filter(|(via, _)| *via == Via::leaving(3))
+            .map(|(_, prefix)| prefix.to_string())
+            .collect();
+        // No loopback and no link-local address, and no neighbour's.
+        let expected = [
+            "192.168.1.1/32",
+            "192.168.5.1/32",
+            "203.0.113.7/32",
+            "2001:db8::7/128",
+            "fd00::1/128",
+        ];
+        assert_eq!(own, expected);
+        // Reassembled datagrams come in by lo.
+        assert_eq!(sources_of(&wanted, 1), expected);
+        assert_eq!(sources_of(&wanted, 3), [""; 0]);
+    }
+
+    #[test]
+    fn one_link_may_have_both_roles_and_none_may_be_left() {
+        let mut selection = Selection {
+            lan: lan(&["eth1"]).lan,
+            ..wan(&["eth*"])
+        };
+        let both = wanted(&router(), &selection);
+        assert_eq!(both.attach[&3].roles, Roles::LAN.and(Roles::WAN));
+        assert_eq!(both.attach[&3].roles.without(Roles::LAN), Roles::WAN);
+        selection.except = vec!["eth0".into(), "eth0.5".into(), "eth1".into()];
+        assert!(wanted(&router(), &selection).attach.is_empty());
+        // lo is no WAN link, whoever names it.
+        assert!(wanted(&router(), &wan(&["lo"])).attach.is_empty());
+    }
+
     proptest! {
         #[test]
         fn changes_lead_from_present_to_wanted_and_touch_nothing_else(
@@ -467,14 +729,16 @@ mod tests {
             snapshot in any_snapshot(),
             pattern in "[ab]{1,2}|a\\*|\\*",
         ) {
-            let wanted = wanted(&snapshot, &patterns(&[&pattern]), &[]);
+            let wanted = wanted(&snapshot, &lan(&[&pattern]));
             for address in &snapshot.addresses {
                 let own = IpNet::from(address.address);
                 prop_assert_eq!(wanted.locals.get(&own), Some(&LocalKind::Address));
             }
             prop_assert!(wanted.locals.keys().all(|prefix| prefix.prefix_len() >= 8));
             prop_assert!(wanted.locals.keys().all(|prefix| *prefix == prefix.trunc()));
-            for (link, prefix) in &wanted.sources {
+            for (via, prefix) in &wanted.sources {
+                let link = &via.link;
+                prop_assert!(!via.own);
                 // Its own, or as a carrier those of an attached link.
                 let mut lans = wanted.attach.keys().filter(|lan| {
                     let attached = wanted.attach.contains_key(link);

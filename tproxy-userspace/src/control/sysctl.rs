@@ -260,6 +260,25 @@ pub fn enable_forwarding(store: &Store) -> Result<Vec<Change>, Error> {
         .collect())
 }
 
+/// The first and the last port that the kernel gives to sockets by itself, host order. It holds for
+/// IPv6 too.
+///
+/// # Errors
+/// [`Error::Sysctl`].
+pub fn local_port_range() -> Result<(u16, u16), Error> {
+    const KEY: &str = "net/ipv4/ip_local_port_range";
+    let text = read(KEY)?;
+    let mut ports = text.split_whitespace().map(str::parse);
+    match (ports.next(), ports.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => Ok((first, last)),
+        _ => Err(Error::Sysctl {
+            operation: "understand",
+            key: KEY.to_owned(),
+            reason: io::Error::other(format!("it says {text:?}")),
+        }),
+    }
+}
+
 fn enable_both(store: &Store) -> Result<(), Error> {
     let mut follows = forwarding_of_links("net/ipv4/conf")?;
     // `inet_forward_change` (net/ipv4/devinet.c): a router must not believe redirects.

@@ -15,6 +15,7 @@ use tproxy_common::abi::{Bypass, Listener, Origin, Reason, Settings, program};
 use tproxy_userspace::control::{
     bpf::{BypassEntry, Maps, Programs, Trial},
     place::Place,
+    sync::Via,
 };
 
 use crate::{options::Options, prefixes, results::median};
@@ -169,7 +170,11 @@ impl Bench {
         for family in Family::BOTH {
             let bits = family.host_bits();
             let lan = if family == Family::V4 { 24 } else { 64 };
-            maps.set_source(LO, IpNet::new(family.device(), lan)?.trunc(), true)?;
+            maps.set_source(
+                Via::arriving(LO),
+                IpNet::new(family.device(), lan)?.trunc(),
+                true,
+            )?;
             maps.set_local(IpNet::new(family.gateway_lan(), bits)?, Some(true))?;
         }
         let prefixes = prefixes::random(size);

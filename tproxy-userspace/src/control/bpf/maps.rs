@@ -9,10 +9,12 @@ use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockMap};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tproxy_common::abi::{
-    self, ABI_VERSION, BYPASS_CAPACITY, Bypass, Counter, LOCALS_CAPACITY, Link, Listener, Local,
-    NOTE_BYTES, Note, NoteKey, Reason, SOURCES_CAPACITY, Settings, SourceV4, SourceV6,
+    self, ABI_VERSION, BYPASS_CAPACITY, Bypass, Counter, EXEMPT_CAPACITY, Exempt, ExemptKey,
+    ExemptMarks, LOCALS_CAPACITY, Link, Listener, Local, NOTE_BYTES, Note, NoteKey, Reason,
+    SOURCES_CAPACITY, Settings, SourceV4, SourceV6,
 };
 
+use super::super::sync::Via;
 use super::Error;
 
 /// A type of the kernel interface, as bytes.
@@ -27,7 +29,18 @@ macro_rules! raw {
     )*};
 }
 raw!(
-    Settings, Counter, Bypass, NoteKey, Note, Local, SourceV4, SourceV6, Link
+    Settings,
+    Counter,
+    Bypass,
+    NoteKey,
+    Note,
+    Local,
+    SourceV4,
+    SourceV6,
+    Link,
+    ExemptKey,
+    Exempt,
+    ExemptMarks
 );
 
 /// One entry of the bypass set.
@@ -54,6 +67,8 @@ pub struct Maps {
     sources_v4: LpmTrie<MapData, Raw<SourceV4>, u32>,
     sources_v6: LpmTrie<MapData, Raw<SourceV6>, u32>,
     links: HashMap<MapData, u32, Raw<Link>>,
+    exempt: HashMap<MapData, Raw<ExemptKey>, Raw<Exempt>>,
+    exempt_marks: Array<MapData, Raw<ExemptMarks>>,
 }
 
 impl Maps {
@@ -110,6 +125,8 @@ impl Maps {
             sources_v4: typed!(LpmTrie, abi::map::SOURCES_V4),
             sources_v6: typed!(LpmTrie, abi::map::SOURCES_V6),
             links: typed!(HashMap, abi::map::LINKS),
+            exempt: typed!(HashMap, abi::map::EXEMPT),
+            exempt_marks: typed!(Array, abi::map::EXEMPT_MARKS),
         })
     }
 
@@ -200,6 +217,52 @@ impl Maps {
         .map_err(failed("writing", abi::map::LINKS))
     }
 
+    /// Whose sockets are exempt, in no particular order.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn exempt(&self) -> Result<Vec<(ExemptKey, Exempt)>, Error> {
+        self.exempt
+            .iter()
+            .map(|entry| entry.map(|(Raw(key), Raw(exempt))| (key, exempt)))
+            .collect::<Result<_, _>>()
+            .map_err(failed("reading", abi::map::EXEMPT))
+    }
+
+    /// Exempts somebody's sockets, those that are made from now on; or no longer.
+    ///
+    /// # Errors
+    /// [`Error::Map`], [`Error::Full`].
+    pub fn set_exempt(&mut self, key: ExemptKey, exempt: Option<Exempt>) -> Result<(), Error> {
+        match exempt {
+            Some(exempt) => self.exempt.insert(Raw(key), Raw(exempt), 0),
+            None => absent_is_fine(self.exempt.remove(&Raw(key))),
+        }
+        .map_err(full_or("writing", abi::map::EXEMPT, EXEMPT_CAPACITY))
+    }
+
+    /// Marks of others that are exempt.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn exempt_marks(&self) -> Result<ExemptMarks, Error> {
+        let Raw(marks) = self
+            .exempt_marks
+            .get(&0, 0)
+            .map_err(failed("reading", abi::map::EXEMPT_MARKS))?;
+        Ok(marks)
+    }
+
+    /// Puts them into force, from the next packet on.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn set_exempt_marks(&mut self, marks: ExemptMarks) -> Result<(), Error> {
+        self.exempt_marks
+            .set(0, Raw(marks), 0)
+            .map_err(failed("writing", abi::map::EXEMPT_MARKS))
+    }
+
     /// The gateway's own prefixes: `true` for an address, `false` for a subnet.
     ///
     /// # Errors
@@ -247,23 +310,23 @@ impl Maps {
         }
     }
 
-    /// Who may use the proxy: interface index and prefix.
+    /// Who may use the proxy: a link, with what the gateway itself sends there told apart, and a prefix.
     ///
     /// # Errors
     /// [`Error::Map`].
-    pub fn sources(&self) -> Result<Vec<(u32, IpNet)>, Error> {
+    pub fn sources(&self) -> Result<Vec<(Via, IpNet)>, Error> {
         let v4 = self.sources_v4.keys().map(|key| {
             key.map(|key| {
                 let Raw(source) = key.data();
                 let inner = Key::new(key.prefix_len().saturating_sub(32), source.address);
-                (u32::from_be(source.link), net_v4(&inner).into())
+                (Via::of(source.link), net_v4(&inner).into())
             })
         });
         let v6 = self.sources_v6.keys().map(|key| {
             key.map(|key| {
                 let Raw(source) = key.data();
                 let inner = Key::new(key.prefix_len().saturating_sub(32), source.address);
-                (u32::from_be(source.link), net_v6(&inner).into())
+                (Via::of(source.link), net_v6(&inner).into())
             })
         });
         v4.chain(v6)
@@ -275,8 +338,8 @@ impl Maps {
     ///
     /// # Errors
     /// [`Error::Map`], [`Error::Full`].
-    pub fn set_source(&mut self, index: u32, prefix: IpNet, admitted: bool) -> Result<(), Error> {
-        let link = index.to_be();
+    pub fn set_source(&mut self, via: Via, prefix: IpNet, admitted: bool) -> Result<(), Error> {
+        let link = via.key();
         let value = admitted.then_some(1);
         let length = 32 + u32::from(prefix.prefix_len());
         match prefix {

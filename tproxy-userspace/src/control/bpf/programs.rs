@@ -7,10 +7,13 @@ use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::tc::{
     NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle, qdisc_add_clsact,
 };
-use aya::programs::{LinkOrder, ProgramError, SchedClassifier, SkLookup, TcAttachType};
+use aya::programs::{
+    CgroupAttachMode, CgroupSock, LinkOrder, ProgramError, SchedClassifier, SkLookup, TcAttachType,
+};
 use aya::{Ebpf, EbpfLoader};
 use tproxy_common::abi::{ABI_VERSION, program};
 
+use super::super::sync::Roles;
 use super::{Error, Maps};
 
 /// The kernel half, built for the target of BPF.
@@ -28,7 +31,10 @@ pub enum AttachWay {
 /// The priority of our clsact filters: 0x7470, after what others put first by hand.
 const PRIORITY: u16 = 0x7470;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
+/// For a second program of ours in the same direction.
+const HANDLE_LOCAL: TcHandle = TcHandle::new(0, 2);
 const LOOKUP_PIN: &str = "lookup";
+const SOCK_CREATE_PIN: &str = "sock_create";
 
 /// The loaded programs.
 pub struct Programs {
@@ -36,39 +42,55 @@ pub struct Programs {
     pins: PathBuf,
 }
 
-/// The two programs of a LAN link.
+/// One program at a link.
 #[derive(Clone, Copy)]
 struct Hook {
     program: &'static str,
     direction: TcAttachType,
+    /// The end of its pin's name.
+    pin: &'static str,
+    handle: TcHandle,
 }
 
-fn hooks(ethernet: bool) -> [Hook; 2] {
-    let (ingress, egress) = if ethernet {
-        (program::LAN_INGRESS, program::UDP_REPLY)
-    } else {
-        (program::LAN_INGRESS_L3, program::UDP_REPLY_L3)
-    };
+/// The programs of a link, in the order in which they are attached.
+fn hooks(roles: Roles, ethernet: bool) -> Vec<Hook> {
+    let pick = |with_header, without| if ethernet { with_header } else { without };
+    let mut hooks = Vec::new();
     // The way back first: nothing is steered before its answers can leave.
-    [
-        Hook {
-            program: egress,
+    if roles.lan || roles.loopback {
+        hooks.push(Hook {
+            program: pick(program::UDP_REPLY, program::UDP_REPLY_L3),
             direction: TcAttachType::Egress,
-        },
-        Hook {
-            program: ingress,
+            pin: "egress",
+            handle: HANDLE,
+        });
+    }
+    if roles.wan {
+        hooks.push(Hook {
+            program: pick(program::LOCAL_EGRESS, program::LOCAL_EGRESS_L3),
+            direction: TcAttachType::Egress,
+            pin: "local",
+            handle: HANDLE_LOCAL,
+        });
+    }
+    if roles.lan || roles.loopback {
+        hooks.push(Hook {
+            program: if roles.loopback {
+                program::LO_INGRESS
+            } else {
+                pick(program::LAN_INGRESS, program::LAN_INGRESS_L3)
+            },
             direction: TcAttachType::Ingress,
-        },
-    ]
+            pin: "ingress",
+            handle: HANDLE,
+        });
+    }
+    hooks
 }
 
 impl Hook {
     fn pin(&self, pins: &Path, index: u32) -> PathBuf {
-        let direction = match self.direction {
-            TcAttachType::Egress => "egress",
-            _ => "ingress",
-        };
-        pins.join(format!("link_{index}_{direction}"))
+        pins.join(format!("link_{index}_{}", self.pin))
     }
 }
 
@@ -98,6 +120,9 @@ impl Programs {
             program::LAN_INGRESS_L3,
             program::UDP_REPLY,
             program::UDP_REPLY_L3,
+            program::LOCAL_EGRESS,
+            program::LOCAL_EGRESS_L3,
+            program::LO_INGRESS,
         ] {
             programs
                 .classifier(name)
@@ -153,31 +178,75 @@ impl Programs {
         Ok(())
     }
 
-    /// Attaches the programs of a LAN link, or puts the new programs in the place of those that are
+    /// Attaches the program that marks exempt sockets to this cgroup, the root of cgroup2, or puts the new
+    /// program in the place of the one a process before this one left.
+    ///
+    /// # Errors
+    /// [`Error::Program`], [`Error::Attach`], [`Error::Pin`], [`Error::File`].
+    pub fn attach_sock_create(&mut self, cgroup: &Path) -> Result<(), Error> {
+        let name = program::SOCK_CREATE;
+        let pin = self.pins.join(SOCK_CREATE_PIN);
+        let failed = |source| Error::Attach {
+            program: name,
+            link: cgroup.display().to_string(),
+            source,
+        };
+        let folder = File::open(cgroup).map_err(file("opening", cgroup))?;
+        let program: &mut CgroupSock = self
+            .ebpf
+            .program_mut(name)
+            .ok_or(ProgramError::NotLoaded)
+            .and_then(TryInto::try_into)
+            .map_err(failed)?;
+        // Not before: a kernel without this kind of program does all the rest.
+        if program.fd().is_err() {
+            program
+                .load()
+                .map_err(|source| Error::Program { name, source })?;
+        }
+        // As with socket lookup: attached before the old one goes. Marking twice is marking. A BPF link
+        // always leaves room for others and takes no flags (cgroup_bpf_link_attach in the kernel's
+        // kernel/bpf/cgroup.c).
+        let id = program
+            .attach(folder, CgroupAttachMode::Single)
+            .map_err(failed)?;
+        let link = program.take_link(id).map_err(failed)?;
+        let link: FdLink = link
+            .try_into()
+            .map_err(|_| failed(ProgramError::NotAttached))?;
+        remove_pin(&pin)?;
+        link.pin(&pin)
+            .map_err(|source| Error::Pin { path: pin, source })?;
+        Ok(())
+    }
+
+    /// Attaches the programs of a link, or puts the new programs in the place of those that are
     /// there. Returns whether a clsact qdisc was there before (with tcx there is none to look for).
     ///
     /// # Errors
     /// [`Error::Attach`], [`Error::Pin`]. What was attached until then is detached again.
-    pub fn attach_lan(
+    pub fn attach_link(
         &mut self,
         index: u32,
         name: &str,
         ethernet: bool,
+        roles: Roles,
         way: AttachWay,
     ) -> Result<bool, Error> {
+        let hooks = hooks(roles, ethernet);
         let attached = match way {
-            AttachWay::Tcx => self.attach_tcx(index, name, ethernet).map(|()| true),
-            AttachWay::Clsact => self.attach_clsact(name, ethernet),
+            AttachWay::Tcx => self.attach_tcx(index, name, &hooks).map(|()| true),
+            AttachWay::Clsact => self.attach_clsact(name, &hooks),
         };
         if attached.is_err() {
             // The first failure is the one to tell.
-            let _ = detach_lan(&self.pins, index, name, way);
+            let _ = detach_link(&self.pins, index, name, roles, way);
         }
         attached
     }
 
-    fn attach_tcx(&mut self, index: u32, name: &str, ethernet: bool) -> Result<(), Error> {
-        for hook in hooks(ethernet) {
+    fn attach_tcx(&mut self, index: u32, name: &str, hooks: &[Hook]) -> Result<(), Error> {
+        for hook in hooks {
             let pin = hook.pin(&self.pins, index);
             let failed = |source| Error::Attach {
                 program: hook.program,
@@ -211,7 +280,7 @@ impl Programs {
         Ok(())
     }
 
-    fn attach_clsact(&mut self, name: &str, ethernet: bool) -> Result<bool, Error> {
+    fn attach_clsact(&mut self, name: &str, hooks: &[Hook]) -> Result<bool, Error> {
         let was_there = match qdisc_add_clsact(name) {
             Ok(()) => false,
             Err(TcError::AlreadyAttached) => true,
@@ -224,7 +293,7 @@ impl Programs {
                 });
             }
         };
-        for hook in hooks(ethernet) {
+        for hook in hooks {
             let failed = |source| Error::Attach {
                 program: hook.program,
                 link: name.into(),
@@ -232,7 +301,7 @@ impl Programs {
             };
             let program = self.classifier(hook.program).map_err(failed)?;
             if let Ok(left) =
-                SchedClassifierLink::attached(name, hook.direction, PRIORITY, HANDLE, None)
+                SchedClassifierLink::attached(name, hook.direction, PRIORITY, hook.handle, None)
                 && let Ok(id) = program.attach_to_link(left)
             {
                 std::mem::forget(program.take_link(id).map_err(failed)?);
@@ -240,7 +309,7 @@ impl Programs {
             }
             let options = TcAttachOptions::Netlink(NlOptions {
                 priority: PRIORITY,
-                handle: HANDLE,
+                handle: hook.handle,
                 classid: None,
             });
             let id = program
@@ -253,18 +322,30 @@ impl Programs {
     }
 }
 
-/// Detaches the programs of a link. A link that is gone took its programs with it.
+/// Detaches the programs of these roles from a link. A link that is gone took its programs with it.
 ///
 /// # Errors
 /// [`Error::Detach`], [`Error::File`].
-pub fn detach_lan(pins: &Path, index: u32, name: &str, way: AttachWay) -> Result<(), Error> {
+pub fn detach_link(
+    pins: &Path,
+    index: u32,
+    name: &str,
+    roles: Roles,
+    way: AttachWay,
+) -> Result<(), Error> {
     let mut result = Ok(());
     // Steering ends before the way back does.
-    for hook in hooks(true).into_iter().rev() {
+    for hook in hooks(roles, true).into_iter().rev() {
         let detached = match way {
             AttachWay::Tcx => remove_pin(&hook.pin(pins, index)),
             AttachWay::Clsact => {
-                match SchedClassifierLink::attached(name, hook.direction, PRIORITY, HANDLE, None) {
+                match SchedClassifierLink::attached(
+                    name,
+                    hook.direction,
+                    PRIORITY,
+                    hook.handle,
+                    None,
+                ) {
                     Ok(link) => {
                         aya::programs::links::Link::detach(link).map_err(|source| Error::Detach {
                             program: hook.program,
@@ -279,6 +360,14 @@ pub fn detach_lan(pins: &Path, index: u32, name: &str, way: AttachWay) -> Result
         result = result.and(detached);
     }
     result
+}
+
+/// Marks no more sockets.
+///
+/// # Errors
+/// [`Error::File`].
+pub fn detach_sock_create(pins: &Path) -> Result<(), Error> {
+    remove_pin(&pins.join(SOCK_CREATE_PIN))
 }
 
 /// Removes a pin; one that is not there needs no removing.
