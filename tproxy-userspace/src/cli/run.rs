@@ -15,12 +15,12 @@ const DEFAULT_CONFIG: &str = "/etc/tproxy-bpf/config.toml";
 
 pub fn run(args: RunArgs) -> Result<ExitCode> {
     init_log();
-    let config = config(&args)?;
+    let first = config(&args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("starting the asynchronous runtime failed")?;
-    runtime.block_on(session::run(config))?;
+    runtime.block_on(session::run(first, &|| config(&args)))?;
     Ok(ExitCode::SUCCESS)
 }
 
