@@ -84,7 +84,14 @@ async fn put_up(
     fresh: bool,
 ) -> Result<Vec<String>> {
     // A gateway that is there keeps its policy unless told otherwise.
+    let mut machine = config.gateway.clone();
+    if !fresh && args.config.is_none() {
+        machine.masquerade = gateway.masquerades()?;
+    }
     if fresh || args.config.is_some() {
+        if machine.forward {
+            gateway.enable_forwarding()?;
+        }
         gateway.set_policy(policy(config))?;
         bypass::replace(gateway.maps(), prefixes, &Terms::default(), Origin::Config)?;
     } else if args.on_proxy_down.is_some() {
@@ -98,6 +105,8 @@ async fn put_up(
     all.extend(exact(&gateway.links(snapshot, false)?)?);
     let wanted = wanted(snapshot, &all, &config.lan.sources);
     let mut synced = gateway.sync(&wanted, snapshot).await?;
+    let machine = gateway.sync_machine(&machine, snapshot);
+    synced.failed.extend(machine.err());
     match synced.failed.pop() {
         Some(error) => Err(error.into()),
         None => Ok(synced.attached),

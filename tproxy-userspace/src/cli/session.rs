@@ -301,7 +301,12 @@ impl Session {
             })
         };
         wanted.sources.retain(|(index, _)| !leaves(*index));
-        Ok(self.gateway.sync(&wanted, &self.snapshot).await?)
+        let mut synced = self.gateway.sync(&wanted, &self.snapshot).await?;
+        let machine = self
+            .gateway
+            .sync_machine(&self.config.gateway, &self.snapshot);
+        synced.failed.extend(machine.err());
+        Ok(synced)
     }
 
     /// Attaches what is there. A link that fails later is told of and tried again; one that fails now

@@ -9,10 +9,12 @@ use tproxy_common::abi::{Link, Listener, Settings};
 
 use super::bpf::{self, AttachWay, Maps, Programs};
 use super::links::{Framing, Snapshot};
+use super::masquerade::{self, Masquerade};
 use super::place::{Lock, Place};
 use super::sync::{LocalKind, Wanted, diff, diff_sets};
 use super::sysctl::{self, Store};
 use super::{Netlink, qdisc, route};
+use crate::config;
 
 /// What can go wrong with a gateway.
 #[derive(Debug, thiserror::Error)]
@@ -120,6 +122,40 @@ impl Gateway {
             tracing::debug!("sysctl {} was {}", change.key, change.was);
         }
         Ok(())
+    }
+
+    /// Brings the machine's own part in step with the attached links and the ways out: with `forward`
+    /// no redirects to go round the gateway, and masquerading. The caller holds the place's lock.
+    ///
+    /// # Errors
+    /// The first thing that failed; the rest is done all the same.
+    pub fn sync_machine(&self, wanted: &config::Gateway, snapshot: &Snapshot) -> Result<(), Error> {
+        let attached: Vec<u32> = self
+            .maps
+            .links()?
+            .into_iter()
+            .map(|(index, _)| index)
+            .collect();
+        let between = Masquerade::between(snapshot, &attached);
+        let mut result = Ok(());
+        if wanted.forward {
+            let both = between.lan.intersection(&between.out).cloned().collect();
+            result = sysctl::silence_redirects(&Store::new(&self.place), &both);
+        }
+        let masqueraded = if wanted.masquerade {
+            masquerade::apply(&self.place, &between)
+        } else {
+            masquerade::remove(&self.place)
+        };
+        result.and(masqueraded.map(drop)).map_err(Error::from)
+    }
+
+    /// Is what the gateway forwards masqueraded by us?
+    ///
+    /// # Errors
+    /// [`Error::Machine`] when what is remembered cannot be read.
+    pub fn masquerades(&self) -> Result<bool, Error> {
+        Ok(masquerade::applied(&self.place)?.is_some())
     }
 
     /// The maps.
@@ -313,17 +349,17 @@ impl Gateway {
     /// The first thing that could not be undone; the rest is undone all the same.
     pub async fn close(mut self, snapshot: &Snapshot, lock: Lock) -> Result<(), Error> {
         let mut result = self.retract();
-        let mut left = 0;
+        let mut left = Vec::new();
         for (index, link) in self.maps.links()? {
             if link.flags & Link::PERSISTENT != 0 {
-                left += 1;
+                left.push(index);
                 continue;
             }
             let name = name_of(snapshot, index).or_else(|| self.attached.get(&index).cloned());
             let detached = self.detach(index, &name.unwrap_or_default(), link).await;
             result = result.and(detached);
         }
-        if left == 0 {
+        if left.is_empty() {
             let Self {
                 place,
                 netlink,
@@ -334,6 +370,8 @@ impl Gateway {
             drop((maps, programs));
             result = result.and(clear(&place, &netlink).await);
             result = result.and(place.remove(lock).map_err(Error::from));
+        } else {
+            result = result.and(masquerade_rest(&self.place, snapshot, &left));
         }
         result
     }
@@ -372,8 +410,17 @@ async fn detach_link(
 /// Removes everything that is left of a gateway whose links are detached, but the folders.
 async fn clear(place: &Place, netlink: &Netlink) -> Result<(), Error> {
     let mut result = bpf::remove_pins(place.pins()).map_err(Error::from);
+    result = result.and(masquerade::remove(place).map(drop).map_err(Error::from));
     result = result.and(route::remove(netlink).await.map(drop).map_err(Error::from));
     result.and(Store::new(place).restore_all().map_err(Error::from))
+}
+
+/// What is masqueraded goes on to be for the links that are left.
+fn masquerade_rest(place: &Place, snapshot: &Snapshot, left: &[u32]) -> Result<(), Error> {
+    if masquerade::applied(place)?.is_some() {
+        masquerade::apply(place, &Masquerade::between(snapshot, left))?;
+    }
+    Ok(())
 }
 
 /// Detaches links by name, or all of them with no name; then nothing is left, whoever put it there.
@@ -427,18 +474,21 @@ pub async fn detach(
     }
     let mut result = Ok(());
     let mut detached = Vec::new();
-    let mut left = present.len();
+    let mut left = Vec::new();
     for (index, name, link) in present {
         if names.is_empty() || names.contains(&name) {
             result = result.and(detach_link(place, &netlink, &mut maps, index, &name, link).await);
             detached.push(name);
-            left -= 1;
+        } else {
+            left.push(index);
         }
     }
-    if left == 0 {
+    if left.is_empty() {
         drop(maps);
         result = result.and(clear(place, &netlink).await);
         result = result.and(place.remove(lock).map_err(Error::from));
+    } else {
+        result = result.and(masquerade_rest(place, snapshot, &left));
     }
     result.map(|()| detached)
 }
