@@ -3,10 +3,11 @@
 //! [`place`] says where a gateway keeps its state, [`preflight`] whether the machine is fit,
 //! [`links`] what the network looks like, [`sync`] what should follow from it; [`route`],
 //! [`sysctl`] and [`masquerade`] change the machine and can take every change back, after `kill -9`
-//! too.
+//! too. [`doctor`] examines a machine for a person.
 
 pub mod bpf;
 pub mod bypass;
+pub mod doctor;
 pub mod gateway;
 pub mod links;
 pub mod masquerade;

@@ -374,7 +374,7 @@ fn find_bpffs(mounts: &str) -> Option<PathBuf> {
 }
 
 /// Undoes the octal escapes of space, tab, newline and backslash.
-fn unescape(field: &str) -> String {
+pub(super) fn unescape(field: &str) -> String {
     field
         .replace("\\040", " ")
         .replace("\\011", "\t")

@@ -332,7 +332,8 @@ fn path(key: &str) -> PathBuf {
     Path::new(ROOT).join(key)
 }
 
-fn read(key: &str) -> Result<String, Error> {
+/// A sysctl's value.
+pub(super) fn read(key: &str) -> Result<String, Error> {
     fs::read_to_string(path(key))
         .map(|value| value.trim().to_owned())
         .map_err(|reason| Error::Sysctl {
