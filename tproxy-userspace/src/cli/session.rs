@@ -23,7 +23,8 @@ use tproxy_userspace::policy::list::load_files;
 
 use super::run::policy;
 
-/// How often expired bypass prefixes are taken out of the tries. They count no more before.
+/// How often expired bypass prefixes are taken out of the tries (they count no more before), and what
+/// somebody else may have undone is done again.
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// How often a link that is to be given up is looked at.
@@ -261,7 +262,7 @@ impl Session {
                 }
                 _ = sweep.tick() => {
                     if let Err(error) = self.sweep() {
-                        tracing::warn!("removing expired bypass prefixes: {error:#}");
+                        tracing::warn!("looking after what has changed by itself: {error:#}");
                     }
                 }
                 asked = server.next() => {
@@ -277,6 +278,9 @@ impl Session {
     fn sweep(&mut self) -> Result<()> {
         let _lock = self.place.lock()?;
         bypass::sweep(self.gateway.maps())?;
+        // A firewall that is loaded anew flushes the tables of others, and nobody tells.
+        self.gateway
+            .sync_machine(&self.config.gateway, &self.snapshot)?;
         Ok(())
     }
 

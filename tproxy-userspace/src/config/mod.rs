@@ -178,8 +178,9 @@ pub struct Gateway {
     /// with a default route the gateway's own address, with an nft table: all IPv4, and IPv6 from
     /// unique local addresses (fc00::/7). Devices with private addresses need it for what goes
     /// direct, unless the router beyond knows a route to them or something else translates. The
-    /// kernel then keeps state (conntrack) for each connection that it forwards, and a connection
-    /// that is translated ends when tproxy-bpf is detached. Needs the program `nft`. Default false.
+    /// kernel then keeps state (conntrack) for each connection that it forwards. A connection that is
+    /// translated ends when tproxy-bpf is detached, and one that lived untranslated when it is
+    /// attached. Needs the program `nft`. Default false.
     pub masquerade: bool,
 }
 

@@ -449,9 +449,9 @@ fn translation_of(facts: &Facts, family: u8, check: &'static str) -> Option<Find
             .map(|way| format!("\"{way}\""))
             .collect();
         finding.remedy(format!(
-            "`[gateway] masquerade = true` in the configuration; or: nft 'add table inet masquerade; \
-             add chain inet masquerade out {{ type nat hook postrouting priority 100; }}; \
-             add rule inet masquerade out oifname {{ {} }} {which} masquerade'; \
+            "`[gateway] masquerade = true` in the configuration; or: nft 'add table inet lan_nat; \
+             add chain inet lan_nat out {{ type nat hook postrouting priority 100; }}; \
+             add rule inet lan_nat out oifname {{ {} }} {which} masquerade'; \
              or a route to {sources} on the router beyond",
             links.join(", ")
         ))

@@ -100,8 +100,12 @@ fn a_fit_machine_is_told_so_by_every_check() {
 #[test]
 fn each_fault_is_found_and_nothing_else() {
     use Severity::{Hint, Problem};
-    type Spoil = fn(&mut Facts);
-    let cases: [(&str, Spoil, &[(&str, Severity)]); 20] = [
+    type Case = (
+        &'static str,
+        fn(&mut Facts),
+        &'static [(&'static str, Severity)],
+    );
+    let cases: [Case; 20] = [
         (
             "old kernel",
             |f| f.release = "5.10.3".into(),
