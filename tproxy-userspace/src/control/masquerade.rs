@@ -11,6 +11,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{ErrorKind, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
@@ -184,6 +185,8 @@ fn nft(operation: &'static str, arguments: &[&str], script: &str) -> Result<Outp
     let run = || {
         let mut child = Command::new("nft")
             .args(arguments)
+            // A Ctrl-C that ends the proxy must not end what clears up behind it.
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -222,7 +225,11 @@ fn success(operation: &'static str, output: &Output) -> Result<(), Error> {
     Err(Error::Program {
         operation,
         object: OBJECT,
-        reason: format!("nft says: {}", said.trim()),
+        // What follows shows where in the script.
+        reason: format!(
+            "nft says: {}",
+            said.trim().lines().next().unwrap_or("nothing")
+        ),
         advice: "; it needs a kernel with nf_tables and NAT (CONFIG_NFT_MASQ)",
     })
 }

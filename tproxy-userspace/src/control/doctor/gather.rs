@@ -191,5 +191,11 @@ fn run(program: &str, arguments: &[&str]) -> Result<String, Option<String>> {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    Err(Some(said.trim().to_owned()))
+    Err(Some(
+        said.trim()
+            .lines()
+            .next()
+            .unwrap_or("it says nothing")
+            .to_owned(),
+    ))
 }

@@ -1,6 +1,6 @@
 //! Is this machine fit to be a gateway? [`gather`] looks, [`examine`] judges: pure, over [`Facts`].
 //!
-//! A check is a function and its line in [`CHECKS`]; what it needs is a field of [`Facts`].
+//! A check is a function and its line in `CHECKS`; what it needs is a field of [`Facts`].
 
 mod gather;
 mod nat;
