@@ -2,6 +2,7 @@ use std::process::Command;
 
 use serde_json::json;
 
+use super::checks::CHECKS;
 use super::gather::find_cgroup2;
 use super::nat::{of_iptables, of_nft};
 use super::*;
