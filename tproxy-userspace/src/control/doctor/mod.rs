@@ -1,4 +1,4 @@
-//! Is this machine fit to be a gateway? [`gather`] looks, [`examine`] judges: pure, over [`Facts`].
+//! Is this machine fit to be a gateway? [`gather()`] looks, [`examine`] judges: pure, over [`Facts`].
 //!
 //! A check is a function in `checks.rs` and its line in the list there; what it needs is a field of [`Facts`].
 
