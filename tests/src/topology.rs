@@ -25,6 +25,7 @@ pub struct Builder {
     second_lan: bool,
     neighbour: bool,
     masquerade: bool,
+    no_way_back: bool,
     alone: bool,
     lan_mtu: u32,
     wan_mtu: u32,
@@ -37,6 +38,7 @@ impl Default for Builder {
             second_lan: false,
             neighbour: false,
             masquerade: false,
+            no_way_back: false,
             alone: false,
             lan_mtu: 1500,
             wan_mtu: 1500,
@@ -70,6 +72,13 @@ impl Builder {
     #[must_use]
     pub const fn masquerade(mut self) -> Self {
         self.masquerade = true;
+        self
+    }
+
+    /// The internet knows no route to the LANs, as the real one knows none to private addresses.
+    #[must_use]
+    pub const fn no_way_back(mut self) -> Self {
+        self.no_way_back = true;
         self
     }
 
@@ -172,6 +181,9 @@ impl Builder {
         }
         give(&internet, uplink, Family::internet, None)?;
         far_addresses(&internet)?;
+        if !self.no_way_back {
+            ways_back(&internet)?;
+        }
         if self.masquerade {
             masquerade(&gateway)?;
         }
@@ -259,12 +271,17 @@ fn far_addresses(internet: &Namespace) -> Result<()> {
             ));
         }
     }
-    // Not translated, so a server sees the device's own address when its traffic went direct.
-    let (v4, v6) = (Family::V4.gateway_wan(), Family::V6.gateway_wan());
-    lines.push(format!("route add 10.76.0.0/14 via {v4}"));
-    lines.push(format!("route add 2001:db8:77::/64 via {v6}"));
-    lines.push(format!("route add 2001:db8:78::/64 via {v6}"));
     batch(internet, &lines)
+}
+
+/// Not translated, so a server sees the device's own address when its traffic went direct.
+fn ways_back(internet: &Namespace) -> Result<()> {
+    let (v4, v6) = (Family::V4.gateway_wan(), Family::V6.gateway_wan());
+    internet.ip(&[
+        &format!("route add 10.76.0.0/14 via {v4}"),
+        &format!("route add 2001:db8:77::/64 via {v6}"),
+        &format!("route add 2001:db8:78::/64 via {v6}"),
+    ])
 }
 
 fn masquerade(gateway: &Namespace) -> Result<()> {

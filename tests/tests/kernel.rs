@@ -318,7 +318,7 @@ fn of_what_the_gateway_sends_the_exempt_passes() {
         ] {
             for kind in [Kind::Syn, Kind::Udp] {
                 let frame = frame_from(kind, own, far);
-                let mut reason =
+                let reason =
                     |bench: &mut Bench, mark| bench.reason_of(program::LOCAL_EGRESS, &frame, mark);
                 // What comes in by this link is admitted, what is sent by it is not.
                 let own = own.parse::<IpAddr>().unwrap().into();

@@ -8,9 +8,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use lab::{
     Family, Far, Lab, Snapshot, Tproxy, probe::at, servers::TcpEcho, traffic::connect, wait::SOON,
+    ways::soon,
 };
 use nix::sys::signal::Signal;
 
@@ -97,6 +98,40 @@ fn the_difference_comes_into_force() -> Result<()> {
     drop(proxied);
     proxy.tproxy.stop()?;
     drop(far);
+    lab.restored(&before)
+}
+
+/// What the machine was given for as long as it is configured goes back when it is not.
+#[test]
+fn settings_of_the_machine_follow() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.gateway.sysctl(&[("net/ipv4/ip_forward", "0")])?;
+    let before = Snapshot::take(&lab)?;
+    let lan = lab.lan();
+    let plain = format!("[lan]\ninterfaces = [\"{lan}\"]\n");
+    let router = format!("{plain}[gateway]\nforward = true\nmasquerade = true\n");
+    let forwards = || -> Result<String> {
+        let read = ["cat", "/proc/sys/net/ipv4/ip_forward"];
+        Ok(lab.gateway.run(&read)?.stdout.trim().to_owned())
+    };
+    let tables = || -> Result<String> { Ok(lab.gateway.run(&["nft", "list", "tables"])?.stdout) };
+    let proxy = Reloadable::start(&lab, &plain)?;
+    for _ in 0..2 {
+        assert_eq!((&*forwards()?, &*tables()?), ("0", ""));
+        proxy.reload(&router, "reloaded")?;
+        soon("forwarding and masquerade", || {
+            ensure!(forwards()? == "1", "it does not forward");
+            ensure!(tables()?.contains("tproxy_bpf"), "it does not masquerade");
+            Ok(())
+        })?;
+        proxy.reload(&plain, "reloaded")?;
+        soon("no forwarding and no masquerade", || {
+            ensure!(forwards()? == "0", "it forwards");
+            ensure!(tables()?.is_empty(), "it masquerades");
+            Ok(())
+        })?;
+    }
+    proxy.tproxy.stop()?;
     lab.restored(&before)
 }
 

@@ -11,7 +11,7 @@ use tproxy_userspace::control::gateway;
 use super::{Policy, RunArgs, session};
 
 /// The configuration of a machine that has one.
-const DEFAULT_CONFIG: &str = "/etc/tproxy-bpf/config.toml";
+pub const DEFAULT_CONFIG: &str = "/etc/tproxy-bpf/config.toml";
 
 pub fn run(args: RunArgs) -> Result<ExitCode> {
     init_log();

@@ -24,7 +24,8 @@ use tproxy_userspace::policy::list::load_files;
 
 use super::run::policy;
 
-/// How often expired bypass prefixes are taken out of the tries. They count no more before.
+/// How often expired bypass prefixes are taken out of the tries (they count no more before), and what
+/// somebody else may have undone is done again.
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// How often a link that is to be given up is looked at.
@@ -296,7 +297,7 @@ impl Session<'_> {
                 }
                 _ = sweep.tick() => {
                     if let Err(error) = self.sweep() {
-                        tracing::warn!("removing expired bypass prefixes: {error:#}");
+                        tracing::warn!("looking after what has changed by itself: {error:#}");
                     }
                 }
                 asked = server.next() => {
@@ -330,8 +331,12 @@ impl Session<'_> {
             }
             return Err(error);
         }
-        self.config = config;
+        let before = std::mem::replace(&mut self.config, config);
         self.prefixes = prefixes;
+        if before.gateway.forward && !self.config.gateway.forward {
+            let _lock = self.place.lock()?;
+            self.gateway.disable_forwarding()?;
+        }
         let synced = self.sync().await?;
         self.tell(&synced);
         Ok(())
@@ -346,6 +351,9 @@ impl Session<'_> {
     fn sweep(&mut self) -> Result<()> {
         let _lock = self.place.lock()?;
         bypass::sweep(self.gateway.maps())?;
+        // A firewall that is loaded anew flushes the tables of others, and nobody tells.
+        self.gateway
+            .sync_machine(&self.config.gateway, &self.snapshot)?;
         Ok(())
     }
 
@@ -369,7 +377,12 @@ impl Session<'_> {
                 .is_some_and(|link| self.leaving.iter().any(|leaving| leaving.name == link.name))
         };
         wanted.sources.retain(|(via, _)| !leaves(via.link));
-        Ok(self.gateway.sync(&wanted, &self.snapshot).await?)
+        let mut synced = self.gateway.sync(&wanted, &self.snapshot).await?;
+        let machine = self
+            .gateway
+            .sync_machine(&self.config.gateway, &self.snapshot);
+        synced.failed.extend(machine.err());
+        Ok(synced)
     }
 
     /// Attaches what is there. A link that fails later is told of and tried again; one that fails now
