@@ -1,10 +1,13 @@
 //! One run of a gateway with its proxy: start in order, follow the machine, stop in reverse.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tproxy_common::abi::{Listener, Origin};
 use tproxy_userspace::config::{Config, LinkPattern};
@@ -16,7 +19,7 @@ use tproxy_userspace::control::links::{Snapshot, Watch};
 use tproxy_userspace::control::place::{Lock, Place};
 use tproxy_userspace::control::preflight::{self, KernelVersion};
 use tproxy_userspace::control::sync::wanted;
-use tproxy_userspace::data::{DrainReport, Limits, Outbound, Proxy, Sockets};
+use tproxy_userspace::data::{DrainReport, Limits, Outbound, Proxy, Sockets, Upstream};
 use tproxy_userspace::net::SocketFactory;
 use tproxy_userspace::observe::socket::{Asked, Request, Server};
 use tproxy_userspace::policy::list::load_files;
@@ -36,6 +39,8 @@ struct Session {
     place: Place,
     gateway: Gateway,
     proxy: Proxy,
+    /// The addresses of the outbound's server.
+    servers: watch::Receiver<BTreeSet<IpAddr>>,
     watch: Watch,
     snapshot: Snapshot,
     /// Links that `detach` took from this run.
@@ -74,8 +79,29 @@ pub async fn run(config: Config) -> Result<()> {
     let snapshot = watch.next().await?;
     preflight::check_links(&config.lan.interfaces, &snapshot)?;
     let presence = Presence::new(&place)?;
-    let (gateway, proxy) = match start(&config, outbound, &prefixes, &place, findings.kernel).await
-    {
+    let opened = tokio::select! {
+        opened = open(&config, outbound, own_addresses(&snapshot)) => opened.map(Some),
+        () = signals.stop() => Ok(None),
+    };
+    let started = match opened {
+        Ok(Some((sockets, upstream))) => {
+            start(
+                &config,
+                sockets,
+                upstream,
+                &prefixes,
+                &place,
+                findings.kernel,
+            )
+            .await
+        }
+        Ok(None) => {
+            close(None, &place, &snapshot, presence).await;
+            return Ok(());
+        }
+        Err(error) => Err((None, error)),
+    };
+    let (gateway, proxy) = match started {
         Ok(started) => started,
         Err((gateway, error)) => {
             close(gateway, &place, &snapshot, presence).await;
@@ -87,6 +113,7 @@ pub async fn run(config: Config) -> Result<()> {
         started: Instant::now(),
         place,
         gateway,
+        servers: proxy.servers(),
         proxy,
         watch,
         snapshot,
@@ -147,18 +174,53 @@ pub fn exact(names: &[String]) -> Result<Vec<LinkPattern>> {
     names.iter().map(|name| Ok(name.parse()?)).collect()
 }
 
+/// The gateway's own addresses.
+fn own_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
+    let addresses = snapshot.addresses.iter();
+    addresses.map(|address| address.address).collect()
+}
+
+/// The addresses that must go direct because the outbound's server is there. What is on loopback is
+/// never steered.
+fn server_prefixes(servers: &BTreeSet<IpAddr>) -> Vec<ipnet::IpNet> {
+    let elsewhere = |server: &&IpAddr| !server.is_loopback() && !server.is_unspecified();
+    servers
+        .iter()
+        .filter(elsewhere)
+        .map(|server| ipnet::IpNet::from(*server))
+        .collect()
+}
+
+/// What goes with those entries of the bypass set.
+fn server_terms(config: &Config) -> Terms {
+    Terms {
+        ttl: None,
+        note: format!("server of \"{}\"", config.outbound().name),
+    }
+}
+
+/// What the proxy needs before the gateway is touched: its sockets, and the addresses of its outbound's server.
+async fn open(
+    config: &Config,
+    outbound: Outbound,
+    own: BTreeSet<IpAddr>,
+) -> Result<(Sockets, Upstream)> {
+    let factory = SocketFactory::default();
+    let port = Some(config.proxy.port).filter(|port| *port != 0);
+    let sockets = Sockets::bind(&factory, port, &limits(config))?;
+    let upstream = Upstream::open(outbound, &sockets, own, factory).await?;
+    Ok((sockets, upstream))
+}
+
 /// Everything up to the links themselves. With a failure comes the gateway as far as it got.
 async fn start(
     config: &Config,
-    outbound: Outbound,
+    sockets: Sockets,
+    upstream: Upstream,
     prefixes: &[ipnet::IpNet],
     place: &Place,
     kernel: KernelVersion,
 ) -> Result<(Gateway, Proxy), (Option<Gateway>, anyhow::Error)> {
-    let factory = SocketFactory::default();
-    let limits = limits(config);
-    let port = Some(config.proxy.port).filter(|port| *port != 0);
-    let sockets = Sockets::bind(&factory, port, &limits).map_err(|error| (None, error.into()))?;
     let opened = match place.lock() {
         Ok(_lock) => Gateway::open(place.clone(), way(kernel), false)
             .await
@@ -166,8 +228,10 @@ async fn start(
         Err(error) => Err(error.into()),
     };
     let mut gateway = opened.map_err(|error| (None, error))?;
-    let started = prepare(&mut gateway, config, prefixes, &sockets).and_then(|()| {
-        Proxy::start(sockets, outbound, &limits, factory).map_err(anyhow::Error::from)
+    let servers = upstream.addresses();
+    let started = prepare(&mut gateway, config, prefixes, &servers, &sockets).and_then(|()| {
+        let factory = SocketFactory::default();
+        Ok(Proxy::start(sockets, upstream, &limits(config), factory)?)
     });
     match started {
         Ok(proxy) => Ok((gateway, proxy)),
@@ -180,10 +244,13 @@ fn prepare(
     gateway: &mut Gateway,
     config: &Config,
     prefixes: &[ipnet::IpNet],
+    servers: &BTreeSet<IpAddr>,
     sockets: &Sockets,
 ) -> Result<()> {
     gateway.set_policy(policy(config))?;
     bypass::replace(gateway.maps(), prefixes, &Terms::default(), Origin::Config)?;
+    let (servers, terms) = (server_prefixes(servers), server_terms(config));
+    bypass::replace(gateway.maps(), &servers, &terms, Origin::Outbound)?;
     if config.gateway.forward {
         gateway.enable_forwarding()?;
     }
@@ -207,7 +274,13 @@ async fn close(gateway: Option<Gateway>, place: &Place, snapshot: &Snapshot, pre
         // Its files are in the folder that is to go.
         drop(presence);
         match gateway {
-            Some(gateway) => gateway.close(snapshot, lock).await?,
+            Some(mut gateway) => {
+                // What stays attached without a proxy has no server to spare.
+                let maps = gateway.maps();
+                let spared = bypass::replace(maps, &[], &Terms::default(), Origin::Outbound);
+                gateway.close(snapshot, lock).await?;
+                spared?;
+            }
             None => place.remove(lock)?,
         }
         anyhow::Ok(())
@@ -254,14 +327,20 @@ impl Session {
                             continue;
                         }
                     };
+                    self.proxy.set_own_addresses(own_addresses(&self.snapshot));
                     match self.sync().await {
                         Ok(synced) => self.tell(&synced),
                         Err(error) => tracing::error!("following the links: {error:#}"),
                     }
                 }
+                Ok(()) = self.servers.changed() => {
+                    if let Err(error) = self.spare_servers() {
+                        tracing::error!("bypassing the outbound's server: {error:#}");
+                    }
+                }
                 _ = sweep.tick() => {
                     if let Err(error) = self.sweep() {
-                        tracing::warn!("removing expired bypass prefixes: {error:#}");
+                        tracing::warn!("tidying up the bypass set: {error:#}");
                     }
                 }
                 asked = server.next() => {
@@ -277,6 +356,19 @@ impl Session {
     fn sweep(&mut self) -> Result<()> {
         let _lock = self.place.lock()?;
         bypass::sweep(self.gateway.maps())?;
+        // What a command removed, or was in the place of for a while.
+        let servers = server_prefixes(&self.servers.borrow());
+        let terms = server_terms(&self.config);
+        bypass::restore(self.gateway.maps(), &servers, &terms, Origin::Outbound)?;
+        Ok(())
+    }
+
+    /// The addresses of the outbound's server go direct, those that it had before no more.
+    fn spare_servers(&mut self) -> Result<()> {
+        let _lock = self.place.lock()?;
+        let servers = server_prefixes(&self.servers.borrow_and_update());
+        let terms = server_terms(&self.config);
+        bypass::replace(self.gateway.maps(), &servers, &terms, Origin::Outbound)?;
         Ok(())
     }
 
@@ -355,6 +447,7 @@ impl Session {
             "pid": std::process::id(),
             "uptime_seconds": self.started.elapsed().as_secs(),
             "outbound": self.outbound(),
+            "servers": *self.servers.borrow(),
             "interfaces": self.config.lan.interfaces.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "traffic": self.proxy.stats(),
         })

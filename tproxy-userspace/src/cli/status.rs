@@ -168,6 +168,15 @@ fn text(status: &Status) -> String {
             let uptime = output::duration(uptime);
             line("proxy", &format!("running since {uptime}, process {pid}"));
             line("outbound", detail["outbound"].as_str().unwrap_or("?"));
+            let servers: Vec<_> = detail["servers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
+            if !servers.is_empty() {
+                line("server at", &servers.join(", "));
+            }
             let traffic = &detail["traffic"];
             let count = |key: &str| output::number(traffic[key].as_u64().unwrap_or(0));
             line(

@@ -638,7 +638,13 @@ mod tests {
     fn default_routes_name_the_ways_out() {
         in_namespace(|| async {
             let mut wanted = BTreeSet::new();
-            for (name, own) in [("tun1", 1), ("tun2", 2), ("tun3", 3), ("tun4", 4), ("tun5", 5)] {
+            for (name, own) in [
+                ("tun1", 1),
+                ("tun2", 2),
+                ("tun3", 3),
+                ("tun4", 4),
+                ("tun5", 5),
+            ] {
                 ip(&format!("tuntap add dev {name} mode tun"));
                 ip(&format!("link set {name} up"));
                 ip(&format!("address add 10.8.{own}.1/24 dev {name}"));

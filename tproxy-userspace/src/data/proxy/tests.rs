@@ -7,7 +7,12 @@ fn start() -> (Proxy, std::net::SocketAddr) {
     let limits = Limits::default();
     let sockets = Sockets::bind(&factory, None, &limits).expect("root");
     let own = sockets.v4.listener_address;
-    let proxy = Proxy::start(sockets, Outbound::Direct, &limits, factory);
+    let upstream = Upstream {
+        way: Way::fixed("direct://"),
+        resolver: Resolver::system(factory),
+        guard: Arc::new(Guard::new(&sockets, BTreeSet::new())),
+    };
+    let proxy = Proxy::start(sockets, upstream, &limits, factory);
     (proxy.expect("started"), own)
 }
 
