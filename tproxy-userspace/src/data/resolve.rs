@@ -99,7 +99,7 @@ impl Resolver {
     }
 
     async fn ask(&self, name: &str) -> Result<Answer, String> {
-        if let Some(answer) = self.from_hosts(name) {
+        if let Some(answer) = self.in_hosts(name) {
             return Ok(answer);
         }
         let (config, mut options) = self.configuration();
@@ -125,7 +125,7 @@ impl Resolver {
     }
 
     /// What `/etc/hosts` says. A name that is there for one family is not asked for in the other.
-    fn from_hosts(&self, name: &str) -> Option<Answer> {
+    fn in_hosts(&self, name: &str) -> Option<Answer> {
         #[cfg(test)]
         if matches!(self.source, Source::Server(_)) {
             return None;

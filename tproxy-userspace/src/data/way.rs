@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use url::Host;
@@ -213,6 +214,8 @@ impl Way {
         let mut known = self.known();
         known.due = Instant::now() + bounded(answer.ttl);
         known.stale = false;
+        // What failed while the question was under way failed with the old addresses.
+        let _ = self.failed.notified().now_or_never();
         if known.addresses == addresses {
             return;
         }
