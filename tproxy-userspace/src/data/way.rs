@@ -126,14 +126,16 @@ impl Way {
 
     /// An outbound whose server, if it has one, is given by its address.
     fn literal(outbound: Outbound) -> Self {
-        let addresses = match &outbound {
-            Outbound::Direct => Vec::new(),
+        let address: Option<IpAddr> = match &outbound {
+            Outbound::Direct => None,
             Outbound::Socks5(server) => match server.host {
-                Host::Ipv4(ip) => vec![(ip, server.port).into()],
-                Host::Ipv6(ip) => vec![(ip, server.port).into()],
-                Host::Domain(_) => Vec::new(),
+                Host::Ipv4(ip) => Some(ip.into()),
+                // An IPv4 address in IPv6's clothes is reached by an IPv4 socket.
+                Host::Ipv6(ip) => Some(ip.to_canonical()),
+                Host::Domain(_) => None,
             },
         };
+        let addresses = arrange(address.as_slice(), port(&outbound));
         Self::new(outbound, addresses, LONGEST_TTL)
     }
 
