@@ -270,6 +270,8 @@ fn a_name_that_becomes_the_proxy_itself_is_an_alarm_until_it_moves_on() -> Resul
             .any(|line| line.contains("leads back into this proxy")),
         "{lines:?}"
     );
+    let text = lab.tproxy_run(&["status"])?.ok()?.stdout;
+    assert!(text.contains(" loop"), "{text}");
     // Nothing came to the listener.
     assert_eq!(lab.proxy_count("/failures/own_port")?, 0);
     upstream.spares(&[])?;

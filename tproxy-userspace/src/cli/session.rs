@@ -25,6 +25,7 @@ use tproxy_userspace::observe::socket::{Asked, Request, Server};
 use tproxy_userspace::policy::list::load_files;
 
 use super::run::policy;
+use super::upstream;
 
 /// How often expired bypass prefixes are taken out of the tries. They count no more before.
 const SWEEP: Duration = Duration::from_secs(60);
@@ -80,21 +81,11 @@ pub async fn run(config: Config) -> Result<()> {
     preflight::check_links(&config.lan.interfaces, &snapshot)?;
     let presence = Presence::new(&place)?;
     let opened = tokio::select! {
-        opened = open(&config, outbound, own_addresses(&snapshot)) => opened.map(Some),
+        opened = upstream::open(&config, outbound, upstream::own_addresses(&snapshot)) => opened.map(Some),
         () = signals.stop() => Ok(None),
     };
     let started = match opened {
-        Ok(Some((sockets, upstream))) => {
-            start(
-                &config,
-                sockets,
-                upstream,
-                &prefixes,
-                &place,
-                findings.kernel,
-            )
-            .await
-        }
+        Ok(Some(opened)) => start(&config, opened, &prefixes, &place, findings.kernel).await,
         Ok(None) => {
             close(None, &place, &snapshot, presence).await;
             return Ok(());
@@ -157,7 +148,7 @@ pub fn bypass_prefixes(config: &Config) -> Result<Vec<ipnet::IpNet>> {
 }
 
 /// What the proxy allows.
-fn limits(config: &Config) -> Limits {
+pub fn limits(config: &Config) -> Limits {
     Limits {
         max_connections: config.tcp.max_connections.map(|limit| limit as usize),
         tcp_idle: config.tcp.idle,
@@ -174,49 +165,10 @@ pub fn exact(names: &[String]) -> Result<Vec<LinkPattern>> {
     names.iter().map(|name| Ok(name.parse()?)).collect()
 }
 
-/// The gateway's own addresses.
-fn own_addresses(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
-    let addresses = snapshot.addresses.iter();
-    addresses.map(|address| address.address).collect()
-}
-
-/// The addresses that must go direct because the outbound's server is there. What is on loopback is
-/// never steered.
-fn server_prefixes(servers: &BTreeSet<IpAddr>) -> Vec<ipnet::IpNet> {
-    let elsewhere = |server: &&IpAddr| !server.is_loopback() && !server.is_unspecified();
-    servers
-        .iter()
-        .filter(elsewhere)
-        .map(|server| ipnet::IpNet::from(*server))
-        .collect()
-}
-
-/// What goes with those entries of the bypass set.
-fn server_terms(config: &Config) -> Terms {
-    Terms {
-        ttl: None,
-        note: format!("server of \"{}\"", config.outbound().name),
-    }
-}
-
-/// What the proxy needs before the gateway is touched: its sockets, and the addresses of its outbound's server.
-async fn open(
-    config: &Config,
-    outbound: Outbound,
-    own: BTreeSet<IpAddr>,
-) -> Result<(Sockets, Upstream)> {
-    let factory = SocketFactory::default();
-    let port = Some(config.proxy.port).filter(|port| *port != 0);
-    let sockets = Sockets::bind(&factory, port, &limits(config))?;
-    let upstream = Upstream::open(outbound, &sockets, own, factory).await?;
-    Ok((sockets, upstream))
-}
-
 /// Everything up to the links themselves. With a failure comes the gateway as far as it got.
 async fn start(
     config: &Config,
-    sockets: Sockets,
-    upstream: Upstream,
+    (sockets, ready): (Sockets, Upstream),
     prefixes: &[ipnet::IpNet],
     place: &Place,
     kernel: KernelVersion,
@@ -228,10 +180,10 @@ async fn start(
         Err(error) => Err(error.into()),
     };
     let mut gateway = opened.map_err(|error| (None, error))?;
-    let servers = upstream.addresses();
+    let servers = ready.addresses();
     let started = prepare(&mut gateway, config, prefixes, &servers, &sockets).and_then(|()| {
         let factory = SocketFactory::default();
-        Ok(Proxy::start(sockets, upstream, &limits(config), factory)?)
+        Ok(Proxy::start(sockets, ready, &limits(config), factory)?)
     });
     match started {
         Ok(proxy) => Ok((gateway, proxy)),
@@ -249,7 +201,7 @@ fn prepare(
 ) -> Result<()> {
     gateway.set_policy(policy(config))?;
     bypass::replace(gateway.maps(), prefixes, &Terms::default(), Origin::Config)?;
-    let (servers, terms) = (server_prefixes(servers), server_terms(config));
+    let (servers, terms) = (upstream::prefixes(servers), upstream::terms(config));
     bypass::replace(gateway.maps(), &servers, &terms, Origin::Outbound)?;
     if config.gateway.forward {
         gateway.enable_forwarding()?;
@@ -327,7 +279,7 @@ impl Session {
                             continue;
                         }
                     };
-                    self.proxy.set_own_addresses(own_addresses(&self.snapshot));
+                    self.proxy.set_own_addresses(upstream::own_addresses(&self.snapshot));
                     match self.sync().await {
                         Ok(synced) => self.tell(&synced),
                         Err(error) => tracing::error!("following the links: {error:#}"),
@@ -357,8 +309,8 @@ impl Session {
         let _lock = self.place.lock()?;
         bypass::sweep(self.gateway.maps())?;
         // What a command removed, or was in the place of for a while.
-        let servers = server_prefixes(&self.servers.borrow());
-        let terms = server_terms(&self.config);
+        let servers = upstream::prefixes(&self.servers.borrow());
+        let terms = upstream::terms(&self.config);
         bypass::restore(self.gateway.maps(), &servers, &terms, Origin::Outbound)?;
         Ok(())
     }
@@ -366,8 +318,8 @@ impl Session {
     /// The addresses of the outbound's server go direct, those that it had before no more.
     fn spare_servers(&mut self) -> Result<()> {
         let _lock = self.place.lock()?;
-        let servers = server_prefixes(&self.servers.borrow_and_update());
-        let terms = server_terms(&self.config);
+        let servers = upstream::prefixes(&self.servers.borrow_and_update());
+        let terms = upstream::terms(&self.config);
         bypass::replace(self.gateway.maps(), &servers, &terms, Origin::Outbound)?;
         Ok(())
     }

@@ -196,6 +196,18 @@ fn text(status: &Status) -> String {
                     count("associations_total")
                 ),
             );
+            let failures: Vec<String> = traffic["failures"]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(word, count)| {
+                    let count = output::number(count.as_u64().unwrap_or(0));
+                    format!("{count} {word}")
+                })
+                .collect();
+            if !failures.is_empty() {
+                line("failures", &failures.join(", "));
+            }
         }
         (Some(pid), None) => line("proxy", &format!("process {pid} runs but does not answer")),
         (None, _) if status.attached => line("proxy", &format!("not running: {down}")),
