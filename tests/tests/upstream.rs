@@ -10,15 +10,16 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    Family, Lab, Snapshot, Tproxy,
+    Family, Lab, Process, Snapshot, Tproxy,
     gateway::binary,
     probe::{at, fate},
     process,
     servers::{Dnsmasq, Microsocks, Nginx},
     traffic::whoami,
-    wait::until,
+    wait::{SOON, until},
     ways::soon,
 };
+use nix::sys::signal::Signal;
 
 /// The name of the server.
 const NAME: &str = "socks.lab";
@@ -201,6 +202,21 @@ fn a_name_that_moves_is_followed_and_a_dead_name_server_breaks_nothing() -> Resu
     upstream.spares(&[one])?;
     drop(second);
     tproxy.stop()
+}
+
+#[test]
+fn a_start_that_waits_for_the_name_server_can_be_ended() -> Result<()> {
+    let upstream = Upstream::new()?;
+    let lab = &upstream.lab;
+    let before = Snapshot::take(lab)?;
+    let dns = upstream.dns.as_ref().context("it was started")?;
+    dns.process().signal(Signal::SIGSTOP)?;
+    let mut process = Process::spawn(upstream.command("socks5://socks.lab:1080")?)?;
+    until("the proxy to take its place", SOON, || {
+        Ok(lab.state().exists().then_some(()))
+    })?;
+    process.stop(Duration::from_secs(5))?;
+    lab.restored(&before)
 }
 
 #[test]
