@@ -201,6 +201,23 @@ pub enum Origin {
     Command = 1,
     /// The configuration or one of its files.
     Config = 2,
+    /// The running proxy, for the addresses of its outbound's server.
+    Outbound = 3,
+}
+
+impl Origin {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Command, Self::Config, Self::Outbound];
+
+    /// The word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Command => "command",
+            Self::Config => "config",
+            Self::Outbound => "outbound",
+        }
+    }
 }
 
 /// A bypassed prefix.
