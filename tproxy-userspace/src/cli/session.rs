@@ -20,7 +20,7 @@ use tproxy_userspace::control::links::{Snapshot, Watch};
 use tproxy_userspace::control::place::{Lock, Place};
 use tproxy_userspace::control::preflight::{self, KernelVersion};
 use tproxy_userspace::control::sync::{Roles, Selection, wanted};
-use tproxy_userspace::data::{DrainReport, Limits, Outbound, Proxy, Sockets, Upstream};
+use tproxy_userspace::data::{DrainReport, Limits, Proxy, Sockets, Upstream};
 use tproxy_userspace::net::SocketFactory;
 use tproxy_userspace::observe::socket::{Asked, Request, Server};
 use tproxy_userspace::policy::list::load_files;
@@ -77,7 +77,7 @@ struct Leaving {
 /// Proxies until SIGINT or SIGTERM.
 pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
     // What can be wrong with the words is found before anything is touched.
-    let outbound: Outbound = config.outbound().url.as_str_with_secret().parse()?;
+    let outbounds = upstream::outbounds(&config)?;
     let prefixes = bypass_prefixes(&config)?;
     let findings = preflight::check_machine()?;
     for warning in findings.warnings {
@@ -90,7 +90,7 @@ pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
     preflight::check_links(&selection(&config), &snapshot)?;
     let presence = Presence::new(&place)?;
     let opened = tokio::select! {
-        opened = upstream::open(&config, outbound, upstream::own_addresses(&snapshot)) => opened.map(Some),
+        opened = upstream::open(&config, outbounds, upstream::own_addresses(&snapshot)) => opened.map(Some),
         () = signals.stop() => Ok(None),
     };
     let started = match opened {
@@ -227,7 +227,7 @@ fn prepare(
     sockets: &Sockets,
 ) -> Result<()> {
     enforce(gateway, config, prefixes)?;
-    let (servers, terms) = (upstream::prefixes(servers), upstream::terms(config));
+    let (servers, terms) = (upstream::prefixes(servers), upstream::terms());
     bypass::replace(gateway.maps(), &servers, &terms, Origin::Outbound)?;
     let listeners: Vec<_> = Listener::ALL
         .into_iter()
@@ -355,19 +355,24 @@ impl Session<'_> {
                 tracing::warn!("{key} has changed, which takes a restart to come into force");
             }
         }
-        let url = |config: &Config| config.outbound().url.clone();
-        let other_outbound = url(&config) != url(&self.config);
-        // First: its server must be found, and may be refused.
-        if other_outbound {
-            let outbound = url(&config).as_str_with_secret().parse()?;
-            self.proxy.set_outbound(outbound).await?;
+        let other_outbounds = config.outbounds != self.config.outbounds;
+        // First: their servers must be found, and may be refused.
+        if other_outbounds {
+            self.proxy
+                .set_outbounds(upstream::outbounds(&config)?)
+                .await?;
         }
         if let Err(error) = self.enforce(&config, &prefixes) {
             let (config, prefixes) = (self.config.clone(), self.prefixes.clone());
             let mut undone = self.enforce(&config, &prefixes);
-            if other_outbound {
-                let outbound = url(&config).as_str_with_secret().parse()?;
-                undone = undone.and(self.proxy.set_outbound(outbound).await.map_err(Into::into));
+            if other_outbounds {
+                let outbounds = upstream::outbounds(&config)?;
+                undone = undone.and(
+                    self.proxy
+                        .set_outbounds(outbounds)
+                        .await
+                        .map_err(Into::into),
+                );
             }
             if let Err(undo) = undone {
                 tracing::error!("taking back a reload that failed: {undo:#}");
@@ -397,7 +402,7 @@ impl Session<'_> {
         bypass::sweep(self.gateway.maps())?;
         // What a command removed, or was in the place of for a while.
         let servers = upstream::prefixes(&self.servers.borrow());
-        let terms = upstream::terms(&self.config);
+        let terms = upstream::terms();
         bypass::restore(self.gateway.maps(), &servers, &terms, Origin::Outbound)?;
         // A firewall that is loaded anew flushes the tables of others, and nobody tells.
         self.gateway
@@ -409,7 +414,7 @@ impl Session<'_> {
     fn spare_servers(&mut self) -> Result<()> {
         let _lock = self.place.lock()?;
         let servers = upstream::prefixes(&self.servers.borrow_and_update());
-        let terms = upstream::terms(&self.config);
+        let terms = upstream::terms();
         bypass::replace(self.gateway.maps(), &servers, &terms, Origin::Outbound)?;
         Ok(())
     }

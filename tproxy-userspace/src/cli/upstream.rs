@@ -5,10 +5,10 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use anyhow::Result;
-use tproxy_userspace::config::Config;
+use tproxy_userspace::config::{self, Config};
 use tproxy_userspace::control::bypass::Terms;
 use tproxy_userspace::control::links::Snapshot;
-use tproxy_userspace::data::{Outbound, Sockets, Upstream};
+use tproxy_userspace::data::{Named, Sockets, Upstream};
 use tproxy_userspace::net::SocketFactory;
 
 use super::session::limits;
@@ -31,22 +31,33 @@ pub fn prefixes(servers: &BTreeSet<IpAddr>) -> Vec<ipnet::IpNet> {
 }
 
 /// What goes with those entries of the bypass set.
-pub fn terms(config: &Config) -> Terms {
+pub fn terms() -> Terms {
     Terms {
         ttl: None,
-        note: format!("server of \"{}\"", config.outbound().name),
+        note: "server of an outbound".to_owned(),
     }
+}
+
+/// The outbounds of a configuration, the default one first.
+pub fn outbounds(config: &Config) -> Result<Vec<Named>> {
+    let named = |outbound: &config::Outbound| {
+        Ok(Named {
+            name: outbound.name.clone(),
+            outbound: outbound.url.as_str_with_secret().parse()?,
+        })
+    };
+    config.outbounds.iter().map(named).collect()
 }
 
 /// What the proxy needs before the gateway is touched: its sockets, and the addresses of its outbound's server.
 pub async fn open(
     config: &Config,
-    outbound: Outbound,
+    outbounds: Vec<Named>,
     own: BTreeSet<IpAddr>,
 ) -> Result<(Sockets, Upstream)> {
     let factory = SocketFactory::default();
     let port = Some(config.proxy.port).filter(|port| *port != 0);
     let sockets = Sockets::bind(&factory, port, &limits(config))?;
-    let upstream = Upstream::open(outbound, &sockets, own, factory).await?;
+    let upstream = Upstream::open(outbounds, &sockets, own, factory).await?;
     Ok((sockets, upstream))
 }

@@ -9,6 +9,7 @@ pub mod outbound;
 mod proxy;
 mod record;
 mod resolve;
+mod router;
 mod sockets;
 mod stats;
 mod tcp;
@@ -20,6 +21,7 @@ pub use self::outbound::{Outbound, OutboundError};
 pub use self::proxy::{DrainReport, Proxy};
 pub use self::record::Outcome;
 pub use self::resolve::LookupError;
+pub use self::router::Named;
 pub use self::sockets::Sockets;
 pub use self::stats::Stats;
 pub use self::way::Upstream;
@@ -38,6 +40,9 @@ pub enum Error {
     /// The runtime did not take a socket.
     #[error("handing a socket to the runtime failed: {0}")]
     Register(#[source] io::Error),
+    /// There must be one for all that nothing else is said of.
+    #[error("there is no outbound; name one, such as direct://")]
+    NoOutbound,
     /// The outbound's server has no address.
     #[error(transparent)]
     Lookup(#[from] LookupError),

@@ -13,14 +13,15 @@ use tokio::time::timeout;
 use super::Error;
 use super::guard::Guard;
 use super::limits::{Budget, Limits};
-use super::outbound::{Dialer, Outbound};
+use super::outbound::Dialer;
 use super::record::Shared;
 use super::resolve::Resolver;
+use super::router::{Named, Router};
 use super::sockets::Sockets;
 use super::stats::Stats;
 use super::tcp::{self, TcpRelay};
 use super::udp::UdpRelay;
-use super::way::{Upstream, Way, follow};
+use super::way::{Upstream, follow};
 use crate::net::{SocketFactory, raise_open_files};
 
 /// A running proxy. Dropping it stops it at once; [`drain`](Self::drain) lets connections end.
@@ -61,11 +62,11 @@ impl Proxy {
     ) -> Result<Self, Error> {
         let budget = Budget::new(raise_open_files()?, limits);
         let Upstream {
-            way,
+            router,
             resolver,
             guard,
         } = upstream;
-        let shared = Arc::new(Shared::new(way));
+        let shared = Arc::new(Shared::new(router));
         let dialer = Dialer {
             factory,
             limit: limits.connect_timeout,
@@ -99,14 +100,14 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// Takes another outbound for new connections and associations; those that live keep theirs. Its
-    /// server is looked up first, and an error changes nothing.
+    /// Takes other outbounds for new connections and associations; those that live keep theirs. The
+    /// servers are looked up first, and an error changes nothing.
     ///
     /// # Errors
-    /// When the server has no address, or one of them is the proxy's own listener.
-    pub async fn set_outbound(&self, outbound: Outbound) -> Result<(), Error> {
-        let way = Way::open(outbound, &self.resolver, &self.guard).await?;
-        self.shared.replace(way);
+    /// When a server has no address, or one of them is the proxy's own listener.
+    pub async fn set_outbounds(&self, outbounds: Vec<Named>) -> Result<(), Error> {
+        let router = Router::open(outbounds, &self.resolver, &self.guard).await?;
+        self.shared.replace(router);
         Ok(())
     }
 

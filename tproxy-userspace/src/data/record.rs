@@ -10,8 +10,8 @@ use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
 use super::outbound::Outbound;
+use super::router::Router;
 use super::stats::Counters;
-use super::way::Way;
 
 macro_rules! outcomes {
     ($($(#[$doc:meta])* $name:ident = $word:literal, $failure:literal;)*) => {
@@ -115,7 +115,7 @@ pub struct Record {
 /// What all records of a proxy share.
 #[derive(Debug)]
 pub struct Shared {
-    way: RwLock<Arc<Way>>,
+    router: RwLock<Arc<Router>>,
     replaced: Notify,
     servers: watch::Sender<BTreeSet<IpAddr>>,
     /// The proxy's counters.
@@ -123,12 +123,12 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// A proxy that goes this way, with counters at 0.
+    /// A proxy with these outbounds, and counters at 0.
     #[must_use]
-    pub fn new(way: Way) -> Self {
+    pub fn new(router: Router) -> Self {
         Self {
-            servers: watch::Sender::new(way.addresses()),
-            way: RwLock::new(Arc::new(way)),
+            servers: watch::Sender::new(router.servers()),
+            router: RwLock::new(Arc::new(router)),
             replaced: Notify::new(),
             counters: Counters::default(),
         }
@@ -136,13 +136,13 @@ impl Shared {
 
     /// Where new connections go.
     #[must_use]
-    pub fn way(&self) -> Arc<Way> {
-        Arc::clone(&self.way.read().unwrap_or_else(PoisonError::into_inner))
+    pub fn router(&self) -> Arc<Router> {
+        Arc::clone(&self.router.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// From now on new connections go this way.
-    pub fn replace(&self, way: Way) {
-        *self.way.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(way);
+    /// From now on new connections go by these outbounds.
+    pub fn replace(&self, router: Router) {
+        *self.router.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(router);
         self.publish();
         self.replaced.notify_one();
     }
@@ -152,11 +152,11 @@ impl Shared {
         self.replaced.notified().await;
     }
 
-    /// Tells of the present addresses of the server, if they are others than before.
+    /// Tells of the present addresses of the servers, if they are others than before.
     pub fn publish(&self) {
-        // Under the lock, lest the addresses of a way that was replaced come last.
-        let way = self.way.read().unwrap_or_else(PoisonError::into_inner);
-        let addresses = way.addresses();
+        // Under the lock, lest the addresses of a router that was replaced come last.
+        let router = self.router.read().unwrap_or_else(PoisonError::into_inner);
+        let addresses = router.servers();
         self.servers.send_if_modified(|present| {
             let changed = *present != addresses;
             *present = addresses;
@@ -164,7 +164,7 @@ impl Shared {
         });
     }
 
-    /// The addresses of the server, as they change.
+    /// The addresses of the servers, as they change.
     #[must_use]
     pub fn servers(&self) -> watch::Receiver<BTreeSet<IpAddr>> {
         self.servers.subscribe()
@@ -182,7 +182,7 @@ impl Record {
     ) -> Self {
         shared.counters.total(protocol).fetch_add(1, Relaxed);
         shared.counters.now(protocol).fetch_add(1, Relaxed);
-        let outbound = Arc::clone(&shared.way().outbound);
+        let outbound = Arc::clone(&shared.router().default_way().outbound);
         Self {
             shared,
             outbound,
@@ -256,7 +256,7 @@ mod tests {
             .with_writer(move || writer.clone())
             .finish();
         let outbound = "socks5://me:secret@192.0.2.1:1080";
-        let shared = Arc::new(Shared::new(Way::fixed(outbound)));
+        let shared = Arc::new(Shared::new(Router::fixed(outbound)));
         tracing::subscriber::with_default(subscriber, || {
             let address: SocketAddr = "192.0.2.7:1234".parse().expect("a literal");
             let mut record = Record::new(Arc::clone(&shared), Protocol::Tcp, address, address);

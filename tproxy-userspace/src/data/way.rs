@@ -15,6 +15,7 @@ use super::guard::Guard;
 use super::outbound::Outbound;
 use super::record::Shared;
 use super::resolve::{Answer, LookupError, Resolver};
+use super::router::{Named, Router};
 use super::sockets::Sockets;
 use crate::net::SocketFactory;
 
@@ -30,42 +31,44 @@ const MOST_ADDRESSES: usize = 16;
 /// What a proxy needs of its upstream side before it starts.
 #[derive(Debug)]
 pub struct Upstream {
-    pub(super) way: Way,
+    pub(super) router: Router,
     pub(super) resolver: Resolver,
     pub(super) guard: Arc<Guard>,
 }
 
 impl Upstream {
-    /// Looks the outbound's server up. `sockets` are the proxy's own and `own` the gateway's addresses.
+    /// Looks the outbounds' servers up; the first is for all that nothing else is said of. `sockets` are the proxy's own and `own` the gateway's addresses.
     ///
     /// # Errors
-    /// When the server has no address, or one of them is the proxy's own listener.
+    /// When a server has no address, or one of them is the proxy's own listener.
     pub async fn open(
-        outbound: Outbound,
+        outbounds: Vec<Named>,
         sockets: &Sockets,
         own: BTreeSet<IpAddr>,
         factory: SocketFactory,
     ) -> Result<Self, Error> {
         let guard = Arc::new(Guard::new(sockets, own));
         let resolver = Resolver::system(factory);
-        let way = Way::open(outbound, &resolver, &guard).await?;
+        let router = Router::open(outbounds, &resolver, &guard).await?;
         Ok(Self {
-            way,
+            router,
             resolver,
             guard,
         })
     }
 
-    /// The addresses of the outbound's server. None for `direct://`.
+    /// The addresses of the outbounds' servers. `direct://` has none.
     #[must_use]
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
-        self.way.addresses()
+        self.router.servers()
     }
 }
 
 /// See the module.
 #[derive(Debug)]
 pub struct Way {
+    /// The outbound's name.
+    pub name: Arc<str>,
     /// The outbound.
     pub outbound: Arc<Outbound>,
     known: Mutex<Known>,
@@ -93,16 +96,17 @@ impl Way {
     /// # Errors
     /// [`Error::Lookup`], [`Error::Loop`].
     pub async fn open(
-        outbound: Outbound,
+        Named { name, outbound }: Named,
         resolver: &Resolver,
         guard: &Guard,
     ) -> Result<Self, Error> {
-        let way = match name(&outbound) {
-            None => Self::literal(outbound),
-            Some(name) => {
-                let answer = resolver.lookup(name).await?;
+        let way = match server_name(&outbound) {
+            None => Self::literal(&name, outbound),
+            Some(host) => {
+                let answer = resolver.lookup(host).await?;
                 let port = port(&outbound);
-                Self::new(outbound, arrange(&answer.addresses, port), answer.ttl)
+                let addresses = arrange(&answer.addresses, port);
+                Self::new(&name, outbound, addresses, answer.ttl)
             }
         };
         for address in way.candidates() {
@@ -125,7 +129,7 @@ impl Way {
     }
 
     /// An outbound whose server, if it has one, is given by its address.
-    fn literal(outbound: Outbound) -> Self {
+    fn literal(name: &str, outbound: Outbound) -> Self {
         let address: Option<IpAddr> = match &outbound {
             Outbound::Direct => None,
             Outbound::Socks5(server) => match server.host {
@@ -136,18 +140,19 @@ impl Way {
             },
         };
         let addresses = arrange(address.as_slice(), port(&outbound));
-        Self::new(outbound, addresses, LONGEST_TTL)
+        Self::new(name, outbound, addresses, LONGEST_TTL)
     }
 
     /// An outbound as a test writes it.
     #[cfg(test)]
     pub fn fixed(outbound: &str) -> Self {
-        Self::literal(outbound.parse().expect("a literal"))
+        Self::literal("fixed", outbound.parse().expect("a literal"))
     }
 
-    fn new(outbound: Outbound, addresses: Vec<SocketAddr>, ttl: Duration) -> Self {
+    fn new(name: &str, outbound: Outbound, addresses: Vec<SocketAddr>, ttl: Duration) -> Self {
         let now = Instant::now();
         Self {
+            name: name.into(),
             outbound: Arc::new(outbound),
             known: Mutex::new(Known {
                 addresses,
@@ -192,8 +197,8 @@ impl Way {
     }
 
     /// Waits until it is time to look the server's name up, and does. Never ends for a server without a name.
-    async fn refresh(&self, resolver: &Resolver, guard: &Guard) {
-        let Some(name) = name(&self.outbound) else {
+    pub(super) async fn refresh(&self, resolver: &Resolver, guard: &Guard) {
+        let Some(name) = server_name(&self.outbound) else {
             return std::future::pending().await;
         };
         let (due, soonest) = {
@@ -251,19 +256,19 @@ impl Way {
     }
 }
 
-/// Keeps the addresses of the server fresh, and those that are published, for ever.
+/// Keeps the addresses of the servers fresh, and those that are published, for ever.
 pub async fn follow(shared: Arc<Shared>, resolver: Resolver, guard: Arc<Guard>) {
     loop {
-        let way = shared.way();
+        let router = shared.router();
         tokio::select! {
-            () = way.refresh(&resolver, &guard) => shared.publish(),
+            () = router.refresh(&resolver, &guard) => shared.publish(),
             () = shared.replaced() => {}
         }
     }
 }
 
 /// The server's name, if it is given by name.
-fn name(outbound: &Outbound) -> Option<&str> {
+fn server_name(outbound: &Outbound) -> Option<&str> {
     match outbound {
         Outbound::Direct => None,
         Outbound::Socks5(server) => match &server.host {

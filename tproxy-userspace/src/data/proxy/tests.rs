@@ -1,4 +1,5 @@
 use super::*;
+use crate::data::Outbound;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -8,7 +9,7 @@ fn start() -> (Proxy, std::net::SocketAddr) {
     let sockets = Sockets::bind(&factory, None, &limits).expect("root");
     let own = sockets.v4.listener_address;
     let upstream = Upstream {
-        way: Way::fixed("direct://"),
+        router: Router::fixed("direct://"),
         resolver: Resolver::system(factory),
         guard: Arc::new(Guard::new(&sockets, BTreeSet::new())),
     };
@@ -77,18 +78,30 @@ async fn another_outbound_holds_for_what_is_new_and_a_bad_one_changes_nothing() 
     let (proxy, own) = start();
     let mut servers = proxy.servers();
     let (mut device, mut old) = connection(&proxy).await;
-    let bad: Outbound = format!("socks5://{own}").parse().expect("a URL");
-    let error = proxy.set_outbound(bad).await.expect_err("a loop");
-    assert!(matches!(error, Error::Loop { .. }), "{error}");
-    assert_eq!(*proxy.shared.way().outbound, Outbound::Direct);
+    let bad = Named::fixed(&format!("socks5://{own}"));
+    let also_bad = vec![Named::fixed("direct://"), bad.clone()];
+    for outbounds in [vec![bad], also_bad] {
+        let error = proxy.set_outbounds(outbounds).await.expect_err("a loop");
+        assert!(matches!(error, Error::Loop { .. }), "{error}");
+    }
+    let error = proxy.set_outbounds(Vec::new()).await.expect_err("none");
+    assert!(matches!(error, Error::NoOutbound), "{error}");
+    assert_eq!(
+        *proxy.shared.router().default_way().outbound,
+        Outbound::Direct
+    );
     assert!(!servers.has_changed().expect("it runs"));
 
     let server = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
     let address = server.local_addr().expect("bound");
-    let good: Outbound = format!("socks5://{address}").parse().expect("a URL");
-    proxy.set_outbound(good).await.expect("no loop");
+    let good = Named::fixed(&format!("socks5://{address}"));
+    let good = vec![good, Named::fixed("socks5://192.0.2.9:1")];
+    proxy.set_outbounds(good).await.expect("no loop");
     servers.changed().await.expect("it runs");
-    assert_eq!(*servers.borrow(), BTreeSet::from([address.ip()]));
+    assert_eq!(
+        *servers.borrow(),
+        BTreeSet::from([address.ip(), "192.0.2.9".parse().expect("a literal")])
+    );
 
     let front = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
     let front_address = front.local_addr().expect("bound");

@@ -1,5 +1,5 @@
 use super::*;
-use crate::data::way::Way;
+use crate::data::router::Router;
 use crate::net::SocketFactory;
 use std::io::ErrorKind;
 use std::net::Shutdown;
@@ -9,7 +9,7 @@ use tokio::time::timeout;
 const SOON: Duration = Duration::from_secs(20);
 
 fn relay_with(connections: usize, pipes: usize, outbound: &str, limits: &Limits) -> Arc<TcpRelay> {
-    let shared = Arc::new(Shared::new(Way::fixed(outbound)));
+    let shared = Arc::new(Shared::new(Router::fixed(outbound)));
     let dialer = Dialer {
         factory: SocketFactory::default(),
         limit: limits.connect_timeout,
@@ -386,7 +386,7 @@ mod socks5 {
         let destination = "192.0.2.1:443".parse().expect("a literal");
         let stream = relay
             .dialer
-            .connect(&relay.shared.way(), destination)
+            .connect(relay.shared.router().default_way(), destination)
             .await?;
         Ok((stream, playing.await.expect("no assertion failed")))
     }

@@ -208,7 +208,7 @@ impl UdpRelay {
     ) -> Option<Arc<Association>> {
         let shared = Arc::clone(&self.shared);
         let mut record = Record::new(shared, Protocol::Udp, client, destination);
-        let way = self.shared.way();
+        let way = Arc::clone(self.shared.router().default_way());
         let (association, server) = match &*way.outbound {
             Outbound::Direct => {
                 let socket = self.dialer.factory.udp_outgoing(client);

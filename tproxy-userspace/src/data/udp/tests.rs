@@ -1,6 +1,6 @@
 use super::*;
+use crate::data::router::Router;
 use crate::data::stats::Counters;
-use crate::data::way::Way;
 use crate::net::SocketFactory;
 use std::collections::BTreeSet;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,7 +19,7 @@ impl Bench {
     fn new(outbound: &str, associations: usize, address: &str) -> Self {
         let limits = Limits::default();
         let factory = SocketFactory::default();
-        let shared = Arc::new(Shared::new(Way::fixed(outbound)));
+        let shared = Arc::new(Shared::new(Router::fixed(outbound)));
         let dialer = Dialer {
             factory,
             limit: limits.connect_timeout,

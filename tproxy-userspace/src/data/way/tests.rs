@@ -50,7 +50,7 @@ fn the_address_that_worked_last_is_tried_first() {
     let ips: Vec<IpAddr> = addresses(&["192.0.2.1", "192.0.2.2", "192.0.2.3"])
         .into_iter()
         .collect();
-    let way = Way::new(Outbound::Direct, arrange(&ips, 1), Duration::ZERO);
+    let way = Way::new("direct", Outbound::Direct, arrange(&ips, 1), Duration::ZERO);
     let order = || list(&way.candidates());
     assert_eq!(order(), "192.0.2.1:1, 192.0.2.2:1, 192.0.2.3:1");
     way.worked((ips[2], 1).into());
@@ -76,9 +76,9 @@ impl Followed {
         let (clock, stopped) = std::sync::mpsc::channel();
         drop(tokio::task::spawn_blocking(move || stopped.recv()));
         let dns = TestDns::start(&["192.0.2.1"], ttl).await;
-        let outbound = NAMED.parse().expect("a literal");
+        let outbound = Named::fixed(NAMED);
         let way = Way::open(outbound, &dns.resolver(), &guard).await;
-        let shared = Arc::new(Shared::new(way.expect("an address")));
+        let shared = Arc::new(Shared::new(way.expect("an address").into()));
         let following = follow(Arc::clone(&shared), dns.resolver(), Arc::new(guard));
         let task = tokio::spawn(following);
         let followed = Self {
@@ -130,7 +130,7 @@ async fn a_name_is_looked_up_again_when_its_time_is_over() {
         advance(Duration::from_secs(2)).await;
         let now = followed.changed().await;
         assert_eq!(now, addresses(&["192.0.2.2", "2001:db8::2"]), "TTL {ttl}");
-        let candidates = list(&followed.shared.way().candidates());
+        let candidates = list(&followed.shared.router().default_way().candidates());
         assert_eq!(candidates, "[2001:db8::2]:1080, 192.0.2.2:1080");
     }
 }
@@ -140,7 +140,7 @@ async fn a_failed_look_up_keeps_the_addresses_and_is_tried_again() {
     let mut followed = Followed::start(60, Guard::default()).await;
     followed.dns.fail(ResponseCode::ServFail);
     let until_stale = async {
-        while !followed.shared.way().known().stale {
+        while !followed.shared.router().default_way().known().stale {
             advance(Duration::from_secs(1)).await;
             yield_now().await;
         }
@@ -148,12 +148,15 @@ async fn a_failed_look_up_keeps_the_addresses_and_is_tried_again() {
     until_stale.await;
     assert!(followed.asked() > 2);
     assert!(!followed.servers.has_changed().expect("it is followed"));
-    assert_eq!(followed.shared.way().addresses(), addresses(&["192.0.2.1"]));
+    assert_eq!(
+        followed.shared.router().default_way().addresses(),
+        addresses(&["192.0.2.1"])
+    );
     followed.dns.set(&["192.0.2.3"]);
     // Timers go by whole milliseconds.
     advance(SHORTEST_TTL + Duration::from_millis(1)).await;
     assert_eq!(followed.changed().await, addresses(&["192.0.2.3"]));
-    assert!(!followed.shared.way().known().stale);
+    assert!(!followed.shared.router().default_way().known().stale);
 }
 
 #[tokio::test]
@@ -161,13 +164,13 @@ async fn a_server_that_cannot_be_reached_is_looked_up_at_once_but_once_a_second(
     let mut followed = Followed::start(600, Guard::default()).await;
     advance(Duration::from_secs(5)).await;
     followed.dns.set(&["192.0.2.2"]);
-    followed.shared.way().failed();
+    followed.shared.router().default_way().failed();
     // Without the clock being moved.
     assert_eq!(followed.changed().await, addresses(&["192.0.2.2"]));
     let asked = followed.asked();
     followed.dns.set(&["192.0.2.3"]);
     for _ in 0..50 {
-        followed.shared.way().failed();
+        followed.shared.router().default_way().failed();
     }
     followed.settle().await;
     advance(Duration::from_millis(900)).await;
@@ -181,7 +184,7 @@ async fn a_server_that_cannot_be_reached_is_looked_up_at_once_but_once_a_second(
 async fn another_way_is_followed_and_published_at_once() {
     let mut followed = Followed::start(60, Guard::default()).await;
     let outbound = "socks5://192.0.2.7:1080";
-    followed.shared.replace(Way::fixed(outbound));
+    followed.shared.replace(Router::fixed(outbound));
     assert_eq!(followed.changed().await, addresses(&["192.0.2.7"]));
     // The name of the one before is forgotten.
     followed.settle().await;
@@ -222,7 +225,7 @@ async fn an_outbound_that_leads_to_the_own_listener_is_refused() {
     for (host, port) in hosts {
         let Some(port) = port else { continue };
         let url = format!("socks5://me:secret@{host}:{port}");
-        let outbound: Outbound = url.parse().expect("a URL");
+        let outbound = Named::fixed(&url);
         let error = Way::open(outbound, &resolver, &guard).await;
         let error = error.expect_err(host);
         assert!(matches!(error, Error::Loop { .. }), "{error}");
@@ -232,7 +235,7 @@ async fn an_outbound_that_leads_to_the_own_listener_is_refused() {
         }
         assert!(!text.contains("secret"));
         let beside = format!("socks5://{host}:{}", port ^ 1);
-        let beside = beside.parse().expect("a URL");
+        let beside = Named::fixed(&beside);
         let beside = Way::open(beside, &resolver, &guard).await;
         assert!(beside.is_ok(), "another port of {host} is another program");
     }
@@ -248,7 +251,12 @@ fn dialer(guard: Guard, limit: Duration) -> Dialer {
 }
 
 fn socks_way(addresses: Vec<SocketAddr>) -> Way {
-    Way::new(NAMED.parse().expect("a URL"), addresses, Duration::ZERO)
+    Way::new(
+        "named",
+        NAMED.parse().expect("a URL"),
+        addresses,
+        Duration::ZERO,
+    )
 }
 
 async fn dial(dialer: &Dialer, way: &Way) -> Result<TcpStream, DialError> {
