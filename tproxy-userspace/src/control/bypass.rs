@@ -115,7 +115,7 @@ pub fn replace(
     let keeps = |value: &Bypass| match origin {
         // What is there for good is there, whoever put it there.
         Origin::Config => value.expires == 0,
-        Origin::Command => {
+        Origin::Command | Origin::Run => {
             value.origin == origin as u32 && value.expires == 0 && terms.ttl.is_none()
         }
     };

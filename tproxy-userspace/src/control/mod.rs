@@ -7,6 +7,7 @@
 pub mod bpf;
 pub mod bypass;
 pub mod cgroup;
+pub mod exempt;
 pub mod gateway;
 pub mod links;
 mod netlink;
