@@ -11,6 +11,8 @@ use tproxy_userspace::config::{Config, WanPattern};
 use tproxy_userspace::control;
 use tproxy_userspace::control::bpf::AttachWay;
 use tproxy_userspace::control::bypass::{self, Terms};
+use tproxy_userspace::control::cgroup;
+use tproxy_userspace::control::exempt;
 use tproxy_userspace::control::gateway::{self, Gateway, Synced};
 use tproxy_userspace::control::links::{Snapshot, Watch};
 use tproxy_userspace::control::place::{Lock, Place};
@@ -37,6 +39,8 @@ struct Session {
     gateway: Gateway,
     proxy: Proxy,
     watch: Watch,
+    /// Tells when exempt cgroups come and go, or somebody edits who is exempt.
+    cgroups: Option<cgroup::Watch>,
     snapshot: Snapshot,
     /// Links that `detach` took from this run.
     released: Vec<String>,
@@ -64,6 +68,7 @@ pub async fn run(config: Config) -> Result<()> {
     // What can be wrong with the words is found before anything is touched.
     let outbound: Outbound = config.outbound().url.as_str_with_secret().parse()?;
     let prefixes = bypass_prefixes(&config)?;
+    exempt::check(&config.exempt)?;
     let findings = preflight::check_machine()?;
     for warning in findings.warnings {
         tracing::warn!("{warning}");
@@ -85,6 +90,7 @@ pub async fn run(config: Config) -> Result<()> {
     let mut session = Session {
         config,
         started: Instant::now(),
+        cgroups: watch_cgroups(&place),
         place,
         gateway,
         proxy,
@@ -96,6 +102,7 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let result = match session.first_sync().await {
         Ok(()) => {
+            session.follow_cgroups();
             tracing::info!(
                 "ready: {} proxied through {}",
                 session.proxied(),
@@ -200,6 +207,7 @@ fn prepare(
 ) -> Result<()> {
     gateway.set_policy(policy(config))?;
     bypass::replace(gateway.maps(), prefixes, &Terms::default(), Origin::Config)?;
+    exempt::configure(gateway.maps(), &config.exempt)?;
     if config.gateway.forward {
         gateway.enable_forwarding()?;
     }
@@ -214,6 +222,21 @@ fn prepare(
         .filter_map(|(listener, socket)| socket.map(|socket| (listener, socket)))
         .collect();
     Ok(gateway.publish(&listeners, sockets.reply_ports())?)
+}
+
+/// Without it the proxy runs all the same: a cgroup that is made anew is then exempt with the next edit.
+fn watch_cgroups(place: &Place) -> Option<cgroup::Watch> {
+    let root = cgroup::mount().ok()??;
+    cgroup::Watch::open(&root, &place.changes())
+        .inspect_err(|error| tracing::warn!("cgroups that are made anew are not followed: {error}"))
+        .ok()
+}
+
+async fn cgroups_changed(watch: &mut Option<cgroup::Watch>) -> std::io::Result<()> {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Detaches, and says what could not be undone.
@@ -275,6 +298,13 @@ impl Session {
                         Err(error) => tracing::error!("following the links: {error:#}"),
                     }
                 }
+                changed = cgroups_changed(&mut self.cgroups) => match changed {
+                    Ok(()) => self.follow_cgroups(),
+                    Err(error) => {
+                        tracing::error!("following exempt cgroups: {error}");
+                        self.cgroups = None;
+                    }
+                },
                 _ = sweep.tick() => {
                     if let Err(error) = self.sweep() {
                         tracing::warn!("removing expired bypass prefixes: {error:#}");
@@ -294,6 +324,27 @@ impl Session {
         let _lock = self.place.lock()?;
         bypass::sweep(self.gateway.maps())?;
         Ok(())
+    }
+
+    /// Brings the ids of exempt cgroups in step with the machine.
+    fn follow_cgroups(&mut self) {
+        let Some(watch) = &mut self.cgroups else {
+            return;
+        };
+        let maps = self.gateway.maps();
+        let mut follow = || {
+            // Watched first: what comes after being looked for is told of.
+            watch.set(&exempt::cgroups(maps)?)?;
+            // The lock is only taken for a change: letting go of it is told of as well.
+            if !exempt::is_fresh(maps)? {
+                let _lock = self.place.lock()?;
+                exempt::refresh(maps)?;
+            }
+            anyhow::Ok(())
+        };
+        if let Err(error) = follow() {
+            tracing::error!("following exempt cgroups: {error:#}");
+        }
     }
 
     /// Links by configuration, and those that `attach` left in place.

@@ -548,7 +548,7 @@ prop_compose! {
             cgroups: cgroups.iter().map(|path| path.parse().unwrap()).collect(),
             marks: marks
                 .iter()
-                .map(|(value, all)| Mark::new(*value, 0xf | u32::MAX * all).unwrap())
+                .map(|(value, all)| Mark::new(*value, 0xf | (u32::MAX * all)).unwrap())
                 .collect(),
         }
     }

@@ -195,11 +195,16 @@ fn number(
     }
 }
 
-/// Refuses what cannot be exempt without cgroup2, when there is none.
+/// Says what would keep a configuration from being applied here.
 ///
 /// # Errors
-/// [`Error::NoCgroup2`].
-pub fn check_machine(wanted: &[Exemption]) -> Result<(), Error> {
+/// As [`resolve`], and [`Error::NoCgroup2`].
+pub fn check(wanted: &config::Exempt) -> Result<(), Error> {
+    check_machine(&resolve(wanted)?)
+}
+
+/// Refuses what cannot be exempt without cgroup2, when there is none.
+fn check_machine(wanted: &[Exemption]) -> Result<(), Error> {
     let by_maker = wanted.iter().filter(|exemption| exemption.is_by_maker());
     let names: Vec<String> = by_maker.map(ToString::to_string).collect();
     if names.is_empty() || cgroup::mount()?.is_some() {
@@ -284,6 +289,16 @@ pub fn cgroups(maps: &Maps) -> Result<BTreeSet<CgroupPath>, Error> {
             _ => None,
         });
     Ok(paths.collect())
+}
+
+/// The ids that the programs know exempt cgroups by.
+///
+/// # Errors
+/// [`Error::Map`].
+pub fn cgroup_ids(maps: &Maps) -> Result<BTreeSet<u64>, Error> {
+    let keys = State::read(maps)?.makers.into_keys();
+    let ids = keys.filter(|key| key.kind == ExemptKind::Cgroup as u32);
+    Ok(ids.map(|key| key.id).collect())
 }
 
 /// Do the programs know the exempt cgroups by the ids that they have now?
