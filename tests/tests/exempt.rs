@@ -502,7 +502,7 @@ fn without_a_daemon_edits_are_kept_and_whole() -> Result<()> {
             &["add", "--gid", "5", "--gid", "no-such-group"],
             &["group", "no-such-group", "number"],
         ),
-        (&["add", "--gid", "5", "--uid", "-1"], &["--uid", "-1"]),
+        (&["add", "--gid", "5", "--uid=-1"], &["--uid", "-1"]),
         (
             &["add", "--gid", "5", "--cgroup", "foo"],
             &["--cgroup", "slash"],
