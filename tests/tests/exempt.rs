@@ -14,6 +14,7 @@ use lab::{
     addr::url,
     gateway, process,
     servers::{Danted, Dnsmasq, Nginx},
+    traffic::HeldDownload,
     wait::until,
     ways::soon,
 };
@@ -36,7 +37,7 @@ const NEIGHBOUR: [&str; 7] = [
 /// Servers in the internet, and a SOCKS server there: whoever is proxied comes from its address.
 struct Servers {
     danted: Danted,
-    _nginx: Nginx,
+    nginx: Nginx,
     dnsmasq: Dnsmasq,
 }
 
@@ -44,7 +45,7 @@ impl Servers {
     fn start(lab: &Lab) -> Result<Self> {
         Ok(Self {
             danted: Danted::start(&lab.internet, lab.dir())?,
-            _nginx: Nginx::start(&lab.internet, lab.dir())?,
+            nginx: Nginx::start(&lab.internet, lab.dir())?,
             dnsmasq: Dnsmasq::start(&lab.internet)?,
         })
     }
@@ -250,6 +251,45 @@ fn each_of_them_goes_direct_and_its_neighbour_does_not() -> Result<()> {
     servers.direct(ns, &NEIGHBOUR)?;
     lab.bypass(&["flush"])?;
     servers.proxied(ns, &NEIGHBOUR)
+}
+
+#[test]
+fn an_edit_leaves_connections_that_live_as_they_are() -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let (lab, servers, proxy) = own_traffic("")?;
+    let (path, content) = servers.nginx.offer(64 * MIB)?;
+    let start = || -> Result<Vec<HeldDownload>> {
+        let start = |family: Family| {
+            let mut held = HeldDownload::start(&lab.gateway, &url(family.far(1), &path))?;
+            held.advance(MIB)?;
+            Ok(held)
+        };
+        Family::BOTH.into_iter().map(start).collect()
+    };
+    let proxied = start()?;
+    exempt(&lab, &["add", "--uid", "root"])?;
+    let direct = start()?;
+    servers.direct(&lab.gateway, &[])?;
+    exempt(&lab, &["del", "--uid", "0"])?;
+    servers.proxied(&lab.gateway, &[])?;
+    for (held, address) in [
+        (direct, Family::gateway_wan as fn(Family) -> IpAddr),
+        (proxied, |family| family.upstream(1)),
+    ] {
+        for (mut held, family) in held.into_iter().zip(Family::BOTH) {
+            held.advance(16 * MIB)?;
+            assert_eq!(held.finish()?.sha256, content.sha256);
+            // nginx logs a request at its end.
+            until("the download in the log", LIMIT, || {
+                let all = servers.nginx.requests()?;
+                let mut all = all.iter().filter(|request| request.path.ends_with(&path));
+                Ok(all
+                    .any(|request| request.client == address(family))
+                    .then_some(()))
+            })?;
+        }
+    }
+    proxy.stop()
 }
 
 #[test]

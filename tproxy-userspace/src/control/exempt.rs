@@ -269,7 +269,8 @@ pub fn replace(maps: &mut Maps, wanted: &[Exemption], origin: Origin) -> Result<
     })
 }
 
-/// Applies `[exempt]` of a configuration: what it said before and says no more ends.
+/// Applies `[exempt]` of a configuration: what one said before and this one does not say ends. Only the difference
+/// is written, so it can be called again.
 ///
 /// # Errors
 /// As [`resolve`] and [`replace`].
@@ -358,8 +359,19 @@ impl State {
         entries
     }
 
+    /// The ids by which the programs know a cgroup.
+    fn ids_of(&self, path: &CgroupPath) -> Vec<u64> {
+        let cgroups = self.makers.iter();
+        let cgroups = cgroups.filter(|(key, _)| key.kind == ExemptKind::Cgroup as u32);
+        cgroups
+            .filter(|(_, value)| path_in(value).as_ref() == Some(path))
+            .map(|(key, _)| key.id)
+            .collect()
+    }
+
     /// What is to be in the maps for these entries, cgroup2 being mounted at `root`. Paths keep the keys
-    /// that they have here.
+    /// that they have here, and their ids where cgroup2 cannot be asked: a command may be in another mount
+    /// namespace than the proxy.
     fn of(&self, entries: &[Entry], root: Option<&Path>) -> Result<Self, Error> {
         let mut state = Self::default();
         let by_path: BTreeMap<CgroupPath, ExemptKey> = self
@@ -389,7 +401,11 @@ impl State {
                         .expect("more numbers than entries");
                     let value = value(origin, path.as_str());
                     state.makers.insert(by_path, value);
-                    if let Some(id) = root.and_then(|root| cgroup::id(root, path)) {
+                    let ids = match root {
+                        Some(root) => cgroup::id(root, path).into_iter().collect(),
+                        None => self.ids_of(path),
+                    };
+                    for id in ids {
                         state.makers.insert(key(ExemptKind::Cgroup, id), value);
                     }
                 }
@@ -560,6 +576,9 @@ mod tests {
         let id = cgroup::id(root.path(), &"/a".parse().unwrap()).unwrap();
         assert_eq!(ids(&there), [id]);
         assert_eq!(there.entries(), both);
+        assert_eq!(there.of(&both, None).unwrap(), there);
+        let other = there.of(&entries(&[cgroup("/b")]), None).unwrap();
+        assert!(ids(&other).is_empty());
         // Paths keep their keys, and a new one gets another.
         let more = entries(&[cgroup("/0"), cgroup("/b")]);
         let next = there.of(&more, Some(root.path())).unwrap();
