@@ -59,6 +59,11 @@ pub trait Facts {
     fn settings(&self) -> Settings;
     /// Is the destination an address or a subnet of the gateway?
     fn locality(&self, addresses: &Addresses) -> Locality;
+    /// Is the packet exempt by a mark of others? Only what the gateway itself sends can be.
+    #[inline(always)]
+    fn exempt(&self) -> bool {
+        false
+    }
     /// Is the destination in the bypass set? Counts the hit.
     fn bypassed(&self, addresses: &Addresses) -> bool;
     /// May this source use the proxy?
@@ -182,6 +187,9 @@ fn direct<F: Facts>(packet: &Packet, facts: &F, locality: Locality) -> Option<Re
     }
     if facts.settings().has(Settings::BYPASS_PRIVATE) && is_private(&packet.addresses) {
         return Some(Reason::PrivateRange);
+    }
+    if facts.exempt() {
+        return Some(Reason::Exempt);
     }
     if facts.bypassed(&packet.addresses) {
         return Some(Reason::Bypassed);

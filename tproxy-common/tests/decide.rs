@@ -134,6 +134,30 @@ fn listeners(to: &str) -> (Listener, Listener) {
     }
 }
 
+/// An edit of the exempt marks must not break what lives, as with the bypass set.
+#[test]
+fn an_exempt_mark_decides_about_what_is_new() {
+    for to in STEERED {
+        for kind in kinds() {
+            for connection in [Connection::Unknown, Connection::Held, Connection::Gone] {
+                let decide_with = |exempt| {
+                    let gateway = Gateway {
+                        exempt,
+                        connection,
+                        ..Gateway::new()
+                    };
+                    decide(&packet(device(to), to, kind.clone()), &gateway)
+                };
+                let wanted = match kind.0 {
+                    Transport::Other | Transport::Tcp { opens: false, .. } => decide_with(false),
+                    _ => Verdict::Pass(Reason::Exempt),
+                };
+                assert_eq!(decide_with(true), wanted, "{to} {kind:?} {connection:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn some_destinations_are_never_steered() {
     for (to, reason) in NEVER_STEERED {

@@ -32,6 +32,7 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
     let facts = SkbFacts::<false> {
         skb,
         settings: facts::settings(),
+        exempt: false,
     };
     match decide(&packet, &facts) {
         Verdict::Pass(reason) => pass_on(skb, &packet, reason),

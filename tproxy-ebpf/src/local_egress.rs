@@ -23,7 +23,8 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
         return CONTINUE;
     };
     // The socket is asked as well, since a firewall may have changed the mark of the packet.
-    if is_exempt(skb.mark()) || is_exempt(sender.mark) {
+    let marks = [skb.mark(), sender.mark];
+    if marks[0] & MARK_MASK == MARK_EXEMPT || marks[1] & MARK_MASK == MARK_EXEMPT {
         return pass(skb, Reason::Exempt);
     }
     // Answers come back by `lo`, where such a socket does not hear them; and it has chosen its way.
@@ -36,17 +37,15 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
     let facts = SkbFacts::<true> {
         skb,
         settings: facts::settings(),
+        // Not before the decision: a mark is exempted while connections with it live, and each of them
+        // goes on as it began.
+        exempt: has_exempt_mark(marks[0]) || has_exempt_mark(marks[1]),
     };
     match decide_own(&packet, &facts) {
         Verdict::Pass(reason) => pass_on(skb, &packet, reason),
         Verdict::Drop(reason) => drop(skb, reason),
         Verdict::Steer(target) => steer(skb, framing, &packet, target, facts.settings),
     }
-}
-
-#[inline(always)]
-fn is_exempt(mark: u32) -> bool {
-    mark & MARK_MASK == MARK_EXEMPT || mark != 0 && has_exempt_mark(mark)
 }
 
 #[inline(always)]

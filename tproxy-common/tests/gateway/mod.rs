@@ -23,6 +23,7 @@ pub struct Gateway {
     pub settings: Settings,
     pub connection: Connection,
     pub fragment: Option<FragmentFate>,
+    pub exempt: bool,
     pub asked: RefCell<Vec<Question>>,
 }
 
@@ -35,6 +36,7 @@ impl Gateway {
             },
             connection: Connection::Unknown,
             fragment: None,
+            exempt: false,
             asked: RefCell::default(),
         }
     }
@@ -83,6 +85,10 @@ impl Facts for Gateway {
         } else {
             Locality::Foreign
         }
+    }
+
+    fn exempt(&self) -> bool {
+        self.exempt
     }
 
     fn bypassed(&self, addresses: &Addresses) -> bool {

@@ -169,7 +169,8 @@ enum ExemptCommand {
     /// Exempt groups, users, cgroups or marks, from the next socket on.
     ///
     /// A socket keeps for its life what held when it was made: connections that live, and sockets that a
-    /// service already has open, go on as they were. A mark counts from the next packet on.
+    /// service already has open, go on as they were. A mark counts for connections that open, and datagrams that
+    /// are sent, from now on.
     Add(WhoArgs),
     /// End exemptions.
     ///
