@@ -146,7 +146,7 @@ fn an_exempt_mark_decides_about_what_is_new() {
                         connection,
                         ..Gateway::new()
                     };
-                    decide(&packet(device(to), to, kind.clone()), &gateway)
+                    decide(&packet(device(to), to, kind), &gateway)
                 };
                 let wanted = match kind.0 {
                     Transport::Other | Transport::Tcp { opens: false, .. } => decide_with(false),
