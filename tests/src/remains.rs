@@ -17,6 +17,8 @@ use nix::{
     unistd::Pid,
 };
 
+use tproxy_userspace::control::cgroup;
+
 use crate::{ns::NETNS_DIR, process, wait};
 
 /// The prefixes of the labs of this process.
@@ -43,6 +45,9 @@ pub(crate) fn clear(prefix: &str) {
         kill_all_in(inode);
         for folder in [PINS, STATE] {
             fs::remove_dir_all(Path::new(folder).join(inode.to_string())).ok();
+        }
+        if let Err(error) = cgroup::remove_own(inode) {
+            eprintln!("{error}");
         }
         let mut command = Command::new("ip");
         command.args(["netns", "del", &name]);

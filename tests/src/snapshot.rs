@@ -10,14 +10,15 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tproxy_common::abi;
+use tproxy_userspace::control::cgroup;
 
 use crate::{Lab, Namespace};
 
 /// Sysctls that change by themselves.
 const RESTLESS: &[&str] = &["nf_conntrack_count", "nf_conntrack_expect_count"];
 
-/// The state of the gateway: links, rules, routes, queueing disciplines and filters, kernel programs, pins, sysctls,
-/// netfilter rules.
+/// The state of the gateway: links, rules, routes, queueing disciplines and filters, kernel programs, pins, cgroups,
+/// sysctls, netfilter rules.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     parts: BTreeMap<&'static str, BTreeSet<String>>,
@@ -54,6 +55,7 @@ impl Snapshot {
         list(&lab.pins(), &mut files)?;
         list(&lab.state(), &mut files)?;
         parts.insert("file", files);
+        parts.insert("cgroup", cgroups(lab)?);
         if lab.is_alone() {
             parts.insert("program", named(ns, "prog", &program_names())?);
             parts.insert("map", named(ns, "map", &map_names())?);
@@ -152,9 +154,32 @@ fn attached(ns: &Namespace) -> Result<BTreeSet<String>> {
     Ok(all)
 }
 
+/// The cgroup of the gateway, and those of all gateways if there is no other lab.
+fn cgroups(lab: &Lab) -> Result<BTreeSet<String>> {
+    let Some(root) = cgroup::mount()? else {
+        return Ok(BTreeSet::new());
+    };
+    let own = format!("tproxy-bpf.{}", lab.gateway.inode());
+    let mut all = BTreeSet::new();
+    for entry in fs::read_dir(&root).with_context(|| format!("reading {}", root.display()))? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name == own || lab.is_alone() && name.starts_with("tproxy-bpf.") {
+            all.insert(name);
+        }
+    }
+    Ok(all)
+}
+
 fn program_names() -> Vec<&'static str> {
-    use abi::program::{LAN_INGRESS, LAN_INGRESS_L3, SK_LOOKUP, UDP_REPLY, UDP_REPLY_L3};
+    use abi::program::{
+        LAN_INGRESS, LAN_INGRESS_L3, LO_INGRESS, LOCAL_EGRESS, LOCAL_EGRESS_L3, SK_LOOKUP,
+        SOCK_CREATE, UDP_REPLY, UDP_REPLY_L3,
+    };
     vec![
+        LO_INGRESS,
+        LOCAL_EGRESS,
+        LOCAL_EGRESS_L3,
+        SOCK_CREATE,
         LAN_INGRESS,
         LAN_INGRESS_L3,
         UDP_REPLY,
@@ -180,6 +205,9 @@ fn map_names() -> Vec<&'static str> {
         map::STEERED_V4,
         map::STEERED_V6,
         map::FRAGMENTS,
+        map::CALLERS,
+        map::EXEMPT,
+        map::EXEMPT_MARKS,
     ]
 }
 

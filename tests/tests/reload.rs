@@ -75,8 +75,15 @@ fn the_difference_comes_into_force() -> Result<()> {
     // More goes direct, and the gateway's own traffic is proxied too.
     let second = format!(
         "on_proxy_down = \"drop\"\n[lan]\ninterfaces = [\"{lan}\"]\n[wan]\ninterfaces = [\"default\"]\n\
-         [bypass]\nprefixes = [\"203.0.113.0/24\", \"2001:db8:f::/48\"]\n"
+         [bypass]\nprefixes = [\"203.0.113.0/24\", \"2001:db8:f::/48\"]\n[exempt]\nuids = [4711]\n"
     );
+    let exempt = || -> Result<Vec<String>> {
+        let list: Vec<serde_json::Value> = lab
+            .tproxy_run(&["exempt", "list", "--json"])?
+            .ok()?
+            .json()?;
+        Ok(list.iter().map(|entry| entry["id"].to_string()).collect())
+    };
     proxy.reload(&second, "reloaded")?;
     far.sees_device(&lab)?;
     assert_eq!(
@@ -85,6 +92,7 @@ fn the_difference_comes_into_force() -> Result<()> {
     );
     let status = lab.status()?;
     assert_eq!(status["on_proxy_down"], "drop");
+    assert_eq!(exempt()?, ["4711"]);
     assert_eq!(lab.attached_links()?, [lan, "wan0"]);
     // A connection keeps the verdict of its SYN.
     proxied.set_read_timeout(Some(SOON))?;
@@ -96,6 +104,7 @@ fn the_difference_comes_into_force() -> Result<()> {
     proxy.reload(&first, "detached from wan0")?;
     far.sees_proxy(&lab)?;
     assert_eq!(proxy.bypassed()?, ["198.18.1.0/24", "198.18.9.0/24"]);
+    assert_eq!(exempt()?, [""; 0]);
     assert_eq!(lab.attached_links()?, [lan]);
     proxied.write_all(b"x")?;
     proxied.read_exact(&mut [0])?;

@@ -199,8 +199,8 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// Who put a prefix into the bypass set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Who put a prefix into the bypass set, or exempted somebody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u32)]
 pub enum Origin {
     /// The command line, at run time.
@@ -209,11 +209,13 @@ pub enum Origin {
     Config = 2,
     /// The running proxy, for the addresses of its outbound's server.
     Outbound = 3,
+    /// `exempt run`, for the cgroup that it starts commands in.
+    Run = 4,
 }
 
 impl Origin {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Command, Self::Config, Self::Outbound];
+    pub const ALL: [Self; 4] = [Self::Command, Self::Config, Self::Outbound, Self::Run];
 
     /// The word for it.
     #[must_use]
@@ -222,6 +224,7 @@ impl Origin {
             Self::Command => "command",
             Self::Config => "config",
             Self::Outbound => "outbound",
+            Self::Run => "run",
         }
     }
 }
@@ -398,19 +401,24 @@ pub enum ExemptKind {
     Gid = 1,
     /// The user of the process that makes the socket (the real one).
     Uid = 2,
-    /// The cgroup of the process that makes the socket, or one above it.
+    /// The cgroup of the process that makes the socket, or one above it. Follows from
+    /// [`ExemptKind::CgroupPath`].
     Cgroup = 3,
+    /// A cgroup by its path, whether it is there or not. The programs never ask for it: it is what
+    /// user space remembers, since a cgroup that is made anew has another id.
+    CgroupPath = 4,
 }
 
 /// Who is exempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(C)]
 pub struct ExemptKey {
     /// An [`ExemptKind`].
     pub kind: u32,
     /// Zero.
     pub unused: u32,
-    /// The gid, the uid or the id of the cgroup (its inode number).
+    /// The gid, the uid or the id of the cgroup (its inode number). Of a path: any number that no other
+    /// path has.
     pub id: u64,
 }
 

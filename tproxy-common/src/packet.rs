@@ -3,6 +3,8 @@
 //! The parser reads through [`PacketBytes`], so the very code that the verifier accepts in the kernel
 //! is tested on slices on the host. It never trusts a length field further than the bytes reach.
 
+use crate::abi::Listener;
+
 /// Ethertype of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
 /// Ethertype of IPv6.
@@ -202,6 +204,24 @@ pub struct Packet {
     pub transport_offset: usize,
 }
 
+impl Packet {
+    /// Which of the proxy's sockets it would be for. What is neither TCP nor UDP is for none.
+    #[inline(always)]
+    #[must_use]
+    pub const fn listener(&self) -> Listener {
+        let tcp = matches!(
+            self.transport,
+            Transport::Tcp { .. } | Transport::LaterFragment { tcp: true }
+        );
+        match (tcp, &self.addresses) {
+            (true, Addresses::V4 { .. }) => Listener::Tcp4,
+            (true, Addresses::V6 { .. }) => Listener::Tcp6,
+            (false, Addresses::V4 { .. }) => Listener::Udp4,
+            (false, Addresses::V6 { .. }) => Listener::Udp6,
+        }
+    }
+}
+
 /// Why there is no [`Packet`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unparsed {
@@ -209,6 +229,85 @@ pub enum Unparsed {
     NotIp,
     /// An IP header that contradicts itself, or that the packet ends within.
     Malformed,
+}
+
+/// A [`Packet`] in the making: flat, and every part has a value, if only 0.
+///
+/// An enum's variant leaves the parts of the others without one. A compiler may move such a part about, and
+/// the verifier of the kernel refuses a program that reads what was never set.
+#[derive(Clone, Copy)]
+struct Flat {
+    v4: bool,
+    /// IPv4: the first word of each.
+    source: [u32; 4],
+    destination: [u32; 4],
+    carried: Carried,
+    fragmented: bool,
+    id: u32,
+    transport_offset: usize,
+}
+
+/// A [`Transport`] in the making, as [`Flat`] is.
+#[derive(Clone, Copy)]
+struct Carried {
+    kind: Kind,
+    ports: Ports,
+    /// TCP: does it open a connection? A later fragment: is it TCP?
+    flag: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Tcp,
+    Udp,
+    LaterFragment,
+    Other,
+    CutOff,
+    Buried,
+}
+
+impl Carried {
+    #[inline(always)]
+    const fn nothing(kind: Kind) -> Self {
+        Self {
+            kind,
+            ports: Ports {
+                source: 0,
+                destination: 0,
+            },
+            flag: false,
+        }
+    }
+}
+
+impl Flat {
+    #[inline(always)]
+    fn packet(self) -> Packet {
+        let Carried { kind, ports, flag } = self.carried;
+        Packet {
+            addresses: if self.v4 {
+                Addresses::V4 {
+                    source: self.source[0],
+                    destination: self.destination[0],
+                }
+            } else {
+                Addresses::V6 {
+                    source: self.source,
+                    destination: self.destination,
+                }
+            },
+            transport: match kind {
+                Kind::Tcp => Transport::Tcp { ports, opens: flag },
+                Kind::Udp => Transport::Udp { ports },
+                Kind::LaterFragment => Transport::LaterFragment { tcp: flag },
+                Kind::Other => Transport::Other,
+                Kind::CutOff => Transport::CutOff,
+                Kind::Buried => Transport::Buried,
+            },
+            fragment: self.fragmented.then_some(self.id),
+            transport_offset: self.transport_offset,
+        }
+    }
 }
 
 /// Parses a packet whose link header has been passed over: at `offset` the header that
@@ -219,9 +318,18 @@ pub enum Unparsed {
 #[inline(always)]
 pub fn parse<B: PacketBytes + ?Sized>(
     bytes: &B,
+    ethertype: u16,
+    offset: usize,
+) -> Result<Packet, Unparsed> {
+    parse_flat(bytes, ethertype, offset).map(Flat::packet)
+}
+
+#[inline(always)]
+fn parse_flat<B: PacketBytes + ?Sized>(
+    bytes: &B,
     mut ethertype: u16,
     mut offset: usize,
-) -> Result<Packet, Unparsed> {
+) -> Result<Flat, Unparsed> {
     for _ in 0..MAX_VLAN_TAGS {
         if ethertype != ETHERTYPE_VLAN && ethertype != ETHERTYPE_QINQ {
             break;
@@ -252,7 +360,7 @@ pub fn parse_frame<B: PacketBytes + ?Sized>(bytes: &B) -> Result<Packet, Unparse
 
 /// RFC 791, 3.1.
 #[inline(always)]
-fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<Packet, Unparsed> {
+fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<Flat, Unparsed> {
     // Nearly all packets have no options and are this long: one read is enough for them. (A read that
     // fails costs as much as three that do not.)
     if bytes.length() >= offset + V4_WIDE
@@ -262,7 +370,7 @@ fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<Packet,
         return parse_v4_header(&wide, offset, |protocol, left| match protocol {
             PROTOCOL_TCP => tcp(Some(&wide), V4_HEADER, left),
             PROTOCOL_UDP => udp(Some(&wide), V4_HEADER, left),
-            _ => Transport::Other,
+            _ => Carried::nothing(Kind::Other),
         });
     }
     let header = bytes.read::<V4_HEADER>(offset).ok_or(Unparsed::Malformed)?;
@@ -277,8 +385,8 @@ fn parse_v4<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<Packet,
 fn parse_v4_header<const N: usize>(
     header: &Bytes<N>,
     offset: usize,
-    transport: impl FnOnce(u8, usize) -> Transport,
-) -> Result<Packet, Unparsed> {
+    transport: impl FnOnce(u8, usize) -> Carried,
+) -> Result<Flat, Unparsed> {
     let header_length = usize::from(header.0[0] & 0x0f) * 4;
     let total = usize::from(header.number(2));
     if header.0[0] >> 4 != 4 || header_length < V4_HEADER || total < header_length {
@@ -292,20 +400,20 @@ fn parse_v4_header<const N: usize>(
     } else {
         transport(protocol, total - header_length)
     };
-    Ok(Packet {
-        addresses: Addresses::V4 {
-            source: header.word(12),
-            destination: header.word(16),
-        },
-        transport,
-        fragment: (more || later).then_some(u32::from(header.number(4))),
+    Ok(Flat {
+        v4: true,
+        source: [header.word(12), 0, 0, 0],
+        destination: [header.word(16), 0, 0, 0],
+        carried: transport,
+        fragmented: more || later,
+        id: u32::from(header.number(4)),
         transport_offset: offset + header_length,
     })
 }
 
 /// RFC 8200, 3 and 4.
 #[inline(always)]
-fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<Packet, Unparsed> {
+fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<Flat, Unparsed> {
     let header = bytes.read::<40>(offset).ok_or(Unparsed::Malformed)?;
     if header.0[0] >> 4 != 6 {
         return Err(Unparsed::Malformed);
@@ -313,15 +421,17 @@ fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<Packet,
     let mut left = usize::from(header.number(4));
     let mut next = header.0[6];
     let mut at = offset + 40;
-    let mut fragment = None;
-    let mut transport = None;
+    let (mut fragmented, mut id) = (false, 0);
+    // Until the last header is found.
+    let mut carried = Carried::nothing(Kind::Buried);
+    let mut found = false;
     for _ in 0..MAX_EXTENSIONS {
         let Extension::Header(kind) = Extension::of(next) else {
-            transport = Some(parse_transport(bytes, at, next, left));
+            (carried, found) = (parse_transport(bytes, at, next, left), true);
             break;
         };
         let Some(extension) = bytes.read::<8>(at) else {
-            transport = Some(Transport::CutOff);
+            (carried, found) = (Carried::nothing(Kind::CutOff), true);
             break;
         };
         let length = match kind {
@@ -331,7 +441,7 @@ fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<Packet,
             ExtensionKind::Fragment => 8,
         };
         if length > left {
-            transport = Some(Transport::CutOff);
+            (carried, found) = (Carried::nothing(Kind::CutOff), true);
             break;
         }
         next = extension.0[0];
@@ -340,37 +450,33 @@ fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<Packet,
             let later = field & 0xfff8 != 0;
             // A fragment that is first and last at once ("atomic", RFC 6946) is no fragment.
             if later || field & 1 != 0 {
-                fragment = Some(extension.word(4));
+                (fragmented, id) = (true, extension.word(4));
                 // What comes behind these options is known to the first fragment alone, and all of
                 // a datagram must share one verdict.
                 if let Extension::Header(_) = Extension::of(next) {
-                    transport = Some(Transport::Buried);
+                    found = true;
                     break;
                 }
             }
             if later {
-                transport = Some(later_fragment(next));
+                (carried, found) = (later_fragment(next), true);
                 break;
             }
         }
         at += length;
         left -= length;
     }
-    let transport = match transport {
-        Some(transport) => transport,
-        // The last one followed may have been the last there is.
-        None => match Extension::of(next) {
-            Extension::None => parse_transport(bytes, at, next, left),
-            Extension::Header(_) => Transport::Buried,
-        },
-    };
-    Ok(Packet {
-        addresses: Addresses::V6 {
-            source: header.words(8),
-            destination: header.words(24),
-        },
-        transport,
-        fragment,
+    // The last one followed may have been the last there is.
+    if !found && let Extension::None = Extension::of(next) {
+        carried = parse_transport(bytes, at, next, left);
+    }
+    Ok(Flat {
+        v4: false,
+        source: header.words(8),
+        destination: header.words(24),
+        carried,
+        fragmented,
+        id,
         transport_offset: at,
     })
 }
@@ -407,34 +513,37 @@ fn parse_transport<B: PacketBytes + ?Sized>(
     offset: usize,
     protocol: u8,
     left: usize,
-) -> Transport {
+) -> Carried {
     match protocol {
         PROTOCOL_TCP => tcp(bytes.read::<TCP_READ>(offset).as_ref(), 0, left),
         PROTOCOL_UDP => udp(bytes.read::<4>(offset).as_ref(), 0, left),
-        _ => Transport::Other,
+        _ => Carried::nothing(Kind::Other),
     }
 }
 
 /// RFC 9293, 3.1. The header begins at `at`.
 #[inline(always)]
-fn tcp<const N: usize>(bytes: Option<&Bytes<N>>, at: usize, left: usize) -> Transport {
+fn tcp<const N: usize>(bytes: Option<&Bytes<N>>, at: usize, left: usize) -> Carried {
     match bytes {
-        Some(bytes) if left >= 20 => Transport::Tcp {
+        Some(bytes) if left >= 20 => Carried {
+            kind: Kind::Tcp,
             ports: ports(bytes, at),
-            opens: opens(bytes.0[at + 13]),
+            flag: opens(bytes.0[at + 13]),
         },
-        _ => Transport::CutOff,
+        _ => Carried::nothing(Kind::CutOff),
     }
 }
 
 /// RFC 768. The header begins at `at`.
 #[inline(always)]
-fn udp<const N: usize>(bytes: Option<&Bytes<N>>, at: usize, left: usize) -> Transport {
+fn udp<const N: usize>(bytes: Option<&Bytes<N>>, at: usize, left: usize) -> Carried {
     match bytes {
-        Some(bytes) if left >= 8 => Transport::Udp {
+        Some(bytes) if left >= 8 => Carried {
+            kind: Kind::Udp,
             ports: ports(bytes, at),
+            flag: false,
         },
-        _ => Transport::CutOff,
+        _ => Carried::nothing(Kind::CutOff),
     }
 }
 
@@ -452,10 +561,11 @@ const fn ports<const N: usize>(bytes: &Bytes<N>, at: usize) -> Ports {
 }
 
 #[inline(always)]
-const fn later_fragment(protocol: u8) -> Transport {
-    match protocol {
-        PROTOCOL_TCP => Transport::LaterFragment { tcp: true },
-        PROTOCOL_UDP => Transport::LaterFragment { tcp: false },
-        _ => Transport::Other,
-    }
+const fn later_fragment(protocol: u8) -> Carried {
+    let mut carried = Carried::nothing(match protocol {
+        PROTOCOL_TCP | PROTOCOL_UDP => Kind::LaterFragment,
+        _ => Kind::Other,
+    });
+    carried.flag = protocol == PROTOCOL_TCP;
+    carried
 }

@@ -3,7 +3,7 @@
 //! The hook answers questions through [`Facts`]; what is not asked costs nothing. The order of the
 //! questions is from cheap to dear, and a packet that passes for its destination asks the fewest.
 
-use crate::abi::{DNS_PORT, FragmentFate, Listener, Reason, Settings};
+use crate::abi::{DNS_PORT, FragmentFate, Reason, Settings};
 use crate::packet::{Addresses, Packet, Ports, Transport};
 
 /// What is to become of a packet.
@@ -17,26 +17,25 @@ pub enum Verdict {
     Drop(Reason),
 }
 
-/// Which socket a steered packet is for.
+/// Which socket a steered packet is for. Where it is a listener, [`Packet::listener`] says which.
+///
+/// Like each [`Reason`] it is no more than a number: so every verdict has a value in every part. What a
+/// variant leaves unset, a compiler may move about, and the verifier of the kernel refuses that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// One of the proxy's listeners, which the hook assigns.
-    Listener(Listener),
-    /// One of the proxy's listeners, for a DNS question. With no proxy, one for the gateway itself reaches
-    /// whoever else answers there.
-    Resolver {
-        /// Which listener.
-        listener: Listener,
-        /// Is the gateway itself asked?
-        own: bool,
-    },
+    Listener,
+    /// The same for a DNS question to somebody else.
+    Resolver,
+    /// The same for a DNS question to the gateway itself: with no proxy it reaches whoever else answers there.
+    OwnResolver,
     /// The connection's own socket, which [`Facts::connection`] has assigned.
     Connection,
     /// None: the connection is gone. The gateway's TCP answers with RST where Linux lets it.
     Gone,
     /// None yet: the gateway reassembles the datagram first, and socket lookup finds the listener
-    /// or the connection then. The proxy must be up for it, which the hook checks by this listener.
-    Reassembly(Listener),
+    /// or the connection then. The proxy must be up for it, which the hook checks by the listener.
+    Reassembly,
 }
 
 /// What the hook knows about one of the gateway's own prefixes.
@@ -67,6 +66,11 @@ pub trait Facts {
     fn settings(&self) -> Settings;
     /// Is the destination an address or a subnet of the gateway?
     fn locality(&self, addresses: &Addresses) -> Locality;
+    /// Is the packet exempt by a mark of others? Only what the gateway itself sends can be.
+    #[inline(always)]
+    fn exempt(&self) -> bool {
+        false
+    }
     /// Is the destination in the bypass set? Counts the hit.
     fn bypassed(&self, addresses: &Addresses) -> bool;
     /// May this source use the proxy?
@@ -127,17 +131,11 @@ pub fn decide<F: Facts>(packet: &Packet, facts: &F) -> Verdict {
         return Verdict::Pass(reason);
     }
     let locality = facts.locality(&packet.addresses);
-    let v4 = matches!(packet.addresses, Addresses::V4 { .. });
-    let tcp = if v4 { Listener::Tcp4 } else { Listener::Tcp6 };
-    let udp = if v4 { Listener::Udp4 } else { Listener::Udp6 };
-    if asks_dns(packet, &facts.settings()) && facts.admitted(&packet.addresses) {
-        let is_tcp = matches!(packet.transport, Transport::Tcp { .. });
-        let listener = if is_tcp { tcp } else { udp };
-        let own = locality == Locality::Address;
-        return Verdict::Steer(if packet.fragment.is_some() {
-            Target::Reassembly(listener)
-        } else {
-            Target::Resolver { listener, own }
+    if asks_dns(packet, &facts.settings()) && !facts.exempt() && facts.admitted(&packet.addresses) {
+        return Verdict::Steer(match locality {
+            _ if packet.fragment.is_some() => Target::Reassembly,
+            Locality::Address => Target::OwnResolver,
+            Locality::Subnet | Locality::Foreign => Target::Resolver,
         });
     }
     if locality == Locality::Address {
@@ -145,34 +143,32 @@ pub fn decide<F: Facts>(packet: &Packet, facts: &F) -> Verdict {
     }
     match packet.transport {
         Transport::Tcp { opens: false, .. } => match facts.connection(packet) {
-            Connection::Held if packet.fragment.is_some() => {
-                Verdict::Steer(Target::Reassembly(tcp))
-            }
+            Connection::Held if packet.fragment.is_some() => Verdict::Steer(Target::Reassembly),
             Connection::Held => Verdict::Steer(Target::Connection),
             Connection::Gone => Verdict::Steer(Target::Gone),
             Connection::Unknown => Verdict::Pass(Reason::DirectConnection),
         },
         Transport::Tcp { opens: true, .. } => match direct(packet, facts, locality) {
             Some(reason) => Verdict::Pass(reason),
-            None if packet.fragment.is_some() => Verdict::Steer(Target::Reassembly(tcp)),
+            None if packet.fragment.is_some() => Verdict::Steer(Target::Reassembly),
             // A SYN for a connection that is still there (it was sent twice, or the socket is in
             // TIME_WAIT) belongs to that socket, as without a proxy.
             None => match facts.connection(packet) {
                 Connection::Held => Verdict::Steer(Target::Connection),
-                Connection::Gone | Connection::Unknown => Verdict::Steer(Target::Listener(tcp)),
+                Connection::Gone | Connection::Unknown => Verdict::Steer(Target::Listener),
             },
         },
         Transport::Udp { .. } => match direct(packet, facts, locality) {
             Some(reason) => Verdict::Pass(reason),
-            None if packet.fragment.is_some() => Verdict::Steer(Target::Reassembly(udp)),
-            None => Verdict::Steer(Target::Listener(udp)),
+            None if packet.fragment.is_some() => Verdict::Steer(Target::Reassembly),
+            None => Verdict::Steer(Target::Listener),
         },
         Transport::LaterFragment { tcp: false } => match direct(packet, facts, locality) {
             Some(reason) => Verdict::Pass(reason),
-            None => Verdict::Steer(Target::Reassembly(udp)),
+            None => Verdict::Steer(Target::Reassembly),
         },
         Transport::LaterFragment { tcp: true } => match facts.fragment(packet) {
-            Some(FragmentFate::Steered) => Verdict::Steer(Target::Reassembly(tcp)),
+            Some(FragmentFate::Steered) => Verdict::Steer(Target::Reassembly),
             Some(FragmentFate::Passed) => Verdict::Pass(Reason::DirectFragment),
             None => match direct(packet, facts, locality) {
                 Some(reason) => Verdict::Pass(reason),
@@ -213,6 +209,9 @@ fn direct<F: Facts>(packet: &Packet, facts: &F, locality: Locality) -> Option<Re
     }
     if facts.settings().has(Settings::BYPASS_PRIVATE) && is_private(&packet.addresses) {
         return Some(Reason::PrivateRange);
+    }
+    if facts.exempt() {
+        return Some(Reason::Exempt);
     }
     if facts.bypassed(&packet.addresses) {
         return Some(Reason::Bypassed);

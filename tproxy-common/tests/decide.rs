@@ -134,6 +134,47 @@ fn listeners(to: &str) -> (Listener, Listener) {
     }
 }
 
+/// An edit of the exempt marks must not break what lives, as with the bypass set.
+#[test]
+fn an_exempt_mark_decides_about_what_is_new() {
+    for to in STEERED {
+        for kind in kinds() {
+            for connection in [Connection::Unknown, Connection::Held, Connection::Gone] {
+                let decide_with = |exempt| {
+                    let gateway = Gateway {
+                        exempt,
+                        connection,
+                        ..Gateway::new()
+                    };
+                    decide(&packet(device(to), to, kind), &gateway)
+                };
+                let wanted = match kind.0 {
+                    Transport::Other | Transport::Tcp { opens: false, .. } => decide_with(false),
+                    _ => Verdict::Pass(Reason::Exempt),
+                };
+                assert_eq!(decide_with(true), wanted, "{to} {kind:?} {connection:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn each_kind_of_packet_has_its_listener() {
+    for (to, _) in DIRECT {
+        let (tcp, udp) = listeners(to);
+        for kind in kinds() {
+            let expected = match kind.0 {
+                Transport::Tcp { .. } | Transport::LaterFragment { tcp: true } => tcp,
+                Transport::Udp { .. } | Transport::LaterFragment { tcp: false } => udp,
+                // For none.
+                Transport::Other | Transport::CutOff | Transport::Buried => continue,
+            };
+            let packet = packet(device(to), to, kind);
+            assert_eq!(packet.listener(), expected, "{to}: {kind:?}");
+        }
+    }
+}
+
 #[test]
 fn some_destinations_are_never_steered() {
     for (to, reason) in NEVER_STEERED {
@@ -185,16 +226,11 @@ fn a_foreign_source_may_not_use_the_proxy() {
 }
 
 /// A connection keeps the verdict of its SYN, wherever it leads.
-fn follows_its_connection(
-    tcp: Listener,
-    whole: bool,
-    why: &str,
-    verdict: impl Fn(Connection) -> Verdict,
-) {
+fn follows_its_connection(whole: bool, why: &str, verdict: impl Fn(Connection) -> Verdict) {
     let held = if whole {
         Target::Connection
     } else {
-        Target::Reassembly(tcp)
+        Target::Reassembly
     };
     for (connection, expected) in [
         (Connection::Held, Verdict::Steer(held)),
@@ -206,7 +242,6 @@ fn follows_its_connection(
 }
 
 fn goes_direct(from: &str, to: &str, reason: Reason, gateway: &dyn Fn() -> Gateway) {
-    let (tcp, _) = listeners(to);
     for kind in kinds() {
         let verdict = |connection, fragment| {
             let mut gateway = gateway();
@@ -218,12 +253,12 @@ fn goes_direct(from: &str, to: &str, reason: Reason, gateway: &dyn Fn() -> Gatew
         let why = format!("{from} to {to}: {kind:?}");
         match kind.0 {
             Transport::Tcp { opens: false, .. } => {
-                follows_its_connection(tcp, whole, &why, |connection| verdict(connection, None));
+                follows_its_connection(whole, &why, |connection| verdict(connection, None));
             }
             Transport::LaterFragment { tcp: true } => {
                 assert_eq!(
                     verdict(Connection::Unknown, Some(FragmentFate::Steered)),
-                    Verdict::Steer(Target::Reassembly(tcp)),
+                    Verdict::Steer(Target::Reassembly),
                     "{why}"
                 );
                 assert_eq!(
@@ -270,7 +305,6 @@ fn private_ranges_go_to_the_proxy_when_they_are_not_bypassed() {
 }
 
 fn goes_to_the_proxy(to: &str, settings: Settings) {
-    let (tcp, udp) = listeners(to);
     for kind in kinds() {
         let verdict = |connection, fragment| {
             let gateway = Gateway {
@@ -286,7 +320,7 @@ fn goes_to_the_proxy(to: &str, settings: Settings) {
         let unknown = verdict(Connection::Unknown, None);
         match kind.0 {
             Transport::Tcp { opens: true, .. } if whole => {
-                let listener = Verdict::Steer(Target::Listener(tcp));
+                let listener = Verdict::Steer(Target::Listener);
                 assert_eq!(unknown, listener, "{why}");
                 assert_eq!(verdict(Connection::Gone, None), listener, "{why}");
                 // Sent twice, it belongs to the connection it opened.
@@ -297,22 +331,22 @@ fn goes_to_the_proxy(to: &str, settings: Settings) {
                 );
             }
             Transport::Tcp { opens: true, .. } => {
-                assert_eq!(unknown, Verdict::Steer(Target::Reassembly(tcp)), "{why}");
+                assert_eq!(unknown, Verdict::Steer(Target::Reassembly), "{why}");
             }
             Transport::Tcp { opens: false, .. } => {
-                follows_its_connection(tcp, whole, &why, |connection| verdict(connection, None));
+                follows_its_connection(whole, &why, |connection| verdict(connection, None));
             }
             Transport::Udp { .. } if whole => {
-                assert_eq!(unknown, Verdict::Steer(Target::Listener(udp)), "{why}");
+                assert_eq!(unknown, Verdict::Steer(Target::Listener), "{why}");
             }
             Transport::Udp { .. } | Transport::LaterFragment { tcp: false } => {
-                assert_eq!(unknown, Verdict::Steer(Target::Reassembly(udp)), "{why}");
+                assert_eq!(unknown, Verdict::Steer(Target::Reassembly), "{why}");
             }
             Transport::LaterFragment { tcp: true } => {
                 assert_eq!(unknown, Verdict::Drop(Reason::LoneFragment), "{why}");
                 assert_eq!(
                     verdict(Connection::Unknown, Some(FragmentFate::Steered)),
-                    Verdict::Steer(Target::Reassembly(tcp)),
+                    Verdict::Steer(Target::Reassembly),
                     "{why}"
                 );
                 assert_eq!(

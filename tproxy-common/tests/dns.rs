@@ -5,7 +5,7 @@ mod gateway;
 
 use frames::Between;
 use gateway::{Gateway, ip};
-use tproxy_common::abi::{Listener, Reason, Settings};
+use tproxy_common::abi::{Reason, Settings};
 use tproxy_common::packet::{Packet, Ports, Transport};
 use tproxy_common::verdict::{Connection, Target, Verdict, decide};
 
@@ -48,33 +48,28 @@ fn to_port(port: u16) -> Ports {
     }
 }
 
-fn listeners(to: &str) -> (Listener, Listener) {
-    if ip(to).is_ipv4() {
-        (Listener::Tcp4, Listener::Udp4)
-    } else {
-        (Listener::Tcp6, Listener::Udp6)
-    }
-}
-
 #[test]
 fn questions_are_steered_whomever_they_are_for() {
     for (from, to, reason) in SERVERS {
-        let (tcp, udp) = listeners(to);
-        let own = reason == Reason::OwnAddress;
+        let target = if reason == Reason::OwnAddress {
+            Target::OwnResolver
+        } else {
+            Target::Resolver
+        };
         let ports = to_port(53);
-        for (transport, listener) in [
-            (Transport::Udp { ports }, udp),
-            (Transport::Tcp { ports, opens: true }, tcp),
+        for transport in [
+            Transport::Udp { ports },
+            Transport::Tcp { ports, opens: true },
         ] {
             assert_eq!(
                 decide(&packet(from, to, transport, None), &hijacking()),
-                Verdict::Steer(Target::Resolver { listener, own }),
+                Verdict::Steer(target),
                 "{to}: {transport:?}"
             );
             // Reassembled first, and socket lookup finds the listener then.
             assert_eq!(
                 decide(&packet(from, to, transport, Some(7)), &hijacking()),
-                Verdict::Steer(Target::Reassembly(listener)),
+                Verdict::Steer(Target::Reassembly),
                 "{to}: {transport:?}"
             );
         }
@@ -91,9 +86,8 @@ fn without_the_flag_and_on_other_ports_nothing_changes() {
             (0x3500, hijacking()),
         ] {
             let ports = to_port(port);
-            let (_, udp) = listeners(to);
             let expected = match reason {
-                Reason::UdpSteered => Verdict::Steer(Target::Listener(udp)),
+                Reason::UdpSteered => Verdict::Steer(Target::Listener),
                 reason => Verdict::Pass(reason),
             };
             let datagram = packet(from, to, Transport::Udp { ports }, None);
@@ -124,6 +118,22 @@ fn strangers_are_not_answered() {
                 "{from} to {to}: {transport:?}"
             );
         }
+    }
+}
+
+/// A program that is exempt by its mark asks whom it likes.
+#[test]
+fn the_exempt_ask_for_themselves() {
+    for (from, to, reason) in SERVERS {
+        let mut gateway = hijacking();
+        gateway.exempt = true;
+        let ports = to_port(53);
+        let expected = match reason {
+            Reason::UdpSteered | Reason::Bypassed => Reason::Exempt,
+            reason => reason,
+        };
+        let datagram = packet(from, to, Transport::Udp { ports }, None);
+        assert_eq!(decide(&datagram, &gateway), Verdict::Pass(expected), "{to}");
     }
 }
 

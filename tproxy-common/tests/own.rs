@@ -5,7 +5,7 @@ mod gateway;
 
 use frames::Between;
 use gateway::{Gateway, Question, ip};
-use tproxy_common::abi::{FragmentFate, Listener, Reason, Settings};
+use tproxy_common::abi::{FragmentFate, Reason, Settings};
 use tproxy_common::packet::{Packet, Ports, Transport};
 use tproxy_common::verdict::{Connection, Target, Verdict, decide, decide_own};
 
@@ -47,10 +47,8 @@ fn datagram(to: &str, source: u16, destination: u16) -> Packet {
     packet(to, Transport::Udp { ports }, None)
 }
 
-fn to_proxy(to: &str) -> Verdict {
-    let v4 = ip(to).is_ipv4();
-    let udp = if v4 { Listener::Udp4 } else { Listener::Udp6 };
-    Verdict::Steer(Target::Listener(udp))
+fn to_proxy() -> Verdict {
+    Verdict::Steer(Target::Listener)
 }
 
 #[test]
@@ -58,7 +56,7 @@ fn a_service_answers_whoever_wrote_to_it() {
     for to in FAR {
         let mut gateway = gateway();
         let answer = datagram(to, 1194, 40_000);
-        assert_eq!(decide_own(&answer, &gateway), to_proxy(to));
+        assert_eq!(decide_own(&answer, &gateway), to_proxy());
         gateway.caller = true;
         assert_eq!(
             decide_own(&answer, &gateway),
@@ -87,7 +85,7 @@ fn a_clients_port_has_no_callers() {
             let expected = if service {
                 Verdict::Pass(Reason::ServiceReply)
             } else {
-                to_proxy(to)
+                to_proxy()
             };
             let verdict = decide_own(&datagram(to, port, 53), &gateway);
             assert_eq!(verdict, expected, "port {port} to {to}");
@@ -111,7 +109,7 @@ fn a_lease_is_renewed_directly() {
             let expected = if direct {
                 Verdict::Pass(Reason::DhcpClient)
             } else {
-                to_proxy(to)
+                to_proxy()
             };
             assert_eq!(verdict, expected, "{source} to {destination}");
         }
@@ -122,16 +120,11 @@ fn a_lease_is_renewed_directly() {
 fn later_fragments_follow_a_first_one_that_passed() {
     for to in FAR {
         let later = packet(to, Transport::LaterFragment { tcp: false }, Some(7));
-        let udp = if ip(to).is_ipv4() {
-            Listener::Udp4
-        } else {
-            Listener::Udp6
-        };
         for (fate, expected) in [
-            (None, Verdict::Steer(Target::Reassembly(udp))),
+            (None, Verdict::Steer(Target::Reassembly)),
             (
                 Some(FragmentFate::Steered),
-                Verdict::Steer(Target::Reassembly(udp)),
+                Verdict::Steer(Target::Reassembly),
             ),
             (
                 Some(FragmentFate::Passed),

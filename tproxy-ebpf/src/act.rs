@@ -3,8 +3,9 @@
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use tproxy_common::abi::{FragmentFate, Reason, Settings};
 use tproxy_common::packet::{Packet, Transport};
+use tproxy_common::verdict::Target;
 
-use crate::facts::{count, forget_steered, remember_fragment};
+use crate::facts::{count, forget_steered, remember_fragment, remember_steered};
 use crate::skb::Skb;
 
 /// `TC_ACT_UNSPEC` lets the programs and filters behind this one have their say; a tcx chain reads
@@ -21,14 +22,31 @@ pub fn down(skb: Skb, packet: &Packet, settings: Settings) -> i32 {
     }
 }
 
-/// No proxy is running, and this is a DNS question. What asks the gateway itself reaches whoever answers
-/// there without us; whom that asks in turn is decided anew.
+/// Why a packet for this target is steered.
 #[inline(always)]
-pub fn no_resolver(skb: Skb, packet: &Packet, settings: Settings, own: bool) -> i32 {
-    if own {
-        pass_on(skb, packet, Reason::OwnAddress)
-    } else {
-        down(skb, packet, settings)
+pub fn reason_of(packet: &Packet, target: Target) -> Reason {
+    match target {
+        Target::Connection => Reason::TcpSteered,
+        Target::Gone => Reason::TcpGone,
+        Target::Reassembly => Reason::FragmentSteered,
+        Target::Resolver | Target::OwnResolver => Reason::DnsSteered,
+        Target::Listener => match packet.transport {
+            Transport::Tcp { .. } => Reason::TcpOpened,
+            _ => Reason::UdpSteered,
+        },
+    }
+}
+
+/// Remembers what follows from the steering of a packet for those behind it.
+#[inline(always)]
+pub fn remember(packet: &Packet) {
+    if let Transport::Tcp { ports, opens } = &packet.transport {
+        if packet.fragment.is_some() {
+            remember_fragment(packet, FragmentFate::Steered);
+        }
+        if *opens {
+            remember_steered(&packet.addresses, ports);
+        }
     }
 }
 

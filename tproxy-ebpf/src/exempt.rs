@@ -59,9 +59,14 @@ fn is_listed(kind: ExemptKind, id: u64) -> bool {
     EXEMPT.get_ptr(key).is_some()
 }
 
-/// Is this one of the marks of others that are exempt?
-#[inline(never)]
+/// Is this one of the marks of others that are exempt? What has no mark is not.
+#[inline(always)]
 pub fn has_exempt_mark(mark: u32) -> bool {
+    mark != 0 && is_among_marks(mark)
+}
+
+#[inline(never)]
+fn is_among_marks(mark: u32) -> bool {
     let Some(exempt) = EXEMPT_MARKS.get(0) else {
         return false;
     };

@@ -31,6 +31,8 @@ const MAX_EXPIRED: usize = 4;
 pub struct SkbFacts<const OWN: bool> {
     pub skb: Skb,
     pub settings: Settings,
+    /// Has it a mark of others that is exempt?
+    pub exempt: bool,
 }
 
 impl<const OWN: bool> Facts for SkbFacts<OWN> {
@@ -42,6 +44,11 @@ impl<const OWN: bool> Facts for SkbFacts<OWN> {
     #[inline(always)]
     fn locality(&self, addresses: &Addresses) -> Locality {
         locality(addresses)
+    }
+
+    #[inline(always)]
+    fn exempt(&self) -> bool {
+        OWN && self.exempt
     }
 
     #[inline(always)]

@@ -1,14 +1,14 @@
 //! tc ingress on a LAN link: the gate that everything from the devices passes.
 
 use aya_ebpf::programs::TcContext;
-use tproxy_common::abi::{FragmentFate, Listener, MARK_STEER, Reason, Settings};
-use tproxy_common::packet::{Packet, Transport, Unparsed};
+use tproxy_common::abi::{MARK_STEER, Reason, Settings};
+use tproxy_common::packet::{Packet, Unparsed};
 use tproxy_common::verdict::{Target, Verdict, decide};
 
-use crate::act::{down, drop, no_resolver, pass, pass_on};
-use crate::facts::{self, SkbFacts, remember_fragment, remember_steered, tcp_ports};
+use crate::act::{down, drop, pass, pass_on, reason_of, remember};
+use crate::facts::{self, SkbFacts};
 use crate::skb::{Framing, Skb};
-use crate::socket::{self, Assigned};
+use crate::socket::{Assigned, assign_listener, listener_is_up};
 
 #[inline(always)]
 pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
@@ -32,6 +32,7 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
     let facts = SkbFacts::<false> {
         skb,
         settings: facts::settings(),
+        exempt: false,
     };
     match decide(&packet, &facts) {
         Verdict::Pass(reason) => pass_on(skb, &packet, reason),
@@ -42,49 +43,26 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
 
 #[inline(always)]
 fn steer(skb: Skb, packet: &Packet, target: Target, settings: Settings) -> i32 {
-    match target {
-        Target::Connection => mark(skb, Reason::TcpSteered),
-        Target::Gone => mark(skb, Reason::TcpGone),
-        Target::Reassembly(listener) => {
-            if !socket::listener_is_up(listener) {
-                return down(skb, packet, settings);
-            }
-            if let Transport::Tcp { ports, opens } = &packet.transport {
-                remember_fragment(packet, FragmentFate::Steered);
-                if *opens {
-                    remember_steered(&packet.addresses, ports);
-                }
-            }
-            mark(skb, Reason::FragmentSteered)
+    let listener = packet.listener();
+    let up = match target {
+        // Found already, or nobody is to be found.
+        Target::Connection | Target::Gone => true,
+        Target::Reassembly => listener_is_up(listener),
+        Target::Listener | Target::Resolver | Target::OwnResolver => {
+            assign_listener(skb.as_ptr().cast(), listener) == Assigned::Done
         }
-        Target::Resolver { listener, own } => {
-            if socket::assign_listener(skb.as_ptr().cast(), listener) == Assigned::Down {
-                return no_resolver(skb, packet, settings, own);
-            }
-            if let Transport::Tcp { ports, .. } = &packet.transport {
-                remember_steered(&packet.addresses, ports);
-            }
-            mark(skb, Reason::DnsSteered)
-        }
-        Target::Listener(listener) => {
-            match socket::assign_listener(skb.as_ptr().cast(), listener) {
-                Assigned::Down => down(skb, packet, settings),
-                Assigned::Done => match listener {
-                    Listener::Udp4 | Listener::Udp6 => mark(skb, Reason::UdpSteered),
-                    Listener::Tcp4 | Listener::Tcp6 => {
-                        if let Some(ports) = tcp_ports(packet) {
-                            remember_steered(&packet.addresses, ports);
-                        }
-                        mark(skb, Reason::TcpOpened)
-                    }
-                },
-            }
-        }
+    };
+    if !up {
+        return match target {
+            // Whom the other one asks in turn is decided anew.
+            Target::OwnResolver => pass_on(skb, packet, Reason::OwnAddress),
+            _ => down(skb, packet, settings),
+        };
     }
-}
-
-#[inline(always)]
-fn mark(skb: Skb, reason: Reason) -> i32 {
+    match target {
+        Target::Connection | Target::Gone => {}
+        _ => remember(packet),
+    }
     skb.set_own_mark(MARK_STEER);
-    pass(skb, reason)
+    pass(skb, reason_of(packet, target))
 }

@@ -2,8 +2,8 @@
 //! proxy's sockets. All else leaves at the first question.
 
 use aya_ebpf::programs::TcContext;
-use tproxy_common::abi::{Listener, MARK_MASK, MARK_STEER};
-use tproxy_common::packet::{Addresses, Transport};
+use tproxy_common::abi::{MARK_MASK, MARK_STEER};
+use tproxy_common::packet::Transport;
 
 use crate::act::CONTINUE;
 use crate::skb::{Framing, Skb};
@@ -24,20 +24,16 @@ pub fn run(ctx: &TcContext) -> i32 {
     if packet.fragment.is_some() {
         return CONTINUE;
     }
-    let v4 = matches!(packet.addresses, Addresses::V4 { .. });
-    let tcp = if v4 { Listener::Tcp4 } else { Listener::Tcp6 };
-    let udp = if v4 { Listener::Udp4 } else { Listener::Udp6 };
-    let listener = match &packet.transport {
-        Transport::Udp { .. } => udp,
+    match &packet.transport {
+        Transport::Udp { .. } => {}
         Transport::Tcp { opens, ports } => {
             if assign_connection(skb, &packet.addresses, ports) || !*opens {
                 return CONTINUE;
             }
-            tcp
         }
         _ => return CONTINUE,
-    };
+    }
     // With the proxy gone since, the packet ends here: it is marked, and no socket wants it.
-    let _ = assign_listener(skb.as_ptr().cast(), listener);
+    let _ = assign_listener(skb.as_ptr().cast(), packet.listener());
     CONTINUE
 }

@@ -5,13 +5,13 @@
 use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
-use tproxy_common::abi::{FragmentFate, MARK_EXEMPT, MARK_MASK, MARK_STEER, Reason, Settings};
-use tproxy_common::packet::{Packet, Transport};
+use tproxy_common::abi::{MARK_EXEMPT, MARK_MASK, MARK_STEER, Reason, Settings};
+use tproxy_common::packet::Packet;
 use tproxy_common::verdict::{Target, Verdict, decide_own};
 
-use crate::act::{CONTINUE, down, drop, pass, pass_on};
+use crate::act::{CONTINUE, down, drop, pass, pass_on, reason_of, remember};
 use crate::exempt::has_exempt_mark;
-use crate::facts::{self, SkbFacts, count, remember_fragment, remember_steered};
+use crate::facts::{self, SkbFacts, count};
 use crate::skb::{Framing, LOOPBACK, Skb};
 use crate::socket::listener_is_up;
 
@@ -23,7 +23,8 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
         return CONTINUE;
     };
     // The socket is asked as well, since a firewall may have changed the mark of the packet.
-    if is_exempt(skb.mark()) || is_exempt(sender.mark) {
+    let marks = [skb.mark(), sender.mark];
+    if marks[0] & MARK_MASK == MARK_EXEMPT || marks[1] & MARK_MASK == MARK_EXEMPT {
         return pass(skb, Reason::Exempt);
     }
     // Answers come back by `lo`, where such a socket does not hear them; and it has chosen its way.
@@ -36,6 +37,9 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
     let facts = SkbFacts::<true> {
         skb,
         settings: facts::settings(),
+        // Not before the decision: a mark is exempted while connections with it live, and each of them
+        // goes on as it began.
+        exempt: has_exempt_mark(marks[0]) || has_exempt_mark(marks[1]),
     };
     match decide_own(&packet, &facts) {
         Verdict::Pass(reason) => pass_on(skb, &packet, reason),
@@ -45,35 +49,14 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
 }
 
 #[inline(always)]
-fn is_exempt(mark: u32) -> bool {
-    mark & MARK_MASK == MARK_EXEMPT || mark != 0 && has_exempt_mark(mark)
-}
-
-#[inline(always)]
 fn steer(skb: Skb, framing: Framing, packet: &Packet, target: Target, settings: Settings) -> i32 {
-    let (listener, reason) = match target {
-        Target::Connection => return turn_round(skb, framing, Reason::TcpSteered),
-        Target::Gone => return turn_round(skb, framing, Reason::TcpGone),
-        Target::Reassembly(listener) => (listener, Reason::FragmentSteered),
-        Target::Listener(listener) => match packet.transport {
-            Transport::Tcp { .. } => (listener, Reason::TcpOpened),
-            _ => (listener, Reason::UdpSteered),
-        },
-        // Not to the gateway itself: that never leaves by a WAN link.
-        Target::Resolver { listener, .. } => (listener, Reason::DnsSteered),
-    };
-    if !listener_is_up(listener) {
-        return down(skb, packet, settings);
-    }
-    if let Transport::Tcp { ports, opens } = &packet.transport {
-        if packet.fragment.is_some() {
-            remember_fragment(packet, FragmentFate::Steered);
+    if !matches!(target, Target::Connection | Target::Gone) {
+        if !listener_is_up(packet.listener()) {
+            return down(skb, packet, settings);
         }
-        if *opens {
-            remember_steered(&packet.addresses, ports);
-        }
+        remember(packet);
     }
-    turn_round(skb, framing, reason)
+    turn_round(skb, framing, reason_of(packet, target))
 }
 
 #[inline(always)]

@@ -26,6 +26,7 @@ pub struct Gateway {
     pub fragment: Option<FragmentFate>,
     /// Did whoever a datagram is for write first?
     pub caller: bool,
+    pub exempt: bool,
     pub asked: RefCell<Vec<Question>>,
 }
 
@@ -39,6 +40,7 @@ impl Gateway {
             connection: Connection::Unknown,
             fragment: None,
             caller: false,
+            exempt: false,
             asked: RefCell::default(),
         }
     }
@@ -87,6 +89,10 @@ impl Facts for Gateway {
         } else {
             Locality::Foreign
         }
+    }
+
+    fn exempt(&self) -> bool {
+        self.exempt
     }
 
     fn bypassed(&self, addresses: &Addresses) -> bool {

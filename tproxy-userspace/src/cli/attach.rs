@@ -9,6 +9,7 @@ use tproxy_common::abi::Origin;
 use tproxy_userspace::config::Config;
 use tproxy_userspace::control::bpf::Maps;
 use tproxy_userspace::control::bypass::{self, Terms};
+use tproxy_userspace::control::exempt;
 use tproxy_userspace::control::gateway::{self, Gateway};
 use tproxy_userspace::control::links::{LinkInfo, Snapshot};
 use tproxy_userspace::control::place::Place;
@@ -34,6 +35,7 @@ pub fn attach(args: AttachArgs) -> Result<ExitCode> {
         config.on_proxy_down = policy.into();
     }
     let prefixes = bypass_prefixes(&config)?;
+    exempt::check(&config.exempt)?;
     let kernel = preflight::check_machine()?.kernel;
     let place = Place::current()?;
     small_runtime()?.block_on(async {
@@ -97,6 +99,7 @@ async fn put_up(
         }
         gateway.set_policy(policy(config))?;
         bypass::replace(gateway.maps(), prefixes, &Terms::default(), Origin::Config)?;
+        exempt::configure(gateway.maps(), &config.exempt)?;
     } else if args.on_proxy_down.is_some() {
         let bypass_private = gateway.policy()?.bypass_private;
         gateway.set_policy(gateway::Policy {

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde_json::json;
 use tproxy_userspace::config::Config;
+use tproxy_userspace::control::exempt;
 
 use super::session::bypass_prefixes;
 use super::{CheckArgs, output};
@@ -18,7 +19,8 @@ pub fn check(args: &CheckArgs) -> Result<ExitCode> {
         }
         Err(error) => return Err(error.into()),
     };
-    let prefixes = match bypass_prefixes(&config) {
+    let names = || exempt::resolve(&config.exempt).map_err(anyhow::Error::from);
+    let prefixes = match bypass_prefixes(&config).and_then(|found| names().map(|_| found)) {
         Ok(prefixes) => prefixes.len(),
         Err(error) if args.read.json => {
             let finding = json!({ "message": output::one_message(&error) });

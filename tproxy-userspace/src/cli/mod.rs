@@ -5,12 +5,14 @@ mod bypass;
 mod check;
 mod counters;
 mod doctor;
+mod exempt;
 mod output;
 mod run;
 mod session;
 mod status;
 mod upstream;
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -45,6 +47,11 @@ enum Command {
     Bypass {
         #[command(subcommand)]
         command: BypassCommand,
+    },
+    /// Show or edit who on the gateway itself goes direct, or run a command that does.
+    Exempt {
+        #[command(subcommand)]
+        command: ExemptCommand,
     },
     /// What is attached where, whether the proxy runs, and what it does.
     Status(ReadArgs),
@@ -110,7 +117,7 @@ struct AttachArgs {
     /// What they are for.
     #[arg(long = "as", value_enum, default_value_t = Role::Lan)]
     role: Role,
-    /// Settings and bypass prefixes to put into force. With `[gateway] masquerade`, links and default
+    /// Settings, bypass prefixes and exemptions to put into force. With `[gateway] masquerade`, links and default
     /// routes that come later are not followed, and the kernel keeps state (conntrack) for each
     /// connection that it forwards.
     #[arg(short, long, value_name = "FILE")]
@@ -164,6 +171,53 @@ enum BypassCommand {
     },
     /// Remove all prefixes.
     Flush,
+}
+
+#[derive(Debug, Subcommand)]
+enum ExemptCommand {
+    /// Exempt groups, users, cgroups or marks, from the next socket on.
+    ///
+    /// A socket keeps for its life what held when it was made: connections that live, and sockets that a
+    /// service already has open, go on as they were. A mark counts for connections that open, and datagrams that
+    /// are sent, from now on.
+    Add(WhoArgs),
+    /// End exemptions.
+    ///
+    /// Sockets that were made exempt stay so for their life.
+    Del(WhoArgs),
+    /// Show who is exempt.
+    List(ReadArgs),
+    /// Run a command that goes direct, and all that it starts.
+    ///
+    /// It runs in a cgroup of its own and ends with the command's exit code; with 127 if there is no such
+    /// command.
+    Run {
+        /// The command.
+        #[arg(
+            required = true,
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "CMD"
+        )]
+        command: Vec<OsString>,
+    },
+}
+
+#[derive(Debug, Args)]
+#[group(required = true, multiple = true)]
+struct WhoArgs {
+    /// A group, by number or name: the real group of the process that makes a socket.
+    #[arg(long, value_name = "GID")]
+    gid: Vec<String>,
+    /// A user, by number or name: the real user of the process that makes a socket.
+    #[arg(long, value_name = "UID")]
+    uid: Vec<String>,
+    /// A cgroup with all below it, such as /system.slice/foo.service; it need not be there yet.
+    #[arg(long, value_name = "PATH")]
+    cgroup: Vec<String>,
+    /// A packet mark, with a mask if not all bits count: 0x10 or 0x80000/0xff0000.
+    #[arg(long, value_name = "MARK")]
+    mark: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -225,6 +279,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Attach(args) => attach::attach(args),
         Command::Detach(args) => attach::detach(&args),
         Command::Bypass { command } => bypass::bypass(command),
+        Command::Exempt { command } => exempt::exempt(command),
         Command::Status(args) => status::status(&args),
         Command::Counters(args) => counters::counters(&args),
         Command::Check(args) => check::check(&args),

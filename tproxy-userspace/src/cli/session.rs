@@ -15,6 +15,8 @@ use tproxy_userspace::config::{Config, WanPattern};
 use tproxy_userspace::control;
 use tproxy_userspace::control::bpf::AttachWay;
 use tproxy_userspace::control::bypass::{self, Terms};
+use tproxy_userspace::control::cgroup;
+use tproxy_userspace::control::exempt;
 use tproxy_userspace::control::gateway::{self, Gateway, Synced};
 use tproxy_userspace::control::links::{Snapshot, Watch};
 use tproxy_userspace::control::place::{Lock, Place};
@@ -52,6 +54,8 @@ struct Session<'a> {
     /// The addresses of the outbound's server.
     servers: watch::Receiver<BTreeSet<IpAddr>>,
     watch: Watch,
+    /// Tells when exempt cgroups come and go, or somebody edits who is exempt.
+    cgroups: Option<cgroup::Watch>,
     snapshot: Snapshot,
     /// Links that `detach` took from this run.
     released: Vec<String>,
@@ -79,6 +83,7 @@ pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
     // What can be wrong with the words is found before anything is touched.
     let outbounds = upstream::outbounds(&config)?;
     let prefixes = bypass_prefixes(&config)?;
+    exempt::check(&config.exempt)?;
     let findings = preflight::check_machine()?;
     for warning in findings.warnings {
         tracing::warn!("{warning}");
@@ -113,6 +118,7 @@ pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
         reread,
         prefixes,
         started: Instant::now(),
+        cgroups: watch_cgroups(&place),
         place,
         gateway,
         servers: proxy.servers(),
@@ -125,6 +131,7 @@ pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
     };
     let result = match session.first_sync().await {
         Ok(()) => {
+            session.follow_cgroups();
             tracing::info!(
                 "ready: {} proxied through {}",
                 session.proxied(),
@@ -246,10 +253,26 @@ fn prepare(
 fn enforce(gateway: &mut Gateway, config: &Config, prefixes: &[IpNet]) -> Result<()> {
     gateway.set_policy(policy(config))?;
     bypass::replace(gateway.maps(), prefixes, &Terms::default(), Origin::Config)?;
+    exempt::configure(gateway.maps(), &config.exempt)?;
     if config.gateway.forward {
         gateway.enable_forwarding()?;
     }
     Ok(())
+}
+
+/// Without it the proxy runs all the same: a cgroup that is made anew is then exempt with the next edit.
+fn watch_cgroups(place: &Place) -> Option<cgroup::Watch> {
+    let root = cgroup::mount().ok()??;
+    cgroup::Watch::open(&root, &place.changes())
+        .inspect_err(|error| tracing::warn!("cgroups that are made anew are not followed: {error}"))
+        .ok()
+}
+
+async fn cgroups_changed(watch: &mut Option<cgroup::Watch>) -> std::io::Result<()> {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Detaches, and says what could not be undone.
@@ -326,6 +349,13 @@ impl Session<'_> {
                         tracing::error!("bypassing the outbound's server: {error:#}");
                     }
                 }
+                changed = cgroups_changed(&mut self.cgroups) => match changed {
+                    Ok(()) => self.follow_cgroups(),
+                    Err(error) => {
+                        tracing::error!("following exempt cgroups: {error}");
+                        self.cgroups = None;
+                    }
+                },
                 _ = sweep.tick() => {
                     if let Err(error) = self.sweep() {
                         tracing::warn!("looking after what has changed by itself: {error:#}");
@@ -345,6 +375,7 @@ impl Session<'_> {
     async fn reload(&mut self) -> Result<()> {
         let config = (self.reread)()?;
         let prefixes = bypass_prefixes(&config)?;
+        exempt::check(&config.exempt)?;
         preflight::check_links(&selection(&config), &self.snapshot)?;
         for (key, differs) in [
             ("[tcp]", config.tcp != self.config.tcp),
@@ -417,6 +448,27 @@ impl Session<'_> {
         let terms = upstream::terms();
         bypass::replace(self.gateway.maps(), &servers, &terms, Origin::Outbound)?;
         Ok(())
+    }
+
+    /// Brings the ids of exempt cgroups in step with the machine.
+    fn follow_cgroups(&mut self) {
+        let Some(watch) = &mut self.cgroups else {
+            return;
+        };
+        let maps = self.gateway.maps();
+        let mut follow = || {
+            // Watched first: what comes after being looked for is told of.
+            watch.set(&exempt::cgroups(maps)?)?;
+            // The lock is only taken for a change: letting go of it is told of as well.
+            if !exempt::is_fresh(maps)? {
+                let _lock = self.place.lock()?;
+                exempt::refresh(maps)?;
+            }
+            anyhow::Ok(())
+        };
+        if let Err(error) = follow() {
+            tracing::error!("following exempt cgroups: {error:#}");
+        }
     }
 
     /// Links by configuration, and those that `attach` left in place.

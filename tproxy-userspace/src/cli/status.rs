@@ -9,12 +9,14 @@ use serde::Serialize;
 use serde_json::Value;
 use tproxy_common::abi::{Effect, Settings};
 use tproxy_userspace::control::bpf::{AttachWay, Maps};
+use tproxy_userspace::control::exempt;
 use tproxy_userspace::control::gateway;
 use tproxy_userspace::control::links::Snapshot;
 use tproxy_userspace::control::place::Place;
 use tproxy_userspace::control::{Netlink, route};
 use tproxy_userspace::observe::socket::{Request, ask};
 
+use super::exempt::Force;
 use super::{ReadArgs, output, small_runtime};
 
 /// How long a proxy may take to answer.
@@ -30,6 +32,7 @@ struct Status {
     on_proxy_down: Option<&'static str>,
     bypass_private: Option<bool>,
     bypass_prefixes: usize,
+    exempt: Option<ExemptStatus>,
     counts: Counts,
     warnings: Vec<String>,
 }
@@ -49,6 +52,12 @@ struct ProxyStatus {
     pid: Option<u32>,
     /// What the proxy itself says; null if it does not answer.
     detail: Option<Value>,
+}
+
+#[derive(Serialize)]
+struct ExemptStatus {
+    entries: usize,
+    in_force: Force,
 }
 
 #[derive(Default, Serialize)]
@@ -100,11 +109,16 @@ fn read(place: &Place) -> Result<Status> {
         on_proxy_down: None,
         bypass_private: None,
         bypass_prefixes: 0,
+        exempt: None,
         counts: Counts::default(),
         warnings,
     };
     if let Some(maps) = Maps::open(place.pins())? {
         fill(&mut status, &maps, &snapshot)?;
+        status.exempt = Some(ExemptStatus {
+            entries: exempt::list(&maps)?.len(),
+            in_force: Force::of(place, &maps)?,
+        });
     }
     Ok(status)
 }
@@ -239,6 +253,12 @@ fn text(status: &Status) -> String {
         };
         let prefixes = output::prefixes(status.bypass_prefixes);
         line("bypass", &format!("{prefixes}{private}"));
+        if let Some(exempt) = &status.exempt
+            && (exempt.entries > 0 || exempt.in_force.wan)
+        {
+            let force = exempt.in_force.text();
+            line("exempt", &format!("{} entries; {force}", exempt.entries));
+        }
         line(
             "packets",
             &format!(

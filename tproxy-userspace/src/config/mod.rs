@@ -4,6 +4,7 @@
 
 mod duration;
 mod error;
+mod exempt;
 mod link;
 mod outbound;
 mod parse;
@@ -27,6 +28,7 @@ use serde::{Serialize, Serializer};
 
 pub use duration::{LONGEST as LONGEST_DURATION, format_duration, parse_duration};
 pub use error::{ConfigError, Finding, Findings};
+pub use exempt::{CgroupPath, IdOrName, Mark};
 pub use link::{LinkPattern, WanPattern};
 pub use outbound::{OutboundUrl, Scheme};
 pub use refusal::Refusal;
@@ -53,6 +55,8 @@ pub struct Config {
     pub outbounds: Vec<Outbound>,
     /// `[bypass]`: destinations that go direct.
     pub bypass: Bypass,
+    /// `[exempt]`: who on the gateway goes direct.
+    pub exempt: Exempt,
     /// `[tcp]`: limits of TCP connections.
     pub tcp: Tcp,
     /// `[udp]`: limits of UDP associations.
@@ -140,6 +144,20 @@ pub struct Bypass {
     /// the configuration. Default: none.
     #[serde(serialize_with = "paths")]
     pub files: Vec<PathBuf>,
+}
+
+/// Who on the gateway goes direct, whatever the destination. All but marks need cgroup2.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Exempt {
+    /// `gids`: groups, by number or name. A process counts by its real group. Default: none.
+    pub gids: Vec<IdOrName>,
+    /// `uids`: users, by number or name. A process counts by its real user. Default: none.
+    pub uids: Vec<IdOrName>,
+    /// `cgroups`: paths below the root of cgroup2 ("/system.slice/foo.service"), with all below them. They
+    /// need not be there yet. Default: none.
+    pub cgroups: Vec<CgroupPath>,
+    /// `marks`: packet marks of others, "0x80000/0xff0000" or 0x10. Default: none.
+    pub marks: Vec<Mark>,
 }
 
 /// Limits of TCP connections.
@@ -233,6 +251,7 @@ impl Config {
                 prefixes: Vec::new(),
                 files: Vec::new(),
             },
+            exempt: Exempt::default(),
             tcp: Tcp {
                 idle: Duration::from_hours(2),
                 connect_timeout: Duration::from_secs(10),

@@ -6,8 +6,11 @@ use std::time::Duration;
 
 use super::error::ConfigError;
 use super::read::{Faults, Table, document};
-use super::value::{at_least, boolean, choice, integer, list, text, within};
-use super::{Config, LinkPattern, OnProxyDown, Outbound, OutboundUrl, Refusal, Stage, WanPattern};
+use super::value::{at_least, boolean, choice, integer, list, number_or_text, text, within};
+use super::{
+    CgroupPath, Config, IdOrName, LinkPattern, Mark, OnProxyDown, Outbound, OutboundUrl, Refusal,
+    Stage, WanPattern,
+};
 use crate::policy::{list as prefix_list, prefix};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -59,6 +62,20 @@ fn read(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
             file(folder, text)
         });
         bypass.optional("files", &mut config.bypass.files, list("paths", file));
+    });
+    root.table("exempt", |exempt| {
+        let id = || number_or_text("a number or a name", "proxy", str::parse::<IdOrName>);
+        exempt.optional("gids", &mut config.exempt.gids, list("groups", id()));
+        exempt.optional("uids", &mut config.exempt.uids, list("users", id()));
+        let path = text(
+            "the path of a cgroup",
+            "/system.slice/foo.service",
+            str::parse::<CgroupPath>,
+        );
+        let cgroups = list("paths of cgroups", path);
+        exempt.optional("cgroups", &mut config.exempt.cgroups, cgroups);
+        let mark = number_or_text("a mark", "0x80000/0xff0000", str::parse::<Mark>);
+        exempt.optional("marks", &mut config.exempt.marks, list("marks", mark));
     });
     root.table("tcp", |tcp| {
         tcp.optional("idle", &mut config.tcp.idle, at_least(SECOND));

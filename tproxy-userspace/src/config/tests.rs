@@ -44,6 +44,12 @@ private = true
 prefixes = []
 files = []
 
+[exempt]
+gids = []
+uids = []
+cgroups = []
+marks = []
+
 [tcp]
 idle = "2h"
 connect_timeout = "10s"
@@ -109,6 +115,11 @@ fn every_key_is_read() {
         private = true
         prefixes = ["203.0.113.0/24", "2001:db8::1"]
         files = ["china_ip_list.txt", "/srv/list"]
+        [exempt]
+        gids = [990, "proxy"]
+        uids = ["www-data", 0x10]
+        cgroups = ["/system.slice//foo.service/"]
+        marks = [0x10, "0x80000/0xff0000", "16"]
         [tcp]
         idle = "1h30m"
         connect_timeout = "500ms"
@@ -155,6 +166,14 @@ fn every_key_is_read() {
             private: true,
             prefixes: vec![prefix("203.0.113.0/24"), prefix("2001:db8::1/128")],
             files: vec!["conf/china_ip_list.txt".into(), "/srv/list".into()],
+        },
+        exempt: Exempt {
+            gids: vec![IdOrName::Id(990), IdOrName::Name("proxy".into())],
+            uids: vec![IdOrName::Name("www-data".into()), IdOrName::Id(16)],
+            cgroups: vec!["/system.slice/foo.service".parse().unwrap()],
+            marks: ["0x10", "0x80000/0xff0000", "16"]
+                .map(|mark| mark.parse().unwrap())
+                .to_vec(),
         },
         tcp: Tcp {
             idle: Duration::from_secs(5400),
@@ -305,7 +324,7 @@ fn unknown_keys_lead_to_known_ones() {
         (
             "colour = 1",
             "unknown key `colour`",
-            "known here: stage, on_proxy_down, lan, wan, outbound, bypass, tcp, udp, gateway, proxy",
+            "known here: stage, on_proxy_down, lan, wan, outbound, bypass, exempt, tcp, udp, gateway, proxy",
         ),
     ] {
         assert_eq!(only_finding(text), (message.to_owned(), help.to_owned()));
@@ -389,6 +408,31 @@ fn wrong_types_and_values_are_told_with_what_is_right() {
             "bypass.files = [\"-\"]",
             "a configuration cannot read a list from standard input",
             "name a file",
+        ),
+        (
+            "exempt.gids = [4294967295]",
+            "4294967295 is too large for a uid or gid",
+            "the largest is 4294967294",
+        ),
+        (
+            "exempt.uids = [-1]",
+            "`-1` is neither a number nor a name",
+            "write a number, or a name as it stands in /etc/passwd or /etc/group",
+        ),
+        (
+            "exempt.gids = [true]",
+            "expected a number or a name, found true or false",
+            "write \"proxy\"",
+        ),
+        (
+            "exempt.cgroups = [\"foo.service\"]",
+            "`foo.service` does not begin with a slash",
+            "write a path like /system.slice/foo.service",
+        ),
+        (
+            "exempt.marks = [\"0x100/0xff\"]",
+            "0x100 has bits that the mask 0xff has not, so nothing matches",
+            "write a mask that has them, or a value without them",
         ),
         (
             "outbound = [{ url = \"direct://\" }]",
@@ -502,6 +546,25 @@ fn any_prefixes() -> impl Strategy<Value = Vec<IpNet>> {
 }
 
 prop_compose! {
+    fn any_exempt()(
+        gids in prop::collection::vec("[0-9]{1,9}|[a-z_][a-z0-9-]{0,9}", 0..3),
+        uids in prop::collection::vec("[0-9]{1,9}|[a-z_][a-z0-9-]{0,9}", 0..3),
+        cgroups in prop::collection::vec("(/[a-z0-9@-]{1,9}){1,3}", 0..3),
+        marks in prop::collection::vec((1..0x10_u32, 0..2_u32), 0..3),
+    ) -> Exempt {
+        Exempt {
+            gids: gids.iter().map(|gid| gid.parse().unwrap()).collect(),
+            uids: uids.iter().map(|uid| uid.parse().unwrap()).collect(),
+            cgroups: cgroups.iter().map(|path| path.parse().unwrap()).collect(),
+            marks: marks
+                .iter()
+                .map(|(value, all)| Mark::new(*value, 0xf | (u32::MAX * all)).unwrap())
+                .collect(),
+        }
+    }
+}
+
+prop_compose! {
     fn any_config()(
         stage in 0..4_usize,
         drop: bool,
@@ -513,6 +576,7 @@ prop_compose! {
         private: bool,
         prefixes in any_prefixes(),
         files in prop::collection::vec("/[^\0]{1,20}", 0..3),
+        exempt in any_exempt(),
         (tcp_idle, connect_timeout, keepalive) in (any_duration(), any_duration(), 1..=32_400_u64),
         max_connections in prop::option::of(1..10_000_000_u32),
         (udp_idle, dns_idle, drain) in (any_duration(), any_duration(), any_duration()),
@@ -540,6 +604,7 @@ prop_compose! {
                 prefixes,
                 files: files.into_iter().map(PathBuf::from).collect(),
             },
+            exempt,
             tcp: Tcp {
                 idle: tcp_idle,
                 connect_timeout,

@@ -100,6 +100,25 @@ pub(super) fn text<T, E: Into<Refusal>>(
     }
 }
 
+/// A whole number, or a string, that `parse` accepts; `what` names it and `example` shows a string.
+pub(super) fn number_or_text<T>(
+    what: &'static str,
+    example: &'static str,
+    parse: impl Fn(&str) -> Result<T, Refusal>,
+) -> impl Fn(&Value<'_>, &Faults) -> Option<T> {
+    move |value, faults| match value.get_ref() {
+        DeValue::Integer(integer) => {
+            let number = i128::from_str_radix(integer.as_str(), integer.radix()).ok();
+            // What does not fit is shown as it was written.
+            let written = number.map_or_else(|| integer.to_string(), |number| number.to_string());
+            parse(&written)
+                .map_err(|Refusal { message, help }| faults.add(value.span(), message, help))
+                .ok()
+        }
+        _ => text(what, example, &parse)(value, faults),
+    }
+}
+
 /// A duration with a least value.
 pub(super) fn at_least(least: Duration) -> impl Fn(&Value<'_>, &Faults) -> Option<Duration> {
     within(least..=duration::LONGEST)

@@ -118,7 +118,7 @@ pub fn replace(
         // What is there for good is there, whoever put it there. Only the proxy's own entries go with it.
         Origin::Config => value.expires == 0 && value.origin != Origin::Outbound as u32,
         Origin::Outbound => holds(value, now),
-        Origin::Command => {
+        Origin::Command | Origin::Run => {
             value.origin == origin as u32 && value.expires == 0 && terms.ttl.is_none()
         }
     };

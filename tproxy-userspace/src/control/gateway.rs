@@ -601,6 +601,7 @@ async fn clear(place: &Place, netlink: &Netlink) -> Result<(), Error> {
     let mut result = bpf::remove_pins(place.pins()).map_err(Error::from);
     result = result.and(masquerade::remove(place).map(drop).map_err(Error::from));
     result = result.and(route::remove(netlink).await.map(drop).map_err(Error::from));
+    result = result.and(cgroup::remove_own(place.namespace()).map_err(Error::from));
     result.and(Store::new(place).restore_all().map_err(Error::from))
 }
 

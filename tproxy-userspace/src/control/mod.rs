@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod bypass;
 pub mod cgroup;
 pub mod doctor;
+pub mod exempt;
 pub mod gateway;
 pub mod links;
 pub mod masquerade;

@@ -15,7 +15,7 @@ use nix::sys::socket::sockopt::GetStruct;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket};
 use serde::Serialize;
 
-use super::Error;
+use super::{Error, cgroup};
 
 /// Where the BPF file system is by custom.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -119,6 +119,13 @@ impl Place {
     #[must_use]
     pub fn control_socket(&self) -> PathBuf {
         self.run.join(CONTROL_SOCKET)
+    }
+
+    /// A file in [`Self::run`] that is written whenever a command has changed state and lets go of
+    /// [`Self::lock`], so that a running proxy can look what has become of it.
+    #[must_use]
+    pub fn changes(&self) -> PathBuf {
+        self.run.join(LOCK)
     }
 
     /// Makes the folder for pins, for its owner only, if it is not there.
@@ -309,6 +316,8 @@ impl Place {
             folder = %self.pins.display(),
             "clearing the state of a network namespace that is no more"
         );
+        // First: with the files goes what tells that there is something to clear.
+        cgroup::remove_own(self.namespace)?;
         for folder in [&self.pins, &self.run] {
             match fs::remove_dir_all(folder) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {

@@ -12,7 +12,9 @@ use aya::pin::PinError;
 use aya::programs::ProgramError;
 
 pub use maps::{BypassEntry, Maps};
-pub use programs::{AttachWay, Programs, detach_link, detach_sock_create, remove_pins};
+pub use programs::{
+    AttachWay, Programs, detach_link, detach_sock_create, has_sock_create, remove_pins,
+};
 pub use trial::{Outcome, Trial};
 
 /// What can go wrong with the kernel half.

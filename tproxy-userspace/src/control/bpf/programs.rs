@@ -370,6 +370,12 @@ pub fn detach_sock_create(pins: &Path) -> Result<(), Error> {
     remove_pin(&pins.join(SOCK_CREATE_PIN))
 }
 
+/// Is the program attached that gives sockets of exempt processes the exempt mark?
+#[must_use]
+pub fn has_sock_create(pins: &Path) -> bool {
+    pins.join(SOCK_CREATE_PIN).exists()
+}
+
 /// Removes a pin; one that is not there needs no removing.
 pub(super) fn remove_pin(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
