@@ -1,15 +1,19 @@
 //! The lab itself: which namespaces there are and how they are joined.
 
+mod site;
+
 use std::{
     fmt, fs,
     fs::File,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
+
+pub use site::{Shape, Site};
 
 use crate::{
     Lan, Namespace, Process,
@@ -25,6 +29,7 @@ pub struct Builder {
     second_lan: bool,
     neighbour: bool,
     masquerade: bool,
+    no_way_back: bool,
     alone: bool,
     lan_mtu: u32,
     wan_mtu: u32,
@@ -37,6 +42,7 @@ impl Default for Builder {
             second_lan: false,
             neighbour: false,
             masquerade: false,
+            no_way_back: false,
             alone: false,
             lan_mtu: 1500,
             wan_mtu: 1500,
@@ -73,6 +79,13 @@ impl Builder {
         self
     }
 
+    /// The internet knows no route to the LANs, as the real one knows none to private addresses.
+    #[must_use]
+    pub const fn no_way_back(mut self) -> Self {
+        self.no_way_back = true;
+        self
+    }
+
     /// No other lab on this machine while this one lives, so that kernel objects without a namespace
     /// (programs, maps) can be compared.
     #[must_use]
@@ -100,36 +113,15 @@ impl Builder {
     /// # Errors
     /// [`Unsupported`] when this kernel lacks a kind of link; otherwise names the command that failed.
     pub fn build(self) -> Result<Lab> {
-        remains::clear_stale();
-        let lock = lock(self.alone)?;
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let prefix = format!("tp{}-{number}-", std::process::id());
-        remains::register(&prefix);
-        // From here on dropping `remains` clears what is there already.
-        let remains = Remains(prefix);
-        let create = |role: &str| Namespace::create(&format!("{}{role}", remains.0));
-        let device = create("dev")?;
-        let gateway = create("gw")?;
-        let internet = create("net")?;
-        let device2 = self.second_lan.then(|| create("dev2")).transpose()?;
-        let neighbour = self.neighbour.then(|| create("nb")).transpose()?;
-        let dir = remains::folder(&remains.0);
-        fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
-
-        let all = [Some(&device), Some(&gateway), Some(&internet)];
-        for ns in all
-            .into_iter()
-            .chain([device2.as_ref(), neighbour.as_ref()])
-            .flatten()
-        {
-            ns.sysctl(&[
-                ("net/ipv4/tcp_congestion_control", "reno"),
-                ("net/ipv6/conf/all/accept_dad", "0"),
-                ("net/ipv6/conf/default/accept_dad", "0"),
-            ])?;
-            ns.ip(&["link set lo up"])?;
-        }
+        let ground = Ground::new(self.alone)?;
+        let device = ground.namespace("dev")?;
+        let gateway = ground.namespace("gw")?;
+        let internet = ground.namespace("net")?;
+        let device2 = self
+            .second_lan
+            .then(|| ground.namespace("dev2"))
+            .transpose()?;
+        let neighbour = self.neighbour.then(|| ground.namespace("nb")).transpose()?;
         gateway.sysctl(&[
             ("net/ipv4/ip_forward", "1"),
             ("net/ipv6/conf/all/forwarding", "1"),
@@ -172,6 +164,9 @@ impl Builder {
         }
         give(&internet, uplink, Family::internet, None)?;
         far_addresses(&internet)?;
+        if !self.no_way_back {
+            ways_back(&internet)?;
+        }
         if self.masquerade {
             masquerade(&gateway)?;
         }
@@ -196,11 +191,50 @@ impl Builder {
             device2,
             neighbour,
             lan,
+            ground,
+        })
+    }
+}
+
+/// What every lab stands on: namespaces with a common prefix, a folder, and its share of the machine.
+#[derive(Debug)]
+struct Ground {
+    remains: Remains,
+    dir: PathBuf,
+    alone: bool,
+    _lock: File,
+}
+
+impl Ground {
+    fn new(alone: bool) -> Result<Self> {
+        remains::clear_stale();
+        let lock = lock(alone)?;
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("tp{}-{number}-", std::process::id());
+        remains::register(&prefix);
+        // From here on dropping `remains` clears what is there already.
+        let remains = Remains(prefix);
+        let dir = remains::folder(&remains.0);
+        fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
+        Ok(Self {
+            remains,
             dir,
-            alone: self.alone,
-            _remains: remains,
+            alone,
             _lock: lock,
         })
+    }
+
+    /// A namespace that is ready for links.
+    fn namespace(&self, role: &str) -> Result<Namespace> {
+        let ns = Namespace::create(&format!("{}{role}", self.remains.0))?;
+        ns.sysctl(&[
+            ("net/ipv4/tcp_congestion_control", "reno"),
+            ("net/ipv6/conf/all/accept_dad", "0"),
+            ("net/ipv6/conf/default/accept_dad", "0"),
+        ])?;
+        ns.ip(&["link set lo up"])?;
+        Ok(ns)
     }
 }
 
@@ -225,10 +259,14 @@ fn give(
 /// Waits until an IPv6 address answers its neighbours. The kernel joins the solicited-node group
 /// (RFC 4291, 2.7.1) a moment after the address is there, without duplicate address detection too; a solicitation
 /// that comes before is lost, and repeated only after a second.
-fn answers(ns: &Namespace, link: &str, address: fn(Family) -> IpAddr) -> Result<()> {
-    let IpAddr::V6(address) = address(Family::V6) else {
-        return Ok(());
-    };
+fn answers(ns: &Namespace, link: &str, address: impl Fn(Family) -> IpAddr) -> Result<()> {
+    match address(Family::V6) {
+        IpAddr::V6(address) => hears(ns, link, address),
+        IpAddr::V4(_) => Ok(()),
+    }
+}
+
+fn hears(ns: &Namespace, link: &str, address: Ipv6Addr) -> Result<()> {
     let [.., high, middle, low] = address.octets();
     let group = format!("ff0200000000000000000001ff{high:02x}{middle:02x}{low:02x}");
     let what = format!("the neighbour discovery group of {address} on {link}");
@@ -259,12 +297,17 @@ fn far_addresses(internet: &Namespace) -> Result<()> {
             ));
         }
     }
-    // Not translated, so a server sees the device's own address when its traffic went direct.
-    let (v4, v6) = (Family::V4.gateway_wan(), Family::V6.gateway_wan());
-    lines.push(format!("route add 10.76.0.0/14 via {v4}"));
-    lines.push(format!("route add 2001:db8:77::/64 via {v6}"));
-    lines.push(format!("route add 2001:db8:78::/64 via {v6}"));
     batch(internet, &lines)
+}
+
+/// Not translated, so a server sees the device's own address when its traffic went direct.
+fn ways_back(internet: &Namespace) -> Result<()> {
+    let (v4, v6) = (Family::V4.gateway_wan(), Family::V6.gateway_wan());
+    internet.ip(&[
+        &format!("route add 10.76.0.0/14 via {v4}"),
+        &format!("route add 2001:db8:77::/64 via {v6}"),
+        &format!("route add 2001:db8:78::/64 via {v6}"),
+    ])
 }
 
 fn masquerade(gateway: &Namespace) -> Result<()> {
@@ -320,10 +363,7 @@ pub struct Lab {
     /// The other machine on the WAN, if asked for.
     pub neighbour: Option<Namespace>,
     lan: String,
-    dir: PathBuf,
-    alone: bool,
-    _remains: Remains,
-    _lock: File,
+    ground: Ground,
 }
 
 impl Lab {
@@ -350,13 +390,13 @@ impl Lab {
     /// A folder for this lab's files; it goes with the lab.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        &self.dir
+        &self.ground.dir
     }
 
     /// Was it built to be the only one on the machine?
     #[must_use]
     pub const fn is_alone(&self) -> bool {
-        self.alone
+        self.ground.alone
     }
 
     /// The process that carries the packets of a tun LAN.
