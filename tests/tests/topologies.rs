@@ -2,16 +2,19 @@
 
 use std::{
     io::{Read, Write},
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, UdpSocket},
 };
 
 use anyhow::{Context, Result, ensure};
 use lab::{
     Family, Far, Lab, Namespace, Shape, Site, Snapshot, Tproxy,
-    servers::{Danted, Dnsmasq, Iperf, TcpEcho, UdpEcho},
+    addr::host,
+    servers::{Danted, Dnsmasq, Iperf, Nginx, TcpEcho, UdpEcho},
     traffic::{self, Test},
+    wait::SOON,
     ways::soon,
 };
+use serde_json::Value;
 
 const MASQUERADE: &str = "masquerade = true\n";
 /// Far addresses that the tests bypass: 17 to 20 of each family.
@@ -46,6 +49,8 @@ impl Scene {
             site.masquerade()?;
             config = config.replace(MASQUERADE, "");
         }
+        // TO SWITCH: without this line it is `forward = true` that turns redirects off.
+        send_redirects(&site.lab.gateway, "0")?;
         let internet = &site.lab.internet;
         Ok(Self {
             far: Far::start(&site.lab)?,
@@ -99,8 +104,9 @@ impl Scene {
     /// Transfers at full speed in both directions, proxied and bypassed.
     fn transferred(&self, from: &Namespace) -> Result<()> {
         for server in [Family::V4.far(1), Family::V6.far(17)] {
-            let iperf = Iperf::start(&self.lab().internet, server)?;
             for test in Test::all("20M") {
+                // A server that has just ended a test refuses the next for a moment.
+                let iperf = Iperf::start(&self.lab().internet, server)?;
                 let report = traffic::iperf(from, iperf.address(), test)?;
                 ensure!(report.bits_per_second > 1e6, "{test:?}: {report:?}");
             }
@@ -155,7 +161,7 @@ impl Scene {
             assert_eq!(lab.packets(word)?, 0, "{word}");
         }
         let status = lab.status()?;
-        ensure!(status["proxy"] != serde_json::Value::Null, "{status}");
+        ensure!(status["proxy"] != Value::Null, "{status}");
         proxy.stop()?;
         lab.restored(&before)
     }
@@ -215,8 +221,8 @@ fn a_main_router_with_a_rule_that_masquerades_all() -> Result<()> {
 }
 
 #[test]
-fn a_main_router_with_a_rule_that_masquerades_all_at_other_ports() -> Result<()> {
-    beside_a_rule_for_all("masquerade fully-random")
+fn a_main_router_with_a_rule_that_gives_devices_other_ports() -> Result<()> {
+    beside_a_rule_for_all("iifname eth0 masquerade fully-random")
 }
 
 #[test]
@@ -262,4 +268,248 @@ fn containers_behind_a_bridge() -> Result<()> {
 #[test]
 fn containers_behind_a_bridge_that_netfilter_sees() -> Result<()> {
     containers(true)
+}
+
+/// TO SWITCH: goes with the last use.
+fn send_redirects(gateway: &Namespace, value: &str) -> Result<()> {
+    gateway.sysctl(&[
+        ("net/ipv4/conf/all/send_redirects", value),
+        ("net/ipv4/conf/eth0/send_redirects", value),
+    ])
+}
+
+/// Counts the redirects that come to a machine.
+fn count_redirects(ns: &Namespace) -> Result<()> {
+    ns.run(&[
+        "nft",
+        "add table inet redirects; add counter inet redirects seen; \
+         add chain inet redirects in { type filter hook input priority 0; }; \
+         add rule inet redirects in icmp type redirect counter name seen; \
+         add rule inet redirects in icmpv6 type nd-redirect counter name seen",
+    ])?;
+    Ok(())
+}
+
+fn redirects(ns: &Namespace) -> Result<u64> {
+    let report: Value = ns.run(&["nft", "-j", "list", "counters"])?.json()?;
+    let objects = report["nftables"].as_array().into_iter().flatten();
+    objects
+        .filter_map(|object| object["counter"]["packets"].as_u64())
+        .next()
+        .with_context(|| format!("no counter in {report}"))
+}
+
+/// Whom the device sends packets for `server` to.
+fn next_hop(device: &Namespace, server: IpAddr) -> Result<String> {
+    let text = device
+        .run(&["ip", "route", "get", &server.to_string()])?
+        .stdout;
+    let mut words = text.split_whitespace().skip_while(|word| *word != "via");
+    let hop = words
+        .nth(1)
+        .with_context(|| format!("no next hop in {text}"))?;
+    Ok(hop.to_owned())
+}
+
+/// Datagrams to `server`, answered.
+fn ask(device: &Namespace, server: IpAddr) -> Result<()> {
+    traffic::echo_sizes(device, Far::echo_at(server), &[10, 20, 30])
+}
+
+/// A router that sends packets on by the link they came by tells their senders to go round it. (Over IPv4 not
+/// about what it translates: `nf_nat_icmp_reply_translation` in the kernel's net/netfilter/nf_nat_proto.c.)
+fn no_device_goes_round_the_gateway(shape: Shape) -> Result<()> {
+    let scene = Scene::with(Site::build(shape)?, |config| {
+        *config = config.replace(MASQUERADE, "");
+    })?;
+    let (lab, shape) = (scene.lab(), scene.site.shape);
+    let own = Family::BOTH.map(|family| match family {
+        Family::V4 => shape.gateway_lan(family).to_string(),
+        Family::V6 => "fe80::1".to_owned(),
+    });
+    count_redirects(&lab.device)?;
+    let before = Snapshot::take(lab)?;
+
+    let proxy = scene.run()?;
+    lab.bypass(&[&["add"], &BYPASSED[..]].concat())?;
+    for family in Family::BOTH {
+        for n in 17..=20 {
+            ask(&lab.device, family.far(n))?;
+            assert_eq!(
+                next_hop(&lab.device, family.far(n))?,
+                own[family as usize],
+                "the device goes round the gateway"
+            );
+        }
+    }
+    assert_eq!(redirects(&lab.device)?, 0, "redirects came");
+    proxy.stop()?;
+    lab.restored(&before)?;
+
+    // Without tproxy-bpf the same gateway tells, and the device believes it.
+    lab.gateway.sysctl(&[
+        ("net/ipv4/ip_forward", "1"),
+        ("net/ipv6/conf/all/forwarding", "1"),
+    ])?;
+    // TO SWITCH: goes with the line above.
+    send_redirects(&lab.gateway, "1")?;
+    for family in Family::BOTH {
+        soon("a redirect", || {
+            ask(&lab.device, family.far(1))?;
+            let hop = next_hop(&lab.device, family.far(1))?;
+            ensure!(hop != own[family as usize], "by {hop}");
+            Ok(())
+        })?;
+    }
+    ensure!(redirects(&lab.device)? > 0, "no redirect came");
+    Ok(())
+}
+
+#[test]
+fn a_one_armed_router_sends_no_redirects() -> Result<()> {
+    no_device_goes_round_the_gateway(Shape::OneArmed)
+}
+
+#[test]
+fn a_side_router_sends_no_redirects() -> Result<()> {
+    no_device_goes_round_the_gateway(Shape::SideRouter)
+}
+
+#[test]
+fn who_is_in_a_subnet_of_the_one_arm_may_use_the_proxy() -> Result<()> {
+    let scene = Scene::new(Shape::OneArmedTwoSubnets)?;
+    let neighbour = scene.site.device2()?;
+    let _proxy = scene.run()?;
+    let see = |client: fn(Family) -> IpAddr| {
+        Family::BOTH
+            .into_iter()
+            .try_for_each(|f| scene.far.sees(client(f), neighbour, f.far(1)))
+    };
+    see(Family::neighbour)?;
+    neighbour.ip(&[
+        &format!("route replace default via {}", Family::V4.gateway_wan()),
+        "route replace ::/0 via fe80::1 dev eth0",
+    ])?;
+    see(|family| family.upstream(1))
+}
+
+#[test]
+fn a_device_that_keeps_the_main_router_is_not_touched() -> Result<()> {
+    let scene = Scene::new(Shape::SideRouter)?;
+    let (lab, shape) = (scene.lab(), scene.site.shape);
+    let device2 = scene.site.device2()?;
+    let _proxy = scene.run()?;
+    for family in Family::BOTH {
+        scene
+            .far
+            .sees(shape.device2(family), device2, family.far(1))?;
+    }
+    // One that changed its gateway over IPv4 alone.
+    lab.device
+        .ip(&["route replace ::/0 via fe80::3 dev eth0"])?;
+    let (v4, v6) = (Family::V4, Family::V6);
+    scene.far.sees(v4.upstream(1), &lab.device, v4.far(1))?;
+    scene.far.sees(shape.device(v6), &lab.device, v6.far(1))
+}
+
+/// A firewall on the side router that wants to see both directions.
+#[test]
+fn a_side_router_with_a_strict_firewall_must_masquerade() -> Result<()> {
+    let (v4, shape) = (Family::V4, Shape::SideRouter);
+    let site = Site::build(shape)?;
+    let internet = &site.lab.internet;
+    let far = Far::start(&site.lab)?;
+    let _socks = Danted::start(internet, site.lab.dir())?;
+    site.lab.gateway.run(&[
+        "nft",
+        "add table inet strict; \
+         add chain inet strict c { type filter hook forward priority 0; }; \
+         add rule inet strict c ct state invalid drop",
+    ])?;
+    // TO SWITCH: not needed with `forward = true`.
+    send_redirects(&site.lab.gateway, "0")?;
+    let scene_config = site.config()?.replace(MASQUERADE, "");
+    let proxy = site.run(&scene_config)?;
+    site.lab.bypass(&[&["add"], &BYPASSED[..]].concat())?;
+    far.sees(v4.upstream(1), &site.lab.device, v4.far(1))?;
+    far.sees(shape.device(v4), &site.lab.device, v4.far(17))
+        .expect_err("the firewall sees one direction only");
+    proxy.stop()?;
+
+    // TO SWITCH: `site.run(&site.config()?)` alone.
+    site.masquerade()?;
+    let _proxy = site.run(&scene_config)?;
+    site.lab.bypass(&[&["add"], &BYPASSED[..]].concat())?;
+    far.sees(shape.gateway(v4), &site.lab.device, v4.far(17))
+}
+
+fn containers_alone(bridge_netfilter: bool) -> Result<()> {
+    let Some(site) = Site::build_or_skip(Shape::Containers { bridge_netfilter })? else {
+        return Ok(());
+    };
+    let scene = Scene::with(site, |_| ())?;
+    let (lab, shape) = (scene.lab(), scene.site.shape);
+    let device2 = scene.site.device2()?;
+    let _proxy = scene.run()?;
+    let steered = || Ok::<_, anyhow::Error>(lab.status()?["counts"]["steered_packets"].as_u64());
+    scene.proxied(device2)?;
+    let before = steered()?;
+    let tcp = TcpEcho::start(device2, 7)?;
+    let udp = UdpEcho::start(device2, 7001..=7001)?;
+    for family in Family::BOTH {
+        echo(&lab.device, SocketAddr::new(shape.device2(family), 7))?;
+        let target = SocketAddr::new(shape.device2(family), 7001);
+        traffic::echo_sizes(&lab.device, target, &[1, 9_000])?;
+    }
+    let ip = |clients: Vec<SocketAddr>| clients.iter().map(SocketAddr::ip).collect::<Vec<_>>();
+    let own = Family::BOTH.map(|family| shape.device(family));
+    assert_eq!(ip(tcp.clients()), own);
+    assert_eq!(ip(udp.clients().into_keys().collect()), own);
+    assert_eq!(steered()?, before, "{:?}", lab.counters()?);
+    Ok(())
+}
+
+#[test]
+fn between_containers_nothing_is_proxied() -> Result<()> {
+    containers_alone(false)
+}
+
+#[test]
+fn between_containers_nothing_is_proxied_though_netfilter_sees_it() -> Result<()> {
+    containers_alone(true)
+}
+
+#[test]
+fn published_ports_are_answered() -> Result<()> {
+    for bridge_netfilter in [false, true] {
+        let Some(site) = Site::build_or_skip(Shape::Containers { bridge_netfilter })? else {
+            return Ok(());
+        };
+        let scene = Scene::with(site, |_| ())?;
+        let (lab, shape) = (scene.lab(), scene.site.shape);
+        let _tcp = Nginx::start(&lab.device, lab.dir())?;
+        let _udp = UdpEcho::start(&lab.device, 7000..=7000)?;
+        let _proxy = scene.run()?;
+        for family in Family::BOTH {
+            // Not from the gateway's own subnet, which nothing is proxied to anyway.
+            let client = family.far(5);
+            let socket = lab.internet.enter(|| UdpSocket::bind((client, 0)))??;
+            socket.set_read_timeout(Some(SOON))?;
+            let asked = SocketAddr::new(shape.gateway(family), 7070);
+            socket.send_to(b"?", asked)?;
+            let (_, answered) = socket.recv_from(&mut [0; 8])?;
+            let seen = lab.internet.run(&[
+                "curl",
+                "-sS",
+                "--max-time",
+                "5",
+                "--interface",
+                &client.to_string(),
+                &format!("http://{}:8080/whoami", host(shape.gateway(family))),
+            ])?;
+            ensure!(seen.stdout.starts_with(&format!("{client} ")), "{seen:?}");
+            eprintln!("{answered} {asked}");
+        }
+    }
+    Ok(())
 }

@@ -17,8 +17,7 @@ use crate::{
     servers::{PASSWORD, USER},
 };
 
-/// A container's link-local neighbours and those on a shared link: routers are known by such addresses, as
-/// router advertisements make it.
+/// Link-local addresses of the routers on a shared link, by which router advertisements make them known.
 const GATEWAY: &str = "fe80::1";
 const ROUTER: &str = "fe80::3";
 
@@ -160,6 +159,10 @@ impl Site {
             ("net/ipv4/ip_forward", "1"),
             ("net/ipv6/conf/all/forwarding", "1"),
         ])?;
+        // Routers on a shared link get one that is easier to read.
+        for router in [&gateway, &internet] {
+            router.sysctl(&[("net/ipv6/conf/default/addr_gen_mode", "1")])?;
+        }
         match shape {
             Shape::MainRouter | Shape::Containers { .. } => {
                 veth((&gateway, shape.links().1), (&internet, "eth0"), 1500)?;
