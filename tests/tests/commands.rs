@@ -269,7 +269,7 @@ fn a_hangup_does_not_end_the_proxy() -> Result<()> {
     proxy.process().signal(nix::sys::signal::Signal::SIGHUP)?;
     proxy
         .process()
-        .wait_for_line("SIGHUP", Duration::from_secs(5))?;
+        .wait_for_line("reloaded", Duration::from_secs(5))?;
     far.sees_proxy(&lab)?;
     proxy.process().signal(nix::sys::signal::Signal::SIGINT)?;
     let status = proxy.process_mut().wait(Duration::from_secs(5))?;

@@ -10,7 +10,8 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, unshare};
 use tproxy_common::abi::{
-    self, Bypass, Counter, MARK_REPLY, MARK_STEER, Origin, Reason, Settings, program,
+    self, Bypass, Counter, EXEMPT_MARKS, ExemptMark, ExemptMarks, MARK_EXEMPT, MARK_REPLY,
+    MARK_STEER, Origin, Reason, Settings, program,
 };
 use tproxy_userspace::control::bpf::{BypassEntry, Maps, Outcome, Programs, Trial, remove_pins};
 use tproxy_userspace::control::sync::Via;
@@ -104,10 +105,15 @@ impl Bench {
         self.maps.counters().unwrap()[reason as usize].1
     }
 
-    /// The reason for which the packet went its way: the one counter that moved.
+    /// The reason for which a packet from the LAN went its way: the one counter that moved.
     fn reason(&mut self, frame: &[u8]) -> Reason {
+        self.reason_of(program::LAN_INGRESS, frame, 0)
+    }
+
+    /// The same for any program and mark.
+    fn reason_of(&mut self, program: &'static str, frame: &[u8], mark: u32) -> Reason {
         let before = self.maps.counters().unwrap();
-        let outcome = self.try_on(program::LAN_INGRESS, frame, 0);
+        let outcome = self.try_on(program, frame, mark);
         let after = self.maps.counters().unwrap();
         let moved: Vec<_> = before
             .iter()
@@ -127,7 +133,7 @@ impl Bench {
         let steered = new.0.effect() == abi::Effect::Steer;
         assert_eq!(
             outcome.mark,
-            if steered { MARK_STEER } else { 0 },
+            if steered { MARK_STEER } else { mark },
             "{:?}",
             new.0
         );
@@ -298,6 +304,84 @@ fn a_source_that_is_not_of_the_lan_is_not_admitted() {
             let v6 = frame_from(kind, "2001:db8:78::2", "2001:db8:f::1");
             assert_eq!(bench.reason(&v4), Reason::ForeignSource);
             assert_eq!(bench.reason(&v6), Reason::ForeignSource);
+        }
+    });
+}
+
+/// A trial run comes with a socket that has no mark.
+#[test]
+fn of_what_the_gateway_sends_the_exempt_passes() {
+    bench("exempt", |bench| {
+        for (own, far) in [
+            ("192.168.77.2", "203.0.113.1"),
+            ("2001:db8:77::2", "2001:db8:f::1"),
+        ] {
+            for kind in [Kind::Syn, Kind::Udp] {
+                let frame = frame_from(kind, own, far);
+                let reason =
+                    |bench: &mut Bench, mark| bench.reason_of(program::LOCAL_EGRESS, &frame, mark);
+                // What comes in by this link is admitted, what is sent by it is not.
+                let own = own.parse::<IpAddr>().unwrap().into();
+                bench.maps.set_source(Via::leaving(LO), own, false).unwrap();
+                assert_eq!(reason(bench, 0), Reason::ForeignSource);
+                bench.maps.set_source(Via::leaving(LO), own, true).unwrap();
+                assert_eq!(reason(bench, 0), Reason::DownPassed);
+                assert_eq!(reason(bench, MARK_EXEMPT), Reason::Exempt);
+                // Bits of others do not matter, and the steer mark exempts nothing.
+                assert_eq!(reason(bench, 0xff00 | MARK_EXEMPT), Reason::Exempt);
+                assert_eq!(reason(bench, MARK_EXEMPT | 0x40), Reason::DownPassed);
+
+                let mut marks = ExemptMarks::default();
+                let mark = |value, mask| ExemptMark {
+                    value,
+                    mask,
+                    origin: Origin::Command as u32,
+                };
+                marks.marks[0] = mark(0x8_0000, 0xff_0000);
+                marks.marks[1] = mark(0x2, 0xffff_ffff);
+                marks.count = 2;
+                for (packet, expected) in [
+                    (0x8_0000, Reason::Exempt),
+                    (0x8_0007, Reason::Exempt),
+                    (0x9_0000, Reason::DownPassed),
+                    (2, Reason::Exempt),
+                    (3, Reason::DownPassed),
+                    (0, Reason::DownPassed),
+                ] {
+                    assert_eq!(reason(bench, packet), Reason::DownPassed, "{packet:x}");
+                    bench.maps.set_exempt_marks(marks).unwrap();
+                    assert_eq!(reason(bench, packet), expected, "{packet:x}");
+                    bench.maps.set_exempt_marks(ExemptMarks::default()).unwrap();
+                }
+                // Every place of the table counts, and none beyond the count.
+                marks.marks = [mark(0x100, 0x100); EXEMPT_MARKS];
+                marks.marks[EXEMPT_MARKS - 1] = mark(0x2, 0xff);
+                for (count, expected) in [
+                    (EXEMPT_MARKS as u32, Reason::Exempt),
+                    (EXEMPT_MARKS as u32 - 1, Reason::DownPassed),
+                ] {
+                    marks.count = count;
+                    bench.maps.set_exempt_marks(marks).unwrap();
+                    assert_eq!(reason(bench, 2), expected);
+                }
+                bench.maps.set_exempt_marks(ExemptMarks::default()).unwrap();
+            }
+        }
+    });
+}
+
+#[test]
+fn lo_is_left_alone_but_for_what_was_turned_round() {
+    bench("lo", |bench| {
+        for (mark, expected) in [(0, 0), (MARK_EXEMPT, MARK_EXEMPT), (MARK_STEER, MARK_STEER)] {
+            for kind in [Kind::Syn, Kind::Ack, Kind::Udp] {
+                let before = bench.maps.counters().unwrap();
+                let frame = frame(kind, "203.0.113.1");
+                let outcome = bench.try_on(program::LO_INGRESS, &frame, mark);
+                assert_eq!((outcome.action, outcome.mark), (-1, expected));
+                assert_eq!(outcome.frame, frame);
+                assert_eq!(bench.maps.counters().unwrap(), before);
+            }
         }
     });
 }

@@ -5,8 +5,8 @@ use std::cell::RefCell;
 use std::net::IpAddr;
 
 use tproxy_common::abi::{FragmentFate, Settings};
-use tproxy_common::packet::{Addresses, Packet};
-use tproxy_common::verdict::{Connection, Facts, Locality};
+use tproxy_common::packet::{Addresses, Packet, Ports};
+use tproxy_common::verdict::{Connection, Facts, Locality, OwnFacts};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
@@ -15,6 +15,7 @@ pub enum Question {
     Admitted,
     Connection,
     Fragment,
+    Caller,
 }
 
 /// A gateway 192.0.2.1/24 and 2001:db8:1::1/64 that bypasses 198.51.100.0/24 and 2001:db8:b::/48.
@@ -23,6 +24,8 @@ pub struct Gateway {
     pub settings: Settings,
     pub connection: Connection,
     pub fragment: Option<FragmentFate>,
+    /// Did whoever a datagram is for write first?
+    pub caller: bool,
     pub asked: RefCell<Vec<Question>>,
 }
 
@@ -35,6 +38,7 @@ impl Gateway {
             },
             connection: Connection::Unknown,
             fragment: None,
+            caller: false,
             asked: RefCell::default(),
         }
     }
@@ -103,6 +107,13 @@ impl Facts for Gateway {
     fn fragment(&self, _: &Packet) -> Option<FragmentFate> {
         self.ask(Question::Fragment);
         self.fragment
+    }
+}
+
+impl OwnFacts for Gateway {
+    fn answers_caller(&self, _: &Packet, _: &Ports) -> bool {
+        self.ask(Question::Caller);
+        self.caller
     }
 }
 

@@ -87,7 +87,14 @@ async fn put_up(
     fresh: bool,
 ) -> Result<Vec<String>> {
     // A gateway that is there keeps its policy unless told otherwise.
+    let mut machine = config.gateway.clone();
+    if !fresh && args.config.is_none() {
+        machine.masquerade = gateway.masquerades()?;
+    }
     if fresh || args.config.is_some() {
+        if machine.forward {
+            gateway.enable_forwarding()?;
+        }
         gateway.set_policy(policy(config))?;
         bypass::replace(gateway.maps(), prefixes, &Terms::default(), Origin::Config)?;
     } else if args.on_proxy_down.is_some() {
@@ -104,6 +111,8 @@ async fn put_up(
     }
     let mut synced = gateway.sync(&wanted(snapshot, &all), snapshot).await?;
     gateway.keep(named, snapshot)?;
+    let machine = gateway.sync_machine(&machine, snapshot);
+    synced.failed.extend(machine.err());
     if let Some(error) = synced.failed.pop() {
         return Err(error.into());
     }

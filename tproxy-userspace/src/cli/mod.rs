@@ -4,6 +4,7 @@ mod attach;
 mod bypass;
 mod check;
 mod counters;
+mod doctor;
 mod output;
 mod run;
 mod session;
@@ -50,6 +51,11 @@ enum Command {
     Counters(CountersArgs),
     /// Validate a configuration and print what it comes to.
     Check(CheckArgs),
+    /// Examine this machine: what keeps it from being a gateway, and how to mend it.
+    ///
+    /// Ends with exit code 1 if there is a problem. Without arguments it is about the links that are
+    /// attached, or else about those of /etc/tproxy-bpf/config.toml.
+    Doctor(DoctorArgs),
 }
 
 #[derive(Debug, Args)]
@@ -103,7 +109,9 @@ struct AttachArgs {
     /// What they are for.
     #[arg(long = "as", value_enum, default_value_t = Role::Lan)]
     role: Role,
-    /// Settings and bypass prefixes to put into force.
+    /// Settings and bypass prefixes to put into force. With `[gateway] masquerade`, links and default
+    /// routes that come later are not followed, and the kernel keeps state (conntrack) for each
+    /// connection that it forwards.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// What happens to new traffic when the proxy is down.
@@ -185,6 +193,18 @@ struct CheckArgs {
     read: ReadArgs,
 }
 
+#[derive(Debug, Args)]
+struct DoctorArgs {
+    /// The configuration that the machine is to fit.
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// A link with devices behind it, or a glob such as "br-*".
+    #[arg(long, value_name = "IF")]
+    lan: Vec<String>,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
 /// Does what the command line says.
 pub fn main() -> ExitCode {
     // clap itself ends with 2 on wrong usage.
@@ -207,6 +227,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Status(args) => status::status(&args),
         Command::Counters(args) => counters::counters(&args),
         Command::Check(args) => check::check(&args),
+        Command::Doctor(args) => doctor::doctor(&args),
     }
 }
 

@@ -11,16 +11,16 @@ use tproxy_userspace::control::gateway;
 use super::{Policy, RunArgs, session};
 
 /// The configuration of a machine that has one.
-const DEFAULT_CONFIG: &str = "/etc/tproxy-bpf/config.toml";
+pub const DEFAULT_CONFIG: &str = "/etc/tproxy-bpf/config.toml";
 
 pub fn run(args: RunArgs) -> Result<ExitCode> {
     init_log();
-    let config = config(&args)?;
+    let first = config(&args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("starting the asynchronous runtime failed")?;
-    runtime.block_on(session::run(config))?;
+    runtime.block_on(session::run(first, &|| config(&args)))?;
     Ok(ExitCode::SUCCESS)
 }
 

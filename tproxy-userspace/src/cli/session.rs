@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use ipnet::IpNet;
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -23,15 +24,23 @@ use tproxy_userspace::policy::list::load_files;
 
 use super::run::policy;
 
-/// How often expired bypass prefixes are taken out of the tries. They count no more before.
+/// How often expired bypass prefixes are taken out of the tries (they count no more before), and what
+/// somebody else may have undone is done again.
 const SWEEP: Duration = Duration::from_secs(60);
 
 /// How often a link that is to be given up is looked at.
 const LEAVE: Duration = Duration::from_millis(100);
 
+/// Reads the configuration as it is now, with what the command line says over it.
+pub type Reread<'a> = &'a dyn Fn() -> Result<Config>;
+
 /// A gateway with its proxy, while it runs.
-struct Session {
+struct Session<'a> {
     config: Config,
+    /// Reads the configuration anew.
+    reread: Reread<'a>,
+    /// What the configuration bypasses.
+    prefixes: Vec<IpNet>,
     started: Instant,
     place: Place,
     gateway: Gateway,
@@ -60,7 +69,7 @@ struct Leaving {
 }
 
 /// Proxies until SIGINT or SIGTERM.
-pub async fn run(config: Config) -> Result<()> {
+pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
     // What can be wrong with the words is found before anything is touched.
     let outbound: Outbound = config.outbound().url.as_str_with_secret().parse()?;
     let prefixes = bypass_prefixes(&config)?;
@@ -84,6 +93,8 @@ pub async fn run(config: Config) -> Result<()> {
     };
     let mut session = Session {
         config,
+        reread,
+        prefixes,
         started: Instant::now(),
         place,
         gateway,
@@ -121,7 +132,7 @@ pub fn way(kernel: KernelVersion) -> AttachWay {
 }
 
 /// The prefixes that the configuration bypasses.
-pub fn bypass_prefixes(config: &Config) -> Result<Vec<ipnet::IpNet>> {
+pub fn bypass_prefixes(config: &Config) -> Result<Vec<IpNet>> {
     let mut prefixes = config.bypass.prefixes.clone();
     if !config.bypass.files.is_empty() {
         prefixes.extend(load_files(&config.bypass.files)?);
@@ -167,7 +178,7 @@ pub fn select(selection: &mut Selection, name: &str, roles: Roles) -> Result<()>
 async fn start(
     config: &Config,
     outbound: Outbound,
-    prefixes: &[ipnet::IpNet],
+    prefixes: &[IpNet],
     place: &Place,
     kernel: KernelVersion,
 ) -> Result<(Gateway, Proxy), (Option<Gateway>, anyhow::Error)> {
@@ -195,14 +206,10 @@ async fn start(
 fn prepare(
     gateway: &mut Gateway,
     config: &Config,
-    prefixes: &[ipnet::IpNet],
+    prefixes: &[IpNet],
     sockets: &Sockets,
 ) -> Result<()> {
-    gateway.set_policy(policy(config))?;
-    bypass::replace(gateway.maps(), prefixes, &Terms::default(), Origin::Config)?;
-    if config.gateway.forward {
-        gateway.enable_forwarding()?;
-    }
+    enforce(gateway, config, prefixes)?;
     let listeners: Vec<_> = Listener::ALL
         .into_iter()
         .zip([
@@ -214,6 +221,16 @@ fn prepare(
         .filter_map(|(listener, socket)| socket.map(|socket| (listener, socket)))
         .collect();
     Ok(gateway.publish(&listeners, sockets.reply_ports())?)
+}
+
+/// Puts policy, bypass set and settings of the machine into force, at the start and by a reload.
+fn enforce(gateway: &mut Gateway, config: &Config, prefixes: &[IpNet]) -> Result<()> {
+    gateway.set_policy(policy(config))?;
+    bypass::replace(gateway.maps(), prefixes, &Terms::default(), Origin::Config)?;
+    if config.gateway.forward {
+        gateway.enable_forwarding()?;
+    }
+    Ok(())
 }
 
 /// Detaches, and says what could not be undone.
@@ -244,7 +261,7 @@ impl Presence {
     }
 }
 
-impl Session {
+impl Session<'_> {
     async fn serve(&mut self, signals: &mut Signals, server: &Server) -> Result<()> {
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -254,8 +271,11 @@ impl Session {
             tokio::select! {
                 signal = signals.next() => match signal {
                     Caught::Stop => return Ok(()),
-                    Caught::Hangup => {
-                        tracing::warn!("SIGHUP: a changed configuration needs a restart");
+                    Caught::Hangup => match self.reload().await {
+                        Ok(()) => tracing::info!("reloaded: {} proxied through {}", self.proxied(), self.outbound()),
+                        Err(error) => tracing::error!(
+                            "the reload failed, and the old configuration goes on to hold: {error:#}"
+                        ),
                     }
                 },
                 snapshot = self.watch.next() => {
@@ -277,7 +297,7 @@ impl Session {
                 }
                 _ = sweep.tick() => {
                     if let Err(error) = self.sweep() {
-                        tracing::warn!("removing expired bypass prefixes: {error:#}");
+                        tracing::warn!("looking after what has changed by itself: {error:#}");
                     }
                 }
                 asked = server.next() => {
@@ -290,9 +310,50 @@ impl Session {
         }
     }
 
+    /// Puts the configuration into force as it is now: the difference, and all of it or nothing.
+    async fn reload(&mut self) -> Result<()> {
+        let config = (self.reread)()?;
+        let prefixes = bypass_prefixes(&config)?;
+        preflight::check_links(&selection(&config), &self.snapshot)?;
+        for (key, differs) in [
+            ("[tcp]", config.tcp != self.config.tcp),
+            ("[udp]", config.udp != self.config.udp),
+            ("proxy.port", config.proxy.port != self.config.proxy.port),
+        ] {
+            if differs {
+                tracing::warn!("{key} has changed, which takes a restart to come into force");
+            }
+        }
+        if let Err(error) = self.enforce(&config, &prefixes) {
+            let (config, prefixes) = (self.config.clone(), self.prefixes.clone());
+            if let Err(undo) = self.enforce(&config, &prefixes) {
+                tracing::error!("taking back a reload that failed: {undo:#}");
+            }
+            return Err(error);
+        }
+        let before = std::mem::replace(&mut self.config, config);
+        self.prefixes = prefixes;
+        if before.gateway.forward && !self.config.gateway.forward {
+            let _lock = self.place.lock()?;
+            self.gateway.disable_forwarding()?;
+        }
+        let synced = self.sync().await?;
+        self.tell(&synced);
+        Ok(())
+    }
+
+    /// What of a configuration needs no look at the links.
+    fn enforce(&mut self, config: &Config, prefixes: &[IpNet]) -> Result<()> {
+        let _lock = self.place.lock()?;
+        enforce(&mut self.gateway, config, prefixes)
+    }
+
     fn sweep(&mut self) -> Result<()> {
         let _lock = self.place.lock()?;
         bypass::sweep(self.gateway.maps())?;
+        // A firewall that is loaded anew flushes the tables of others, and nobody tells.
+        self.gateway
+            .sync_machine(&self.config.gateway, &self.snapshot)?;
         Ok(())
     }
 
@@ -316,7 +377,12 @@ impl Session {
                 .is_some_and(|link| self.leaving.iter().any(|leaving| leaving.name == link.name))
         };
         wanted.sources.retain(|(via, _)| !leaves(via.link));
-        Ok(self.gateway.sync(&wanted, &self.snapshot).await?)
+        let mut synced = self.gateway.sync(&wanted, &self.snapshot).await?;
+        let machine = self
+            .gateway
+            .sync_machine(&self.config.gateway, &self.snapshot);
+        synced.failed.extend(machine.err());
+        Ok(synced)
     }
 
     /// Attaches what is there. A link that fails later is told of and tried again; one that fails now

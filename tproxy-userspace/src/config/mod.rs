@@ -181,8 +181,17 @@ pub struct Udp {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Gateway {
     /// `forward`: turn on IP forwarding for both families while tproxy-bpf is attached, and set it
-    /// back afterwards. Default false: it is left as it is.
+    /// back afterwards. A LAN link that is also a way out then sends no ICMP redirects, which would
+    /// tell devices to go round the gateway. Default false: it is left as it is.
     pub forward: bool,
+    /// `masquerade`: while tproxy-bpf is attached, give what is forwarded from LAN links to the links
+    /// with a default route the gateway's own address, with an nft table: all IPv4, and IPv6 from
+    /// unique local addresses (fc00::/7). Devices with private addresses need it for what goes
+    /// direct, unless the router beyond knows a route to them or something else translates. The
+    /// kernel then keeps state (conntrack) for each connection that it forwards. A connection that is
+    /// translated ends when tproxy-bpf is detached, and one that lived untranslated when it is
+    /// attached. Needs the program `nft`. Default false.
+    pub masquerade: bool,
 }
 
 /// The proxy itself.

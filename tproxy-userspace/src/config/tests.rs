@@ -56,6 +56,7 @@ max_associations = 4096
 
 [gateway]
 forward = false
+masquerade = false
 
 [proxy]
 port = 0
@@ -119,6 +120,7 @@ fn every_key_is_read() {
         max_associations = 0x10
         [gateway]
         forward = true
+        masquerade = true
         [proxy]
         port = 12345
         drain = "0s"
@@ -165,7 +167,10 @@ fn every_key_is_read() {
             dns_idle: Duration::from_secs(5),
             max_associations: 16,
         },
-        gateway: Gateway { forward: true },
+        gateway: Gateway {
+            forward: true,
+            masquerade: true,
+        },
         proxy: Proxy {
             port: 12345,
             drain: Duration::ZERO,
@@ -291,6 +296,11 @@ fn unknown_keys_lead_to_known_ones() {
             "[tcp]\ncolour = 1",
             "unknown key `colour` in [tcp]",
             "known here: idle, connect_timeout, keepalive, max_connections",
+        ),
+        (
+            "[gateway]\nmasquerading = true",
+            "unknown key `masquerading` in [gateway]",
+            "did you mean `masquerade`?",
         ),
         (
             "colour = 1",
@@ -507,7 +517,7 @@ prop_compose! {
         max_connections in prop::option::of(1..10_000_000_u32),
         (udp_idle, dns_idle, drain) in (any_duration(), any_duration(), any_duration()),
         max_associations in 1..10_000_000_u32,
-        forward: bool,
+        (forward, masquerade) in any::<(bool, bool)>(),
         port: u16,
     ) -> Config {
         let url: OutboundUrl = format!("socks5://{host}:{}", port.max(1)).parse().unwrap();
@@ -537,7 +547,7 @@ prop_compose! {
                 max_connections,
             },
             udp: Udp { idle: udp_idle, dns_idle, max_associations },
-            gateway: Gateway { forward },
+            gateway: Gateway { forward, masquerade },
             proxy: Proxy { port, drain },
         }
     }

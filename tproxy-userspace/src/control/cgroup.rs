@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::Error;
+use super::{Error, place};
 
 const MOUNTS: &str = "/proc/thread-self/mountinfo";
 
@@ -25,31 +25,8 @@ fn find(mounts: &str) -> Option<PathBuf> {
         if after.split(' ').next() != Some("cgroup2") {
             return None;
         }
-        Some(PathBuf::from(unescape(before.split(' ').nth(4)?)))
+        Some(PathBuf::from(place::unescape(before.split(' ').nth(4)?)))
     })
-}
-
-/// Blanks, tabs, line ends and backslashes are written as a backslash and three octal digits.
-fn unescape(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some((before, after)) = rest.split_once('\\') {
-        plain.push_str(before);
-        let code = after
-            .get(..3)
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match code {
-            Some(code) => {
-                plain.push(char::from(code));
-                rest = &after[3..];
-            }
-            None => {
-                plain.push('\\');
-                rest = after;
-            }
-        }
-    }
-    plain + rest
 }
 
 #[cfg(test)]
@@ -70,6 +47,5 @@ mod tests {
             find("31 25 0:27 / / rw - ext4 /dev/sda rw\n\nbroken\n"),
             None
         );
-        assert_eq!(unescape("a\\134b\\\\9\\1"), "a\\b\\\\9\\1");
     }
 }

@@ -9,10 +9,12 @@ use tproxy_common::abi::{Link, Listener, Settings};
 
 use super::bpf::{self, AttachWay, Maps, Programs};
 use super::links::{Framing, Snapshot};
+use super::masquerade::{self, Masquerade};
 use super::place::{Lock, Place};
 use super::sync::{Attachment, LocalKind, Roles, Selection, Via, Wanted, diff, diff_sets};
 use super::sysctl::{self, Store};
 use super::{Netlink, cgroup, qdisc, route};
+use crate::config;
 
 const LOOPBACK: &str = "lo";
 const ACCEPT_LOCAL: &str = "net/ipv4/conf/lo/accept_local";
@@ -161,6 +163,43 @@ impl Gateway {
             tracing::debug!("sysctl {} was {}", change.key, change.was);
         }
         Ok(())
+    }
+
+    /// Puts back what [`enable_forwarding`](Self::enable_forwarding) changed.
+    ///
+    /// # Errors
+    /// [`Error::Machine`].
+    pub fn disable_forwarding(&self) -> Result<(), Error> {
+        let store = Store::new(&self.place);
+        Ok(store.restore_where(|change| change.key != ACCEPT_LOCAL)?)
+    }
+
+    /// Brings the machine's own part in step with the attached links and the ways out: with `forward`
+    /// no redirects to go round the gateway, and masquerading. The caller holds the place's lock.
+    ///
+    /// # Errors
+    /// The first thing that failed; the rest is done all the same.
+    pub fn sync_machine(&self, wanted: &config::Gateway, snapshot: &Snapshot) -> Result<(), Error> {
+        let between = Masquerade::between(snapshot, &lan_links(&self.maps)?);
+        let mut result = Ok(());
+        if wanted.forward {
+            let both = between.lan.intersection(&between.out).cloned().collect();
+            result = sysctl::silence_redirects(&Store::new(&self.place), &both);
+        }
+        let masqueraded = if wanted.masquerade {
+            masquerade::apply(&self.place, &between)
+        } else {
+            masquerade::remove(&self.place)
+        };
+        result.and(masqueraded.map(drop)).map_err(Error::from)
+    }
+
+    /// Is what the gateway forwards masqueraded by us?
+    ///
+    /// # Errors
+    /// [`Error::Machine`] when what is remembered cannot be read.
+    pub fn masquerades(&self) -> Result<bool, Error> {
+        Ok(masquerade::applied(&self.place)?.is_some())
     }
 
     /// The maps.
@@ -417,8 +456,9 @@ impl Gateway {
         let mut result = self.retract();
         let mut left = false;
         for link in links(&self.maps, snapshot)? {
-            let roles = link.roles().without(link.stays());
-            left |= !link.stays().is_empty();
+            let stays = link.stays();
+            left |= !stays.is_empty();
+            let roles = link.roles().without(stays);
             let detached = self.detach(link.index, &link.name, link.link, roles).await;
             result = result.and(detached);
         }
@@ -435,6 +475,8 @@ impl Gateway {
             drop((maps, programs));
             result = result.and(clear(&place, &netlink).await);
             result = result.and(place.remove(lock).map_err(Error::from));
+        } else {
+            result = result.and(masquerade_rest(&self.place, snapshot, &self.maps));
         }
         result
     }
@@ -463,6 +505,15 @@ fn roles_of(link: Link) -> Roles {
 fn flags_of(roles: Roles) -> u32 {
     let flag = |on, flag| if on { flag } else { 0 };
     flag(roles.lan, Link::LAN) | flag(roles.wan, Link::WAN) | flag(roles.loopback, Link::LOOPBACK)
+}
+
+/// Indices of the LAN links.
+fn lan_links(maps: &Maps) -> Result<Vec<u32>, Error> {
+    let links = maps.links()?.into_iter();
+    Ok(links
+        .filter(|(_, link)| roles_of(*link).lan)
+        .map(|(index, _)| index)
+        .collect())
 }
 
 /// The attached links, without `lo`.
@@ -548,8 +599,17 @@ fn end_own_traffic(place: &Place) -> Result<(), Error> {
 /// Removes everything that is left of a gateway whose links are detached, but the folders.
 async fn clear(place: &Place, netlink: &Netlink) -> Result<(), Error> {
     let mut result = bpf::remove_pins(place.pins()).map_err(Error::from);
+    result = result.and(masquerade::remove(place).map(drop).map_err(Error::from));
     result = result.and(route::remove(netlink).await.map(drop).map_err(Error::from));
     result.and(Store::new(place).restore_all().map_err(Error::from))
+}
+
+/// What is masqueraded goes on to be for the links that are left.
+fn masquerade_rest(place: &Place, snapshot: &Snapshot, maps: &Maps) -> Result<(), Error> {
+    if masquerade::applied(place)?.is_some() {
+        masquerade::apply(place, &Masquerade::between(snapshot, &lan_links(maps)?))?;
+    }
+    Ok(())
 }
 
 /// Detaches links by name, or all of them with no name; then nothing is left, whoever put it there.
@@ -603,6 +663,8 @@ pub async fn detach(
         drop(maps);
         result = result.and(clear(place, &netlink).await);
         result = result.and(place.remove(lock).map_err(Error::from));
+    } else {
+        result = result.and(masquerade_rest(place, snapshot, &maps));
     }
     result.map(|()| meant.into_iter().map(|link| link.name).collect())
 }

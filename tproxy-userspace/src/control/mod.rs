@@ -1,14 +1,17 @@
 //! The kernel half: programs, maps, routes, sysctls, links.
 //!
 //! [`place`] says where a gateway keeps its state, [`preflight`] whether the machine is fit,
-//! [`links`] what the network looks like, [`sync`] what should follow from it; [`route`] and
-//! [`sysctl`] change the machine and can take every change back, after `kill -9` too.
+//! [`links`] what the network looks like, [`sync`] what should follow from it; [`route`],
+//! [`sysctl`] and [`masquerade`] change the machine and can take every change back, after `kill -9`
+//! too. [`doctor`] examines a machine for a person.
 
 pub mod bpf;
 pub mod bypass;
 pub mod cgroup;
+pub mod doctor;
 pub mod gateway;
 pub mod links;
+pub mod masquerade;
 mod netlink;
 pub mod place;
 pub mod preflight;
@@ -138,6 +141,31 @@ pub enum Error {
         nearest: String,
         /// The names that are there.
         present: String,
+    },
+    /// A program that is needed is not there, or failed.
+    #[error("cannot {operation} {object}: {reason}{advice}")]
+    Program {
+        /// What was being done.
+        operation: &'static str,
+        /// To which object.
+        object: &'static str,
+        /// Why it failed.
+        reason: String,
+        /// What to do next; empty or a sentence after "; ".
+        advice: &'static str,
+    },
+    /// A link whose name is in the way.
+    #[error(
+        "cannot {operation} for the link {name:?}: {reason}; rename it: ip link set dev {name:?} \
+         name NEW"
+    )]
+    UnfitName {
+        /// Its name.
+        name: String,
+        /// What was being done.
+        operation: &'static str,
+        /// Why it does not go.
+        reason: &'static str,
     },
     /// A link that the programs cannot be attached to.
     #[error("cannot attach to the link {name:?}: {reason}")]

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use nix::mount::{MsFlags, mount};
 use nix::sys::socket::sockopt::GetStruct;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket};
+use serde::Serialize;
 
 use super::Error;
 
@@ -134,6 +135,23 @@ impl Place {
     /// [`Error::File`] when it cannot be made.
     pub fn create_run(&self) -> Result<&Path, Error> {
         create_folder(&self.run)
+    }
+
+    /// Replaces a file of the folder for files at once, or makes it.
+    ///
+    /// # Errors
+    /// [`Error::File`] when it cannot be written; the old one is then still there.
+    pub(super) fn save(&self, file: &Path, value: &impl Serialize) -> Result<(), Error> {
+        self.create_run()?;
+        let new = file.with_extension("json.new");
+        let write = || -> io::Result<()> {
+            let mut out = File::create(&new)?;
+            serde_json::to_writer_pretty(&mut out, value)?;
+            out.write_all(b"\n")?;
+            out.sync_all()?;
+            fs::rename(&new, file)
+        };
+        write().map_err(Error::file("write", file))
     }
 
     /// Waits for the lock that every command holds while it changes state. Blocks the thread, for
@@ -362,7 +380,7 @@ fn find_bpffs(mounts: &str) -> Option<PathBuf> {
 }
 
 /// Undoes the octal escapes of space, tab, newline and backslash.
-fn unescape(field: &str) -> String {
+pub(super) fn unescape(field: &str) -> String {
     field
         .replace("\\040", " ")
         .replace("\\011", "\t")

@@ -79,10 +79,7 @@ pub fn check_machine() -> Result<Findings, Error> {
             found: read("/proc/sys/kernel/osrelease")?.trim().to_owned(),
         });
     }
-    let knows_bpffs = read("/proc/filesystems")?
-        .lines()
-        .any(|line| line.split_whitespace().next_back() == Some("bpf"));
-    if !knows_bpffs && !place::has_bpffs() {
+    if !knows_bpffs()? && !place::has_bpffs() {
         return Err(Error::KernelFeature {
             what: "BPF file system",
             advice: "boot a kernel with CONFIG_BPF_SYSCALL",
@@ -97,6 +94,13 @@ pub fn check_machine() -> Result<Findings, Error> {
         );
     }
     Ok(Findings { kernel, warnings })
+}
+
+/// Has the kernel a BPF file system?
+pub(super) fn knows_bpffs() -> Result<bool, Error> {
+    Ok(read("/proc/filesystems")?
+        .lines()
+        .any(|line| line.split_whitespace().next_back() == Some("bpf")))
 }
 
 /// Checks that each link that is named without a glob exists and can be attached.
@@ -140,8 +144,18 @@ fn no_such_link(name: &str, snapshot: &Snapshot) -> Error {
     }
 }
 
-/// Reads the effective set in the text of `/proc/self/status` (`proc(5)`, `capabilities(7)`).
 fn check_capabilities(status: &str) -> Result<(), Error> {
+    let missing = missing_capabilities(status);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Privileges {
+        missing: missing.join(" and "),
+    })
+}
+
+/// Reads the effective set in the text of `/proc/self/status` (`proc(5)`, `capabilities(7)`).
+pub(super) fn missing_capabilities(status: &str) -> Vec<&'static str> {
     let effective = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
@@ -156,12 +170,7 @@ fn check_capabilities(status: &str) -> Result<(), Error> {
     if !has(CAP_BPF) && !has(CAP_SYS_ADMIN) {
         missing.push(CAP_BPF.1);
     }
-    if missing.is_empty() {
-        return Ok(());
-    }
-    Err(Error::Privileges {
-        missing: missing.join(" and "),
-    })
+    missing
 }
 
 fn read(path: &str) -> Result<String, Error> {

@@ -305,7 +305,7 @@ fn prefixes(snapshot: &Snapshot) -> Vec<(u32, IpNet)> {
 
 /// The links whose addresses a packet that arrives on `link` may be meant for: the link, what is
 /// stacked on it, and what it is a port of, and so on from there. Never down to other ports.
-fn carriers(snapshot: &Snapshot, link: u32) -> BTreeSet<u32> {
+pub(super) fn carriers(snapshot: &Snapshot, link: u32) -> BTreeSet<u32> {
     let mut found = BTreeSet::from([link]);
     let mut todo = vec![link];
     while let Some(index) = todo.pop() {

@@ -5,8 +5,9 @@
 //!
 //! Whoever calls these holds [`Place::lock`]: the file is read and written as a whole.
 
+use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, ErrorKind, Write};
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,8 @@ const FILE: &str = "sysctl.json";
 
 const FORWARD_V4: &str = "net/ipv4/ip_forward";
 const FORWARD_V6: &str = "net/ipv6/conf/all/forwarding";
+
+const REDIRECTS: &str = "send_redirects";
 
 /// A changed sysctl.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,7 +141,11 @@ impl Store {
         self.restore_where(|_| true)
     }
 
-    fn restore_where(&self, selected: impl Fn(&Change) -> bool) -> Result<(), Error> {
+    /// Puts back those that are meant.
+    ///
+    /// # Errors
+    /// As [`Self::restore_all`].
+    pub fn restore_where(&self, selected: impl Fn(&Change) -> bool) -> Result<(), Error> {
         let mut memory = self.load()?;
         if !memory.changes.iter().any(&selected) {
             return Ok(());
@@ -214,16 +221,7 @@ impl Store {
                 _ => Ok(()),
             };
         }
-        self.place.create_run()?;
-        let new = self.file.with_extension("json.new");
-        let write = || -> io::Result<()> {
-            let mut file = fs::File::create(&new)?;
-            serde_json::to_writer_pretty(&mut file, memory)?;
-            file.write_all(b"\n")?;
-            file.sync_all()?;
-            fs::rename(&new, &self.file)
-        };
-        write().map_err(Error::file("write", &self.file))
+        self.place.save(&self.file, memory)
     }
 }
 
@@ -274,7 +272,7 @@ pub fn local_port_range() -> Result<(u16, u16), Error> {
         _ => Err(Error::Sysctl {
             operation: "understand",
             key: KEY.to_owned(),
-            reason: io::Error::other(format!("it says {text:?}")),
+            reason: std::io::Error::other(format!("it says {text:?}")),
         }),
     }
 }
@@ -297,6 +295,36 @@ fn enable_both(store: &Store) -> Result<(), Error> {
     }
     let follows = forwarding_of_links("net/ipv6/conf")?;
     store.set_with(FORWARD_V6, "1", &follows)?;
+    Ok(())
+}
+
+/// Keeps the machine from telling devices to go round it: where a packet leaves by the link that it
+/// came by, the kernel advises its sender to ask the next router itself (ICMP redirect, RFC 1812,
+/// 5.2.7.2). `links` are the links where that would happen; one that was in an earlier call and is not
+/// now gets its value back, and with none the machine's is back too.
+///
+/// The kernel sends them if the setting of the link or that of `all` is on (`IN_DEV_TX_REDIRECTS`,
+/// include/linux/inetdevice.h), so both are switched off; other links keep theirs. For IPv6 there is
+/// no such setting.
+///
+/// # Errors
+/// [`Error::Sysctl`] or [`Error::File`].
+pub fn silence_redirects(store: &Store, links: &BTreeSet<String>) -> Result<(), Error> {
+    let key = |name: &str| format!("net/ipv4/conf/{name}/{REDIRECTS}");
+    let mut wanted: BTreeSet<String> = links.iter().map(|name| key(name)).collect();
+    if !wanted.is_empty() {
+        wanted.insert(key("all"));
+    }
+    let is_stale =
+        |change: &Change| change.key.ends_with(REDIRECTS) && !wanted.contains(&change.key);
+    store.restore_where(is_stale)?;
+    for key in &wanted {
+        match store.set(key, "0") {
+            // A link that has just gone.
+            Err(Error::Sysctl { reason, .. }) if reason.kind() == ErrorKind::NotFound => {}
+            other => drop(other?),
+        }
+    }
     Ok(())
 }
 
@@ -327,7 +355,8 @@ fn path(key: &str) -> PathBuf {
     Path::new(ROOT).join(key)
 }
 
-fn read(key: &str) -> Result<String, Error> {
+/// A sysctl's value.
+pub(super) fn read(key: &str) -> Result<String, Error> {
     fs::read_to_string(path(key))
         .map(|value| value.trim().to_owned())
         .map_err(|reason| Error::Sysctl {
@@ -609,6 +638,42 @@ mod tests {
             assert_eq!(read(FORWARD_V4).unwrap(), "0");
             assert_eq!(read("net/ipv4/conf/wan/forwarding").unwrap(), "0");
             assert_eq!(read(FORWARD_V6).unwrap(), "0");
+        });
+    }
+
+    fn redirects(name: &str) -> String {
+        read(&format!("net/ipv4/conf/{name}/send_redirects")).unwrap()
+    }
+
+    fn silence(store: &Store, links: &[&str]) {
+        let links = links.iter().map(ToString::to_string).collect();
+        silence_redirects(store, &links).unwrap();
+    }
+
+    #[test]
+    fn redirects_are_silenced_where_wanted_and_follow_the_links() {
+        with_store(|store| {
+            routers_and_hosts();
+            write("net/ipv4/conf/far/send_redirects", "0").unwrap();
+            let before = all();
+            silence(store, &[]);
+            assert_eq!(difference(&before), [""; 0]);
+
+            silence(store, &["lan.7", "far", "no-such-link"]);
+            let all_of = ["all", "lan.7", "far", "wan", "default"];
+            assert_eq!(all_of.map(redirects), ["0", "0", "0", "1", "1"]);
+            silence(store, &["wan"]);
+            assert_eq!(all_of.map(redirects), ["0", "1", "0", "0", "1"]);
+            silence(store, &[]);
+            assert_eq!(difference(&before), [""; 0]);
+
+            // With forwarding, and all of it back in one go, by another process.
+            enable_forwarding(store).unwrap();
+            silence(store, &["lan.7"]);
+            Store::new(&Place::current().unwrap())
+                .restore_all()
+                .unwrap();
+            assert_eq!(difference(&before), [""; 0]);
         });
     }
 }

@@ -1,0 +1,176 @@
+//! SIGHUP: the changed configuration comes into force, all of it or nothing, and nothing that lives is
+//! broken.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    path::PathBuf,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use lab::{
+    Family, Far, Lab, Snapshot, Tproxy, probe::at, servers::TcpEcho, traffic::connect, wait::SOON,
+    ways::soon,
+};
+use nix::sys::signal::Signal;
+
+/// A proxy whose configuration can be changed.
+struct Reloadable<'a> {
+    lab: &'a Lab,
+    path: PathBuf,
+    tproxy: Tproxy,
+}
+
+impl<'a> Reloadable<'a> {
+    fn start(lab: &'a Lab, text: &str) -> Result<Self> {
+        let path = lab.dir().join("reload.toml");
+        fs::write(&path, text)?;
+        let file = path.to_str().context("the path of the lab is not UTF-8")?;
+        let tproxy = lab.tproxy(&["run", "-c", file])?;
+        Ok(Self { lab, path, tproxy })
+    }
+
+    /// Changes the configuration, asks for a reload, and waits for the line that tells of it.
+    fn reload(&self, text: &str, line: &str) -> Result<String> {
+        fs::write(&self.path, text)?;
+        self.again(line)
+    }
+
+    fn again(&self, line: &str) -> Result<String> {
+        let process = self.tproxy.process();
+        process.signal(Signal::SIGHUP)?;
+        process.wait_for_line(line, Duration::from_secs(10))
+    }
+
+    fn bypassed(&self) -> Result<Vec<String>> {
+        let list = self.lab.bypass_list()?;
+        let mut prefixes: Vec<_> = list
+            .iter()
+            .filter_map(|entry| Some(entry["prefix"].as_str()?.to_owned()))
+            .collect();
+        prefixes.sort();
+        Ok(prefixes)
+    }
+}
+
+#[test]
+fn the_difference_comes_into_force() -> Result<()> {
+    let lab = Lab::new()?;
+    let before = Snapshot::take(&lab)?;
+    let far = Far::start(&lab)?;
+    let _echo = TcpEcho::start(&lab.internet, 22)?;
+    let lan = lab.lan();
+    let first =
+        format!("[lan]\ninterfaces = [\"{lan}\"]\n[bypass]\nprefixes = [\"198.18.1.0/24\"]\n");
+    let proxy = Reloadable::start(&lab, &first)?;
+    far.sees_proxy(&lab)?;
+    let mut proxied = connect(&lab.device, at(Family::V4.far(5), 22))?;
+    lab.bypass(&["add", "198.18.9.0/24"])?;
+
+    // More goes direct, and the gateway's own traffic is proxied too.
+    let second = format!(
+        "on_proxy_down = \"drop\"\n[lan]\ninterfaces = [\"{lan}\"]\n[wan]\ninterfaces = [\"default\"]\n\
+         [bypass]\nprefixes = [\"203.0.113.0/24\", \"2001:db8:f::/48\"]\n"
+    );
+    proxy.reload(&second, "reloaded")?;
+    far.sees_device(&lab)?;
+    assert_eq!(
+        proxy.bypassed()?,
+        ["198.18.9.0/24", "2001:db8:f::/48", "203.0.113.0/24"]
+    );
+    let status = lab.status()?;
+    assert_eq!(status["on_proxy_down"], "drop");
+    assert_eq!(lab.attached_links()?, [lan, "wan0"]);
+    // A connection keeps the verdict of its SYN.
+    proxied.set_read_timeout(Some(SOON))?;
+    proxied.write_all(b"x")?;
+    proxied.read_exact(&mut [0])?;
+    assert_eq!(lab.proxy_count("/connections")?, 1);
+
+    // And back.
+    proxy.reload(&first, "detached from wan0")?;
+    far.sees_proxy(&lab)?;
+    assert_eq!(proxy.bypassed()?, ["198.18.1.0/24", "198.18.9.0/24"]);
+    assert_eq!(lab.attached_links()?, [lan]);
+    proxied.write_all(b"x")?;
+    proxied.read_exact(&mut [0])?;
+    drop(proxied);
+    proxy.tproxy.stop()?;
+    drop(far);
+    lab.restored(&before)
+}
+
+/// What the machine was given for as long as it is configured goes back when it is not.
+#[test]
+fn settings_of_the_machine_follow() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.gateway.sysctl(&[("net/ipv4/ip_forward", "0")])?;
+    let before = Snapshot::take(&lab)?;
+    let lan = lab.lan();
+    let plain = format!("[lan]\ninterfaces = [\"{lan}\"]\n");
+    let router = format!("{plain}[gateway]\nforward = true\nmasquerade = true\n");
+    let forwards = || -> Result<String> {
+        let read = ["cat", "/proc/sys/net/ipv4/ip_forward"];
+        Ok(lab.gateway.run(&read)?.stdout.trim().to_owned())
+    };
+    let tables = || -> Result<String> { Ok(lab.gateway.run(&["nft", "list", "tables"])?.stdout) };
+    let proxy = Reloadable::start(&lab, &plain)?;
+    for _ in 0..2 {
+        assert_eq!((&*forwards()?, &*tables()?), ("0", ""));
+        proxy.reload(&router, "reloaded")?;
+        soon("forwarding and masquerade", || {
+            ensure!(forwards()? == "1", "it does not forward");
+            ensure!(tables()?.contains("tproxy_bpf"), "it does not masquerade");
+            Ok(())
+        })?;
+        proxy.reload(&plain, "reloaded")?;
+        soon("no forwarding and no masquerade", || {
+            ensure!(forwards()? == "0", "it forwards");
+            ensure!(tables()?.is_empty(), "it masquerades");
+            Ok(())
+        })?;
+    }
+    proxy.tproxy.stop()?;
+    lab.restored(&before)
+}
+
+#[test]
+fn a_broken_configuration_changes_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let far = Far::start(&lab)?;
+    let lan = lab.lan();
+    let good =
+        format!("[lan]\ninterfaces = [\"{lan}\"]\n[bypass]\nprefixes = [\"198.18.1.0/24\"]\n");
+    let proxy = Reloadable::start(&lab, &good)?;
+    let broken = [
+        (good.replace("prefixes", "prefixs"), "unknown key `prefixs`"),
+        (good.replace(lan, "nolan0"), "nolan0"),
+        (
+            good.replace("[bypass]", "[bypass]\nfiles = [\"missing.txt\"]"),
+            "missing.txt",
+        ),
+        (
+            good.replace("198.18.1.0/24", "198.18.1.0/33"),
+            "198.18.1.0/33",
+        ),
+    ];
+    for (text, word) in &broken {
+        proxy.reload(text, word)?;
+        assert_eq!(proxy.bypassed()?, ["198.18.1.0/24"]);
+        assert_eq!(lab.attached_links()?, [lan]);
+    }
+    let failed = "the old configuration goes on to hold";
+    let lines = proxy.tproxy.process().lines();
+    let told = lines.iter().filter(|line| line.contains(failed)).count();
+    assert_eq!(told, broken.len(), "{lines:?}");
+    fs::remove_file(&proxy.path)?;
+    proxy.again("reload.toml")?;
+    far.sees_proxy(&lab)?;
+    // What takes a restart is told.
+    proxy.reload(
+        &format!("{good}[tcp]\nidle = \"1h\"\n"),
+        "[tcp] has changed",
+    )?;
+    Ok(())
+}
