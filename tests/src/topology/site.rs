@@ -159,10 +159,6 @@ impl Site {
             ("net/ipv4/ip_forward", "1"),
             ("net/ipv6/conf/all/forwarding", "1"),
         ])?;
-        // Routers on a shared link get one that is easier to read.
-        for router in [&gateway, &internet] {
-            router.sysctl(&[("net/ipv6/conf/default/addr_gen_mode", "1")])?;
-        }
         match shape {
             Shape::MainRouter | Shape::Containers { .. } => {
                 veth((&gateway, shape.links().1), (&internet, "eth0"), 1500)?;
@@ -293,25 +289,6 @@ impl Site {
     pub fn run(&self, config: &str) -> Result<Tproxy> {
         self.lab.tproxy(&["run", "-c", &self.write(config)?])
     }
-
-    /// The gateway translates as `[gateway] masquerade = true` does: all IPv4, and of IPv6 the
-    /// unique local addresses.
-    ///
-    /// # Errors
-    /// When nft fails.
-    pub fn masquerade(&self) -> Result<()> {
-        let (lan, wan) = self.shape.links();
-        self.lab.gateway.run(&[
-            "nft",
-            &format!(
-                "add table inet lab; \
-                 add chain inet lab wan {{ type nat hook postrouting priority srcnat; }}; \
-                 add rule inet lab wan iifname {lan} oifname {wan} meta nfproto ipv4 masquerade; \
-                 add rule inet lab wan iifname {lan} oifname {wan} ip6 saddr fc00::/7 masquerade"
-            ),
-        ])?;
-        Ok(())
-    }
 }
 
 /// Gateway, router and two devices on one switch. All have their way out by a link-local address
@@ -321,6 +298,10 @@ fn shared_link(switch: &Namespace, members: [&Namespace; 4], shape: Shape) -> Re
         "link add br0 type bridge mcast_snooping 0",
         "link set br0 up",
     ])?;
+    // Routers get theirs below.
+    for router in &members[..2] {
+        router.sysctl(&[("net/ipv6/conf/default/addr_gen_mode", "1")])?;
+    }
     for (index, member) in members.into_iter().enumerate() {
         let port = format!("port{index}");
         veth((switch, &port), (member, "eth0"), 1500)?;
