@@ -155,6 +155,14 @@ impl Scene {
         }
         let status = lab.status()?;
         ensure!(status["proxy"] != Value::Null, "{status}");
+        eprintln!(
+            "DOCTOR {:?} {}",
+            self.site.shape,
+            lab.tproxy_run(&["doctor", "-c", &self.site.write(&self.config)?])?
+                .stdout
+        );
+        eprintln!("COUNTERS {}", lab.tproxy_run(&["counters"])?.stdout);
+        eprintln!("STATUS {}", lab.tproxy_run(&["status"])?.stdout);
         proxy.stop()?;
         lab.restored(&before)
     }
@@ -457,6 +465,21 @@ fn between_containers_nothing_is_proxied_though_netfilter_sees_it() -> Result<()
     containers_alone(true)
 }
 
+/// A client out there is answered by the service that a container has published, from where it asked.
+fn answered(scene: &Scene, family: Family) -> Result<()> {
+    let (lab, shape) = (scene.lab(), scene.site.shape);
+    // Not from the gateway's own subnet, which nothing is proxied to anyway.
+    let socket = lab
+        .internet
+        .enter(|| UdpSocket::bind((family.far(5), 0)))??;
+    socket.set_read_timeout(Some(SOON))?;
+    let asked = SocketAddr::new(shape.gateway(family), 7070);
+    socket.send_to(b"?", asked)?;
+    let (_, answered) = socket.recv_from(&mut [0; 8])?;
+    ensure!(answered == asked, "{answered} answered for {asked}");
+    Ok(())
+}
+
 #[test]
 fn published_ports_are_answered() -> Result<()> {
     for bridge_netfilter in [false, true] {
@@ -469,24 +492,25 @@ fn published_ports_are_answered() -> Result<()> {
         let _udp = UdpEcho::start(&lab.device, 7000..=7000)?;
         let _proxy = scene.run()?;
         for family in Family::BOTH {
-            // Not from the gateway's own subnet, which nothing is proxied to anyway.
-            let client = family.far(5);
-            let socket = lab.internet.enter(|| UdpSocket::bind((client, 0)))??;
-            socket.set_read_timeout(Some(SOON))?;
-            let asked = SocketAddr::new(shape.gateway(family), 7070);
-            socket.send_to(b"?", asked)?;
-            let (_, answered) = socket.recv_from(&mut [0; 8])?;
+            let client = family.far(5).to_string();
+            let url = format!("http://{}:8080/whoami", host(shape.gateway(family)));
             let seen = lab.internet.run(&[
                 "curl",
                 "-sS",
                 "--max-time",
                 "5",
                 "--interface",
-                &client.to_string(),
-                &format!("http://{}:8080/whoami", host(shape.gateway(family))),
+                &client,
+                &url,
             ])?;
             ensure!(seen.stdout.starts_with(&format!("{client} ")), "{seen:?}");
-            eprintln!("{answered} {asked}");
+
+            let program = ["iptables", "ip6tables"][family as usize];
+            let rule = "-t nat -A POSTROUTING -o docker0 -p udp --dport 7000 -j MASQUERADE";
+            answered(&scene, family).expect_err("the answer is proxied: the page says so");
+            let argv: Vec<&str> = [program].into_iter().chain(rule.split(' ')).collect();
+            lab.gateway.run(&argv)?;
+            answered(&scene, family)?;
         }
     }
     Ok(())
