@@ -64,6 +64,13 @@ impl Shape {
         }
     }
 
+    /// Are these one and the same link?
+    #[must_use]
+    pub fn is_one_armed(self) -> bool {
+        let (lan, wan) = self.links();
+        lan == wan
+    }
+
     /// The device (or container) whose traffic is looked at.
     ///
     /// # Panics
