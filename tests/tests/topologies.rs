@@ -24,6 +24,8 @@ const BYPASSED: [&str; 2] = ["203.0.113.16/28", "2001:db8:f::10/124"];
 struct Scene {
     site: Site,
     config: String,
+    /// Attach as kernels without tcx do.
+    clsact: bool,
     far: Far,
     dns: Dnsmasq,
     _socks: Danted,
@@ -51,6 +53,7 @@ impl Scene {
             _socks: Danted::start(internet, site.lab.dir())?,
             site,
             config,
+            clsact: false,
         })
     }
 
@@ -59,7 +62,12 @@ impl Scene {
     }
 
     fn run(&self) -> Result<Tproxy> {
-        self.site.run(&self.config)
+        let path = self.site.write(&self.config)?;
+        let mut command = self.lab().tproxy_command(&["run", "-c", &path])?;
+        if self.clsact {
+            command.env("TPROXY_BPF_ATTACH", "clsact");
+        }
+        Lab::tproxy_by(command)
     }
 
     /// Traffic from `from` is proxied: the servers see the SOCKS server.
@@ -238,6 +246,13 @@ fn a_main_router_with_a_rule_that_gives_devices_other_ports() -> Result<()> {
 #[test]
 fn a_one_armed_router() -> Result<()> {
     let scene = Scene::new(Shape::OneArmed)?;
+    scene.carries(scene.translated(), &[])
+}
+
+#[test]
+fn a_one_armed_router_with_clsact() -> Result<()> {
+    let mut scene = Scene::new(Shape::OneArmed)?;
+    scene.clsact = true;
     scene.carries(scene.translated(), &[])
 }
 
