@@ -28,5 +28,5 @@ pub use links::Lan;
 pub use ns::Namespace;
 pub use process::{Output, Process};
 pub use snapshot::Snapshot;
-pub use topology::{Builder, Lab, Unsupported, or_skip};
+pub use topology::{Builder, Lab, Shape, Site, Unsupported, or_skip};
 pub use ways::{Far, Wire};

@@ -1,15 +1,19 @@
 //! The lab itself: which namespaces there are and how they are joined.
 
+mod site;
+
 use std::{
     fmt, fs,
     fs::File,
-    net::IpAddr,
+    net::{IpAddr, Ipv6Addr},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
+
+pub use site::{Shape, Site};
 
 use crate::{
     Lan, Namespace, Process,
@@ -109,36 +113,15 @@ impl Builder {
     /// # Errors
     /// [`Unsupported`] when this kernel lacks a kind of link; otherwise names the command that failed.
     pub fn build(self) -> Result<Lab> {
-        remains::clear_stale();
-        let lock = lock(self.alone)?;
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let prefix = format!("tp{}-{number}-", std::process::id());
-        remains::register(&prefix);
-        // From here on dropping `remains` clears what is there already.
-        let remains = Remains(prefix);
-        let create = |role: &str| Namespace::create(&format!("{}{role}", remains.0));
-        let device = create("dev")?;
-        let gateway = create("gw")?;
-        let internet = create("net")?;
-        let device2 = self.second_lan.then(|| create("dev2")).transpose()?;
-        let neighbour = self.neighbour.then(|| create("nb")).transpose()?;
-        let dir = remains::folder(&remains.0);
-        fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
-
-        let all = [Some(&device), Some(&gateway), Some(&internet)];
-        for ns in all
-            .into_iter()
-            .chain([device2.as_ref(), neighbour.as_ref()])
-            .flatten()
-        {
-            ns.sysctl(&[
-                ("net/ipv4/tcp_congestion_control", "reno"),
-                ("net/ipv6/conf/all/accept_dad", "0"),
-                ("net/ipv6/conf/default/accept_dad", "0"),
-            ])?;
-            ns.ip(&["link set lo up"])?;
-        }
+        let ground = Ground::new(self.alone)?;
+        let device = ground.namespace("dev")?;
+        let gateway = ground.namespace("gw")?;
+        let internet = ground.namespace("net")?;
+        let device2 = self
+            .second_lan
+            .then(|| ground.namespace("dev2"))
+            .transpose()?;
+        let neighbour = self.neighbour.then(|| ground.namespace("nb")).transpose()?;
         gateway.sysctl(&[
             ("net/ipv4/ip_forward", "1"),
             ("net/ipv6/conf/all/forwarding", "1"),
@@ -208,11 +191,50 @@ impl Builder {
             device2,
             neighbour,
             lan,
+            ground,
+        })
+    }
+}
+
+/// What every lab stands on: namespaces with a common prefix, a folder, and its share of the machine.
+#[derive(Debug)]
+struct Ground {
+    remains: Remains,
+    dir: PathBuf,
+    alone: bool,
+    _lock: File,
+}
+
+impl Ground {
+    fn new(alone: bool) -> Result<Self> {
+        remains::clear_stale();
+        let lock = lock(alone)?;
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let prefix = format!("tp{}-{number}-", std::process::id());
+        remains::register(&prefix);
+        // From here on dropping `remains` clears what is there already.
+        let remains = Remains(prefix);
+        let dir = remains::folder(&remains.0);
+        fs::create_dir(&dir).with_context(|| format!("making {}", dir.display()))?;
+        Ok(Self {
+            remains,
             dir,
-            alone: self.alone,
-            _remains: remains,
+            alone,
             _lock: lock,
         })
+    }
+
+    /// A namespace that is ready for links.
+    fn namespace(&self, role: &str) -> Result<Namespace> {
+        let ns = Namespace::create(&format!("{}{role}", self.remains.0))?;
+        ns.sysctl(&[
+            ("net/ipv4/tcp_congestion_control", "reno"),
+            ("net/ipv6/conf/all/accept_dad", "0"),
+            ("net/ipv6/conf/default/accept_dad", "0"),
+        ])?;
+        ns.ip(&["link set lo up"])?;
+        Ok(ns)
     }
 }
 
@@ -237,10 +259,14 @@ fn give(
 /// Waits until an IPv6 address answers its neighbours. The kernel joins the solicited-node group
 /// (RFC 4291, 2.7.1) a moment after the address is there, without duplicate address detection too; a solicitation
 /// that comes before is lost, and repeated only after a second.
-fn answers(ns: &Namespace, link: &str, address: fn(Family) -> IpAddr) -> Result<()> {
-    let IpAddr::V6(address) = address(Family::V6) else {
-        return Ok(());
-    };
+fn answers(ns: &Namespace, link: &str, address: impl Fn(Family) -> IpAddr) -> Result<()> {
+    match address(Family::V6) {
+        IpAddr::V6(address) => hears(ns, link, address),
+        IpAddr::V4(_) => Ok(()),
+    }
+}
+
+fn hears(ns: &Namespace, link: &str, address: Ipv6Addr) -> Result<()> {
     let [.., high, middle, low] = address.octets();
     let group = format!("ff0200000000000000000001ff{high:02x}{middle:02x}{low:02x}");
     let what = format!("the neighbour discovery group of {address} on {link}");
@@ -337,10 +363,7 @@ pub struct Lab {
     /// The other machine on the WAN, if asked for.
     pub neighbour: Option<Namespace>,
     lan: String,
-    dir: PathBuf,
-    alone: bool,
-    _remains: Remains,
-    _lock: File,
+    ground: Ground,
 }
 
 impl Lab {
@@ -367,13 +390,13 @@ impl Lab {
     /// A folder for this lab's files; it goes with the lab.
     #[must_use]
     pub fn dir(&self) -> &Path {
-        &self.dir
+        &self.ground.dir
     }
 
     /// Was it built to be the only one on the machine?
     #[must_use]
     pub const fn is_alone(&self) -> bool {
-        self.alone
+        self.ground.alone
     }
 
     /// The process that carries the packets of a tun LAN.

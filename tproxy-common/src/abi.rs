@@ -7,7 +7,7 @@
 use core::mem::size_of;
 
 /// Counts the changes of what is in this file. Maps of another version are not used.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The bits of a packet or socket mark that belong to tproxy-bpf. All others are left as they are.
 ///
@@ -553,6 +553,7 @@ reasons! {
     ServiceReply = "service_reply", Pass, "Sent by a UDP service of the gateway to a peer that wrote to it first.";
     NoLinkHeader = "no_link_header", Drop, "Sent by the gateway and for the proxy, but there was no room for the link header that it needs to get there.";
     DhcpClient = "dhcp_client", Pass, "Sent by the gateway's own DHCP client.";
+    OwnRedirect = "own_redirect", Drop, "An ICMPv6 redirect of the gateway, which would have told a device to go round it.";
 }
 
 impl Reason {

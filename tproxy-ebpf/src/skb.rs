@@ -10,10 +10,17 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::TcContext;
 use tproxy_common::abi::MARK_MASK;
-use tproxy_common::packet::{Bytes, ETHERNET_HEADER, Packet, PacketBytes, Unparsed, parse};
+use tproxy_common::packet::{
+    Bytes, ETHERNET_HEADER, ETHERTYPE_IPV6, Packet, PacketBytes, Unparsed, parse,
+};
 
 /// Where in a UDP header the checksum stands (RFC 768).
 const UDP_CHECKSUM: usize = 6;
+/// Where in an IPv6 header the next header is named, and how long it is (RFC 8200, 3).
+const NEXT_HEADER: usize = 6;
+const IPV6_HEADER: usize = 40;
+const ICMPV6: u8 = 58;
+const ICMPV6_REDIRECT: u8 = 137;
 /// Where in an Ethernet header the ethertype stands.
 const ETHERTYPE: usize = 12;
 /// `PACKET_HOST` of `linux/if_packet.h`: the packet is addressed to this machine.
@@ -39,6 +46,14 @@ pub enum Framing {
     Ethernet,
     /// Nothing.
     None,
+}
+
+/// Where the IP header begins.
+const fn header(framing: Framing) -> usize {
+    match framing {
+        Framing::Ethernet => ETHERNET_HEADER,
+        Framing::None => 0,
+    }
 }
 
 /// A packet at a tc hook.
@@ -156,11 +171,22 @@ impl Skb {
         // in the context, so the header itself need not be read.
         // SAFETY: as in `len`.
         let ethertype = u16::from_be(unsafe { (*self.0).protocol } as u16);
-        let offset = match framing {
-            Framing::Ethernet => ETHERNET_HEADER,
-            Framing::None => 0,
-        };
-        parse(self, ethertype, offset)
+        parse(self, ethertype, header(framing))
+    }
+
+    /// Is it an ICMPv6 redirect (RFC 4861, 4.5)? Those of the kernel have no extension headers.
+    #[inline(always)]
+    pub fn is_redirect(&self, framing: Framing) -> bool {
+        // SAFETY: as in `len`.
+        let ethertype = u16::from_be(unsafe { (*self.0).protocol } as u16);
+        let offset = header(framing);
+        ethertype == ETHERTYPE_IPV6
+            && self
+                .read::<1>(offset + NEXT_HEADER)
+                .is_some_and(|next| next.0[0] == ICMPV6)
+            && self
+                .read::<1>(offset + IPV6_HEADER)
+                .is_some_and(|kind| kind.0[0] == ICMPV6_REDIRECT)
     }
 
     /// Writes the source port of the UDP header at `offset` and mends its checksum.

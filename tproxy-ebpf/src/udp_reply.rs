@@ -2,6 +2,10 @@
 //!
 //! One socket of the proxy answers for every remote address. The address goes into the control
 //! message of the datagram, the port into the upper half of its mark; here it moves into the header.
+//!
+//! It also ends ICMPv6 redirects of the gateway. They come where packets leave by the link that they came by,
+//! and a device that follows one goes round the proxy too. For IPv4 there is a sysctl; for IPv6 there is none
+//! (`ip6_forward` in the kernel's net/ipv6/ip6_output.c).
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
@@ -16,6 +20,11 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
     let skb = Skb::new(ctx);
     let mark = skb.mark();
     if mark & MARK_REPLY_MASK != MARK_REPLY {
+        // What is forwarded has no socket here, so it pays for the first question only.
+        if skb.sender().is_some() && skb.is_redirect(framing) {
+            count(Reason::OwnRedirect, skb.len());
+            return TC_ACT_SHOT;
+        }
         return TC_ACT_UNSPEC;
     }
     let Ok(packet) = skb.parse(framing) else {
