@@ -7,6 +7,7 @@ mod limits;
 pub mod outbound;
 mod proxy;
 mod record;
+pub mod sniff;
 mod sockets;
 mod stats;
 mod tcp;
