@@ -32,6 +32,10 @@ pub use outbound::{OutboundUrl, Scheme};
 pub use refusal::Refusal;
 pub use source::Position;
 
+use crate::policy::domain::Domain;
+use crate::policy::port::PortRange;
+use crate::policy::rule::Protocol;
+
 /// Larger configurations (in bytes) are refused: the file is something else.
 const LARGEST_FILE: u64 = 4 << 20;
 
@@ -51,6 +55,10 @@ pub struct Config {
     /// default `direct://`.
     #[serde(rename = "outbound")]
     pub outbounds: Vec<Outbound>,
+    /// `[[rule]]`: which connections take another outbound. In their order: the first that matches decides.
+    /// Default: none.
+    #[serde(rename = "rule", skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
     /// `[bypass]`: destinations that go direct.
     pub bypass: Bypass,
     /// `[tcp]`: limits of TCP connections.
@@ -126,6 +134,40 @@ pub struct Outbound {
     pub name: String,
     /// `url`: required.
     pub url: OutboundUrl,
+}
+
+/// Which connections take an outbound. All conditions that are given must hold, and of each any entry. What the
+/// bypass set lets pass never comes to the rules.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Rule {
+    /// `name`: 1 to 64 characters, for people. Default "rule 3" for the third.
+    pub name: String,
+    /// `domain`: the name that the device asks for. "x.com" is it and all below it, ".x.com" only what is below
+    /// it, "full:x.com" it alone, "keyword:x" any name that holds the text, "regexp:x" any in which the expression
+    /// is found. Together with `domain_files` one condition. A list must not be empty. Default: any or none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub domain: Vec<Domain>,
+    /// `domain_files`: lists of domains; relative paths start at the folder of the configuration. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "paths")]
+    pub domain_files: Vec<PathBuf>,
+    /// `prefix`: the original destination. In order, without doubles. Together with `prefix_files` one condition.
+    /// Default: any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prefix: Vec<IpNet>,
+    /// `prefix_files`: lists of prefixes ([`crate::policy::list`]). Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty", serialize_with = "paths")]
+    pub prefix_files: Vec<PathBuf>,
+    /// `source`: prefixes of devices. In order, without doubles. Default: any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub source: Vec<IpNet>,
+    /// `port`: ports of the original destination, like 53, "443" or "1000-2000". Default: any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub port: Vec<PortRange>,
+    /// `protocol`: "tcp" or "udp". Default: both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
+    /// `outbound`: the name of an `[[outbound]]`; required.
+    pub outbound: String,
 }
 
 /// Destinations that go direct.
@@ -228,6 +270,7 @@ impl Config {
                 },
             },
             outbounds: vec![Outbound::direct()],
+            rules: Vec::new(),
             bypass: Bypass {
                 private: stage != Stage::One,
                 prefixes: Vec::new(),

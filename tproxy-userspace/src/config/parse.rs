@@ -6,8 +6,14 @@ use std::time::Duration;
 
 use super::error::ConfigError;
 use super::read::{Faults, Table, document};
-use super::value::{at_least, boolean, choice, integer, list, text, within};
-use super::{Config, LinkPattern, OnProxyDown, Outbound, OutboundUrl, Refusal, Stage, WanPattern};
+use super::value::{Value, at_least, boolean, choice, integer, list, some, text, within};
+use super::{
+    Config, LinkPattern, OnProxyDown, Outbound, OutboundUrl, Refusal, Rule, Stage, WanPattern,
+    nearest,
+};
+use crate::policy::domain::Domain;
+use crate::policy::port::PortRange;
+use crate::policy::rule::Protocol;
 use crate::policy::{list as prefix_list, prefix};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -16,6 +22,7 @@ const LARGEST_LIMIT: i128 = 10_000_000;
 /// The longest `TCP_KEEPIDLE` is 32,767 s (`MAX_TCP_KEEPIDLE` in the kernel's include/net/tcp.h).
 const LONGEST_KEEPALIVE: Duration = Duration::from_hours(9);
 const LONGEST_OUTBOUND_NAME: usize = 64;
+const LONGEST_RULE_NAME: usize = 64;
 
 pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
     document(text, path, |root| {
@@ -52,6 +59,7 @@ fn read(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
         );
     });
     outbounds(root, &mut config.outbounds);
+    rules(root, config, folder);
     root.table("bypass", |bypass| {
         bypass.optional("private", &mut config.bypass.private, boolean);
         prefixes(bypass, "prefixes", &mut config.bypass.prefixes);
@@ -146,6 +154,86 @@ fn outbound_name(text: &str) -> Result<String, Refusal> {
     Err(Refusal::new(
         format!("`{}` is not a name for an outbound", prefix::excerpt(text)),
         format!("write 1 to {LONGEST_OUTBOUND_NAME} of: A-Z a-z 0-9 - _ ."),
+    ))
+}
+
+fn rules(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
+    let Config {
+        outbounds, rules, ..
+    } = config;
+    let outbounds: Vec<&str> = outbounds.iter().map(|one| &*one.name).collect();
+    let mut number = 0;
+    root.tables("rule", |table| {
+        number += 1;
+        let mut rule = Rule {
+            name: format!("rule {number}"),
+            domain: Vec::new(),
+            domain_files: Vec::new(),
+            prefix: Vec::new(),
+            prefix_files: Vec::new(),
+            source: Vec::new(),
+            port: Vec::new(),
+            protocol: None,
+            outbound: String::new(),
+        };
+        table.optional("name", &mut rule.name, text("a name", "video", rule_name));
+        let domain = text("a domain", "x.com", str::parse::<Domain>);
+        table.optional("domain", &mut rule.domain, some("domains", domain));
+        let path = |text: &str| file(folder, text);
+        let files = || some("paths", text("the path of a list", "list.txt", path));
+        table.optional("domain_files", &mut rule.domain_files, files());
+        let prefixes = || some("prefixes", text("a prefix", "192.0.2.0/24", prefix::parse));
+        table.optional("prefix", &mut rule.prefix, prefixes());
+        table.optional("prefix_files", &mut rule.prefix_files, files());
+        table.optional("source", &mut rule.source, prefixes());
+        prefix::normalize(&mut rule.prefix);
+        prefix::normalize(&mut rule.source);
+        table.optional("port", &mut rule.port, some("ports", port));
+        let protocols = choice(&[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]);
+        table.optional("protocol", &mut rule.protocol, |value, faults| {
+            protocols(value, faults).map(Some)
+        });
+        let outbound = text("the name of an outbound", "proxy", |text| {
+            known_outbound(text, &outbounds)
+        });
+        if let Some(outbound) = table.required("outbound", outbound) {
+            rule.outbound = outbound.into_inner();
+            rules.push(rule);
+        }
+    });
+}
+
+/// A port or a range, with or without quotes.
+fn port(value: &Value<'_>, faults: &Faults) -> Option<PortRange> {
+    if value.get_ref().is_integer() {
+        return integer::<u16>("a port", 0..=65_535)(value, faults).map(PortRange::from);
+    }
+    text("a port", "443", str::parse::<PortRange>)(value, faults)
+}
+
+/// A name that fits into one line of what is printed.
+fn rule_name(text: &str) -> Result<String, Refusal> {
+    let fits = (1..=LONGEST_RULE_NAME).contains(&text.chars().count())
+        && !text.chars().any(char::is_control);
+    if fits {
+        return Ok(text.to_owned());
+    }
+    Err(Refusal::new(
+        format!("`{}` is not a name for a rule", prefix::excerpt(text)),
+        format!("write 1 to {LONGEST_RULE_NAME} characters in one line"),
+    ))
+}
+
+fn known_outbound(text: &str, known: &[&str]) -> Result<String, Refusal> {
+    if known.contains(&text) {
+        return Ok(text.to_owned());
+    }
+    Err(Refusal::new(
+        format!("there is no outbound `{}`", prefix::excerpt(text)),
+        match nearest(text, known) {
+            Some(near) => format!("did you mean `{near}`?"),
+            None => format!("there are: {}", known.join(", ")),
+        },
     ))
 }
 

@@ -105,6 +105,18 @@ fn every_key_is_read() {
         [[outbound]]
         name = "other"
         url = "direct://"
+        [[rule]]
+        name = "all of it"
+        domain = ["x.com", ".Y.com", "full:z.com", "keyword:v", "regexp:^a$"]
+        domain_files = ["domains.txt"]
+        prefix = ["198.51.100.0/24", "192.0.2.1"]
+        prefix_files = ["/srv/prefixes"]
+        source = ["10.8.0.0/16"]
+        port = ["443", "1000-2000", 53]
+        protocol = "udp"
+        outbound = "other"
+        [[rule]]
+        outbound = "proxy"
         [bypass]
         private = true
         prefixes = ["203.0.113.0/24", "2001:db8::1"]
@@ -149,6 +161,32 @@ fn every_key_is_read() {
             Outbound {
                 name: "other".to_owned(),
                 url: OutboundUrl::direct(),
+            },
+        ],
+        rules: vec![
+            Rule {
+                name: "all of it".to_owned(),
+                domain: ["x.com", ".y.com", "full:z.com", "keyword:v", "regexp:^a$"]
+                    .map(|text| text.parse().unwrap())
+                    .into(),
+                domain_files: vec!["conf/domains.txt".into()],
+                prefix: vec![prefix("192.0.2.1/32"), prefix("198.51.100.0/24")],
+                prefix_files: vec!["/srv/prefixes".into()],
+                source: vec![prefix("10.8.0.0/16")],
+                port: vec![443.into(), "1000-2000".parse().unwrap(), 53.into()],
+                protocol: Some(Protocol::Udp),
+                outbound: "other".to_owned(),
+            },
+            Rule {
+                name: "rule 2".to_owned(),
+                domain: vec![],
+                domain_files: vec![],
+                prefix: vec![],
+                prefix_files: vec![],
+                source: vec![],
+                port: vec![],
+                protocol: None,
+                outbound: "proxy".to_owned(),
             },
         ],
         bypass: Bypass {
@@ -305,7 +343,7 @@ fn unknown_keys_lead_to_known_ones() {
         (
             "colour = 1",
             "unknown key `colour`",
-            "known here: stage, on_proxy_down, lan, wan, outbound, bypass, tcp, udp, gateway, proxy",
+            "known here: stage, on_proxy_down, lan, wan, outbound, rule, bypass, tcp, udp, gateway, proxy",
         ),
     ] {
         assert_eq!(only_finding(text), (message.to_owned(), help.to_owned()));
@@ -405,6 +443,52 @@ fn wrong_types_and_values_are_told_with_what_is_right() {
             "a second outbound has the name `a`",
             "give each a name of its own",
         ),
+        ("rule = [{}]", "`outbound` is missing in [[rule]]", ""),
+        (
+            "rule = [{ outbound = \"drect\" }]",
+            "there is no outbound `drect`",
+            "did you mean `direct`?",
+        ),
+        (
+            "rule = [{ outbound = \"elsewhere\" }]",
+            "there is no outbound `elsewhere`",
+            "there are: direct",
+        ),
+        (
+            "rule = [{ domains = [\"x.com\"], outbound = \"direct\" }]",
+            "unknown key `domains` in [[rule]]",
+            "did you mean `domain`?",
+        ),
+        (
+            "rule = [{ domain = [], outbound = \"direct\" }]",
+            "an empty list matches nothing",
+            "leave the key out if anything may match",
+        ),
+        (
+            "rule = [{ domain = [\"*.x.com\"], outbound = \"direct\" }]",
+            "`*.x.com` is not a domain name: '*' cannot stand in a name",
+            "write .x.com for all below it",
+        ),
+        (
+            "rule = [{ port = [\"https\"], outbound = \"direct\" }]",
+            "`https` is not a port (0 to 65535)",
+            "write a port like 443, or a range like 1000-2000",
+        ),
+        (
+            "rule = [{ port = [65536], outbound = \"direct\" }]",
+            "65536 is not a port",
+            "write a number from 0 to 65535",
+        ),
+        (
+            "rule = [{ protocol = \"icmp\", outbound = \"direct\" }]",
+            "expected \"tcp\" or \"udp\", found \"icmp\"",
+            "write \"tcp\" or \"udp\"",
+        ),
+        (
+            "rule = [{ name = \"\", outbound = \"direct\" }]",
+            "`` is not a name for a rule",
+            "write 1 to 64 characters in one line",
+        ),
     ] {
         assert_eq!(
             only_finding(text),
@@ -501,6 +585,37 @@ fn any_prefixes() -> impl Strategy<Value = Vec<IpNet>> {
     })
 }
 
+fn any_domain() -> impl Strategy<Value = Domain> {
+    let form = prop::sample::select(&["", ".", "full:", "keyword:", "regexp:"][..]);
+    (form, "[a-z]{1,9}(\\.[a-z]{1,9}){0,2}")
+        .prop_map(|(form, name)| format!("{form}{name}").parse().unwrap())
+}
+
+prop_compose! {
+    fn any_rule()(
+        name in "[^\\pC]{1,64}",
+        domain in prop::collection::vec(any_domain(), 0..3),
+        files in prop::collection::vec("/[^\0]{1,20}", 0..3),
+        (prefix, source) in (any_prefixes(), any_prefixes()),
+        port in prop::collection::vec(any::<(u16, u16)>(), 0..3),
+        protocol in prop::option::of(prop::sample::select(&[Protocol::Tcp, Protocol::Udp][..])),
+    ) -> Rule {
+        let files: Vec<_> = files.into_iter().map(PathBuf::from).collect();
+        let range = |(one, other): (u16, u16)| PortRange::new(one.min(other), one.max(other)).unwrap();
+        Rule {
+            name,
+            domain,
+            domain_files: files.clone(),
+            prefix,
+            prefix_files: files,
+            source,
+            port: port.into_iter().map(range).collect(),
+            protocol,
+            outbound: String::new(),
+        }
+    }
+}
+
 prop_compose! {
     fn any_config()(
         stage in 0..4_usize,
@@ -509,6 +624,7 @@ prop_compose! {
         sources in any_prefixes(),
         wan in prop::collection::vec("default|[a-z*?.-]{3,15}", 0..3),
         names in prop::collection::btree_set("[A-Za-z0-9_.-]{1,64}", 1..4),
+        mut rules in prop::collection::vec(any_rule(), 0..4),
         host in "[a-z]{1,20}",
         private: bool,
         prefixes in any_prefixes(),
@@ -521,6 +637,9 @@ prop_compose! {
         port: u16,
     ) -> Config {
         let url: OutboundUrl = format!("socks5://{host}:{}", port.max(1)).parse().unwrap();
+        for (rule, outbound) in rules.iter_mut().zip(names.iter().cycle()) {
+            rule.outbound.clone_from(outbound);
+        }
         Config {
             stage: Stage::ALL[stage],
             on_proxy_down: if drop { OnProxyDown::Drop } else { OnProxyDown::Pass },
@@ -535,6 +654,7 @@ prop_compose! {
                 .into_iter()
                 .map(|name| Outbound { name, url: url.clone() })
                 .collect(),
+            rules,
             bypass: Bypass {
                 private,
                 prefixes,
