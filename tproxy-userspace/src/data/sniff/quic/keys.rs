@@ -97,10 +97,11 @@ fn expand(secret: &Hkdf<Sha256>, label: &str, into: &mut [u8]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn bytes(hex: &str) -> Vec<u8> {
+    /// The bytes that hexadecimal digits stand for.
+    pub(in super::super) fn bytes(hex: &str) -> Vec<u8> {
         (0..hex.len() / 2)
             .map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap())
             .collect()

@@ -9,6 +9,7 @@ use quinn_proto::{ClientConfig, Endpoint, EndpointConfig};
 use rustls::quic::Version as RustlsVersion;
 
 use super::super::tests::{hello, named, rustls_config, sni};
+use super::keys::tests::bytes;
 use super::*;
 
 const ID: &[u8] = &[0x83, 0x94, 0xc8, 0xf0, 0x3e, 0x51, 0x57, 0x08];
@@ -51,18 +52,12 @@ fn initial_kind(version: Version) -> u8 {
     }
 }
 
-/// A packet of a client with this type, sealed by rustls. The packet number has two bytes.
+/// A packet of a client with this type. The packet number has two bytes.
 fn sealed(version: Version, kind: u8, id: &[u8], packet_number: u16, frames: &[u8]) -> Vec<u8> {
-    let suite = rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256
-        .tls13()
-        .unwrap()
-        .quic_suite()
-        .unwrap();
-    let (number_of_version, rustls_version) = match version {
-        Version::V1 => ([0, 0, 0, 1], RustlsVersion::V1),
-        Version::V2 => ([0x6b, 0x33, 0x43, 0xcf], RustlsVersion::V2),
+    let number_of_version = match version {
+        Version::V1 => [0, 0, 0, 1],
+        Version::V2 => [0x6b, 0x33, 0x43, 0xcf],
     };
-    let keys = suite.keys(id, rustls::Side::Client, rustls_version);
     let mut header = vec![0xc0 | kind << 4 | 1];
     header.extend_from_slice(&number_of_version);
     header.push(id.len() as u8);
@@ -73,20 +68,40 @@ fn sealed(version: Version, kind: u8, id: &[u8], packet_number: u16, frames: &[u
         header.extend_from_slice(&[2, 9, 9]);
     }
     header.extend_from_slice(&number(2 + frames.len() + 16));
-    let number_at = header.len();
     header.extend_from_slice(&packet_number.to_be_bytes());
+    protected(version, id, &header, 2, packet_number, frames)
+}
+
+/// A packet with this header, whose last bytes are the packet number, protected by rustls.
+fn protected(
+    version: Version,
+    id: &[u8],
+    header: &[u8],
+    number_length: usize,
+    packet_number: u16,
+    frames: &[u8],
+) -> Vec<u8> {
+    let suite = rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256
+        .tls13()
+        .unwrap()
+        .quic_suite()
+        .unwrap();
+    let rustls_version = match version {
+        Version::V1 => RustlsVersion::V1,
+        Version::V2 => RustlsVersion::V2,
+    };
+    let keys = suite.keys(id, rustls::Side::Client, rustls_version).local;
     let mut payload = frames.to_vec();
     let tag = keys
-        .local
         .packet
-        .encrypt_in_place(packet_number.into(), &header, &mut payload)
+        .encrypt_in_place(packet_number.into(), header, &mut payload)
         .unwrap();
-    let mut packet = [&*header, &payload, tag.as_ref()].concat();
+    let mut packet = [header, &payload, tag.as_ref()].concat();
+    let number_at = header.len() - number_length;
     let sample = packet[number_at + 4..][..16].to_vec();
     let (start, rest) = packet.split_at_mut(number_at);
-    keys.local
-        .header
-        .encrypt_in_place(&sample, &mut start[0], &mut rest[..2])
+    keys.header
+        .encrypt_in_place(&sample, &mut start[0], &mut rest[..number_length])
         .unwrap();
     packet
 }
@@ -157,26 +172,39 @@ fn shuffled_frames_over_two_datagrams_are_read() {
     }
 }
 
-/// RFC 9001 appendix A.2: the protected packet begins like this, and is read.
+/// RFC 9001 appendix A.2 and RFC 9369 appendix A.2: one payload in both versions. Beginning and tag of the protected
+/// packets stand for all of them.
 #[test]
-fn the_packet_of_the_standard_is_read() {
-    let hex = "c000000001088394c8f03e5157080000449e7b9aec34d1b1c98dd7689fb8ec11d242b123dc9b";
-    let start: Vec<u8> = (0..hex.len() / 2)
-        .map(|at| u8::from_str_radix(&hex[2 * at..2 * at + 2], 16).unwrap())
-        .collect();
-    let (packet, rest) = Packet::split(&[&*start, &[0; 1182]].concat())
-        .map(|(packet, rest)| (packet.number_at, rest.len()))
-        .unwrap();
-    assert_eq!((packet, rest), (18, start.len() + 1182 - 1200));
-    let keys = Keys::client(Version::V1, ID);
-    let mask = keys.mask(*start[22..].first_chunk().unwrap());
-    assert_eq!(start[0] ^ (mask[0] & 0x0f), 0xc3);
-    let number: Vec<u8> = start[18..22]
-        .iter()
-        .zip(&mask[1..])
-        .map(|(a, b)| a ^ b)
-        .collect();
-    assert_eq!(number, [0, 0, 0, 2]);
+fn the_packets_of_the_standards_are_read() {
+    let mut frames = bytes(
+        "060040f1010000ed0303ebf8fa56f12939b9584a3896472ec40bb863cfd3e86804fe3a47f06a2b69484c000004\
+         13011302010000c000000010000e00000b6578616d706c652e636f6dff01000100000a00080006001d00170018\
+         00100007000504616c706e000500050100000000003300260024001d00209370b2c9caa47fbabaf4559fedba75\
+         3de171fa71f50f1ce15d43e994ec74d748002b0003020304000d0010000e040305030603020308040805080600\
+         2d00020101001c00024001003900320408ffffffffffffffff05048000ffff07048000ffff0801100104800075\
+         300901100f088394c8f03e51570806048000ffff",
+    );
+    frames.resize(1162, 0);
+    for (version, header, start, tag) in [
+        (
+            Version::V1,
+            "c300000001088394c8f03e5157080000449e00000002",
+            "c000000001088394c8f03e5157080000449e7b9aec34d1b1c98dd7689fb8ec11d242b123dc9b",
+            "e221af44860018ab0856972e194cd934",
+        ),
+        (
+            Version::V2,
+            "d36b3343cf088394c8f03e5157080000449e00000002",
+            "d76b3343cf088394c8f03e5157080000449ea0c95e82ffe67b6abcdb4298b485dd04de806071",
+            "a18b2faa745b6fe189cf772a9f84cbfc",
+        ),
+    ] {
+        let packet = protected(version, ID, &bytes(header), 4, 2, &frames);
+        assert_eq!(packet.len(), 1200);
+        assert!(packet.starts_with(&bytes(start)), "{version:?}");
+        assert!(packet.ends_with(&bytes(tag)), "{version:?}");
+        assert_eq!(*Quic::new().feed(&packet), name("example.com"));
+    }
 }
 
 #[test]
