@@ -136,7 +136,7 @@ pub struct Outbound {
     pub url: OutboundUrl,
 }
 
-/// Which connections take an outbound. All conditions that are given must hold, and of each any entry. What the
+/// Which connections take an outbound. All conditions that are given must hold, and of each any entry; no list may be empty. What the
 /// bypass set lets pass never comes to the rules.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rule {
@@ -144,7 +144,7 @@ pub struct Rule {
     pub name: String,
     /// `domain`: the name that the device asks for. "x.com" is it and all below it, ".x.com" only what is below
     /// it, "full:x.com" it alone, "keyword:x" any name that holds the text, "regexp:x" any in which the expression
-    /// is found. Together with `domain_files` one condition. A list must not be empty. Default: any or none.
+    /// is found. Together with `domain_files` one condition. Default: any name, or none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub domain: Vec<Domain>,
     /// `domain_files`: lists of domains; relative paths start at the folder of the configuration. Default: none.
