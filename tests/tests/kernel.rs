@@ -14,6 +14,7 @@ use tproxy_common::abi::{
     MARK_STEER, Origin, Reason, Settings, program,
 };
 use tproxy_userspace::control::bpf::{BypassEntry, Maps, Outcome, Programs, Trial, remove_pins};
+use tproxy_userspace::control::bypass::{self, Terms};
 use tproxy_userspace::control::sync::Via;
 
 /// Pins in a folder that goes away with the test.
@@ -409,6 +410,53 @@ fn without_a_proxy_the_policy_decides() {
         let later = ip("192.168.77.2", "203.0.113.1", 17, 0x0008, &[0; 64]);
         assert_eq!(bench.reason(&first), Reason::DownDropped);
         assert_eq!(bench.reason(&later), Reason::DownDropped);
+    });
+}
+
+#[test]
+fn what_the_proxy_spares_leaves_the_entries_of_others_alone() {
+    bench("origins", |bench| {
+        let prefixes = |texts: &[&str]| -> Vec<IpNet> {
+            texts.iter().map(|text| text.parse().unwrap()).collect()
+        };
+        let terms = Terms::default();
+        let origins = |bench: &Bench| {
+            let entries = bench.maps.bypass().unwrap().into_iter();
+            let mut all: Vec<_> = entries
+                .map(|entry| (entry.prefix.to_string(), entry.value.origin))
+                .collect();
+            all.sort();
+            all
+        };
+        let [command, config, outbound] = Origin::ALL.map(|origin| origin as u32);
+        let is = |text: &str, origin| (text.to_owned(), origin);
+        let (one, two, three) = ("192.0.2.1/32", "192.0.2.2/32", "2001:db8::3/128");
+
+        bench.bypass(one, 0);
+        let wanted = prefixes(&[one, two, three]);
+        let replaced = bypass::replace(&mut bench.maps, &wanted, &terms, Origin::Outbound);
+        assert_eq!(replaced.unwrap().added, 2);
+        let all = [is(one, command), is(two, outbound), is(three, outbound)];
+        assert_eq!(origins(bench), all);
+
+        // What the configuration wants too is the configuration's, or it would go with the proxy.
+        bypass::replace(&mut bench.maps, &prefixes(&[two]), &terms, Origin::Config).unwrap();
+        bypass::replace(&mut bench.maps, &wanted, &terms, Origin::Outbound).unwrap();
+        let all = [is(one, command), is(two, config), is(three, outbound)];
+        assert_eq!(origins(bench), all);
+
+        // Removed, or over: put back. What holds is left as it is.
+        bypass::remove(&mut bench.maps, &prefixes(&[three])).unwrap();
+        bench.bypass(one, 1);
+        let restored = bypass::restore(&mut bench.maps, &wanted, &terms, Origin::Outbound);
+        assert_eq!(restored.unwrap(), 2);
+        let all = [is(one, outbound), is(two, config), is(three, outbound)];
+        assert_eq!(origins(bench), all);
+        let restored = bypass::restore(&mut bench.maps, &wanted, &terms, Origin::Outbound);
+        assert_eq!(restored.unwrap(), 0);
+
+        bypass::replace(&mut bench.maps, &[], &terms, Origin::Outbound).unwrap();
+        assert_eq!(origins(bench), [is(two, config)]);
     });
 }
 

@@ -10,7 +10,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    Family, Far, Lab, Snapshot, Tproxy, probe::at, servers::TcpEcho, traffic::connect, wait::SOON,
+    Family, Far, Lab, Snapshot, Tproxy,
+    probe::at,
+    servers::{Danted, TcpEcho},
+    traffic::{connect, whoami},
+    wait::SOON,
     ways::soon,
 };
 use nix::sys::signal::Signal;
@@ -99,6 +103,48 @@ fn the_difference_comes_into_force() -> Result<()> {
     proxy.tproxy.stop()?;
     drop(far);
     lab.restored(&before)
+}
+
+#[test]
+fn another_outbound_takes_new_connections() -> Result<()> {
+    let lab = Lab::new()?;
+    let far = Far::start(&lab)?;
+    let danted = Danted::start(&lab.internet, lab.dir())?;
+    let _echo = TcpEcho::start(&lab.internet, 22)?;
+    let lan = lab.lan();
+    let with = |url: &str| {
+        format!("[lan]\ninterfaces = [\"{lan}\"]\n[[outbound]]\nname = \"out\"\nurl = \"{url}\"\n")
+    };
+    let proxy = Reloadable::start(&lab, &with("direct://"))?;
+    far.sees_proxy(&lab)?;
+    let mut before = connect(&lab.device, at(Family::V4.far(5), 22))?;
+    before.set_read_timeout(Some(SOON))?;
+    proxy.reload(&with(&danted.url(Family::V4)), "proxied through socks5")?;
+    assert_eq!(
+        whoami(&lab.device, Family::V6.far(1))?,
+        Family::V6.upstream(1)
+    );
+    let server = format!("{}/32", Family::V4.upstream(1));
+    assert!(
+        proxy.bypassed()?.contains(&server),
+        "{:?}",
+        proxy.bypassed()
+    );
+    // An outbound that cannot be is refused.
+    proxy.reload(
+        &with("socks5://no.such.host.invalid:1080"),
+        "no.such.host.invalid",
+    )?;
+    assert_eq!(
+        whoami(&lab.device, Family::V4.far(1))?,
+        Family::V4.upstream(1)
+    );
+    proxy.reload(&with("direct://"), "reloaded")?;
+    soon("the old way", || far.sees_proxy(&lab))?;
+    assert_eq!(proxy.bypassed()?, [""; 0]);
+    before.write_all(b"x")?;
+    before.read_exact(&mut [0])?;
+    Ok(())
 }
 
 /// What the machine was given for as long as it is configured goes back when it is not.

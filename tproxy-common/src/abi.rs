@@ -24,6 +24,9 @@ pub const MARK_REPLY: u32 = 0x0000_00d0;
 /// The half of a reply's mark that must equal [`MARK_REPLY`].
 pub const MARK_REPLY_MASK: u32 = 0x0000_ffff;
 
+/// The port of DNS (RFC 1035, 4.2), host order.
+pub const DNS_PORT: u16 = 53;
+
 /// The routing table that delivers steered packets locally.
 pub const ROUTE_TABLE: u32 = 0x7470;
 /// The routing protocol number on every rule and route that tproxy-bpf adds, so that
@@ -166,6 +169,9 @@ impl Settings {
     /// Flag: when the proxy is down, what it should have got is dropped. Without the flag it passes.
     pub const DOWN_DROPS: u32 = 1 << 1;
 
+    /// Flag: DNS questions (port 53) are steered wherever they go, to the gateway itself too.
+    pub const HIJACK_DNS: u32 = 1 << 2;
+
     /// Is this flag set?
     #[inline(always)]
     #[must_use]
@@ -201,6 +207,23 @@ pub enum Origin {
     Command = 1,
     /// The configuration or one of its files.
     Config = 2,
+    /// The running proxy, for the addresses of its outbound's server.
+    Outbound = 3,
+}
+
+impl Origin {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Command, Self::Config, Self::Outbound];
+
+    /// The word for it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Command => "command",
+            Self::Config => "config",
+            Self::Outbound => "outbound",
+        }
+    }
 }
 
 /// A bypassed prefix.
@@ -509,6 +532,7 @@ reasons! {
     TcpSteered = "tcp_steered", Steer, "Part of a TCP connection that the proxy holds.";
     TcpGone = "tcp_gone", Steer, "Part of a TCP connection that the proxy held and lost; it ends in the gateway.";
     UdpSteered = "udp_steered", Steer, "A datagram, given to the proxy.";
+    DnsSteered = "dns_steered", Steer, "A DNS question, given to the proxy's resolver whomever it is for.";
     FragmentSteered = "fragment_steered", Steer, "A fragment, reassembled by the gateway and then given to the proxy.";
     DownDropped = "down_dropped", Drop, "No proxy is running and on_proxy_down is \"drop\".";
     MalformedTransport = "malformed_transport", Drop, "The TCP or UDP header is cut off.";

@@ -3,7 +3,7 @@
 //! The hook answers questions through [`Facts`]; what is not asked costs nothing. The order of the
 //! questions is from cheap to dear, and a packet that passes for its destination asks the fewest.
 
-use crate::abi::{FragmentFate, Listener, Reason, Settings};
+use crate::abi::{DNS_PORT, FragmentFate, Listener, Reason, Settings};
 use crate::packet::{Addresses, Packet, Ports, Transport};
 
 /// What is to become of a packet.
@@ -22,6 +22,14 @@ pub enum Verdict {
 pub enum Target {
     /// One of the proxy's listeners, which the hook assigns.
     Listener(Listener),
+    /// One of the proxy's listeners, for a DNS question. With no proxy, one for the gateway itself reaches
+    /// whoever else answers there.
+    Resolver {
+        /// Which listener.
+        listener: Listener,
+        /// Is the gateway itself asked?
+        own: bool,
+    },
     /// The connection's own socket, which [`Facts::connection`] has assigned.
     Connection,
     /// None: the connection is gone. The gateway's TCP answers with RST where Linux lets it.
@@ -119,12 +127,22 @@ pub fn decide<F: Facts>(packet: &Packet, facts: &F) -> Verdict {
         return Verdict::Pass(reason);
     }
     let locality = facts.locality(&packet.addresses);
-    if locality == Locality::Address {
-        return Verdict::Pass(Reason::OwnAddress);
-    }
     let v4 = matches!(packet.addresses, Addresses::V4 { .. });
     let tcp = if v4 { Listener::Tcp4 } else { Listener::Tcp6 };
     let udp = if v4 { Listener::Udp4 } else { Listener::Udp6 };
+    if asks_dns(packet, &facts.settings()) && facts.admitted(&packet.addresses) {
+        let is_tcp = matches!(packet.transport, Transport::Tcp { .. });
+        let listener = if is_tcp { tcp } else { udp };
+        let own = locality == Locality::Address;
+        return Verdict::Steer(if packet.fragment.is_some() {
+            Target::Reassembly(listener)
+        } else {
+            Target::Resolver { listener, own }
+        });
+    }
+    if locality == Locality::Address {
+        return Verdict::Pass(Reason::OwnAddress);
+    }
     match packet.transport {
         Transport::Tcp { opens: false, .. } => match facts.connection(packet) {
             Connection::Held if packet.fragment.is_some() => {
@@ -171,6 +189,19 @@ pub fn decide<F: Facts>(packet: &Packet, facts: &F) -> Verdict {
         },
         Transport::Other => Verdict::Pass(Reason::OtherProtocol),
     }
+}
+
+/// Is this a DNS question that the proxy's resolver wants, or the first segment of a connection for such?
+/// The segments that follow find their socket as those of any connection do.
+#[inline(always)]
+fn asks_dns(packet: &Packet, settings: &Settings) -> bool {
+    settings.has(Settings::HIJACK_DNS)
+        && match &packet.transport {
+            Transport::Udp { ports } | Transport::Tcp { ports, opens: true } => {
+                ports.destination == DNS_PORT.to_be()
+            }
+            _ => false,
+        }
 }
 
 /// Why traffic between these two goes direct, if it does. Nothing here differs between the fragments

@@ -81,6 +81,7 @@ fn verdict_words(parsed: Result<Packet, Unparsed>) -> String {
         Verdict::Pass(reason) => format!("pass {}", reason.word()),
         Verdict::Drop(reason) => format!("drop {}", reason.word()),
         Verdict::Steer(Target::Listener(_)) => "steer listener".to_owned(),
+        Verdict::Steer(Target::Resolver { .. }) => "steer resolver".to_owned(),
         Verdict::Steer(Target::Connection) => "steer connection".to_owned(),
         Verdict::Steer(Target::Gone) => "steer gone".to_owned(),
         Verdict::Steer(Target::Reassembly(_)) => "steer reassembly".to_owned(),

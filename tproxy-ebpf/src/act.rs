@@ -21,6 +21,17 @@ pub fn down(skb: Skb, packet: &Packet, settings: Settings) -> i32 {
     }
 }
 
+/// No proxy is running, and this is a DNS question. What asks the gateway itself reaches whoever answers
+/// there without us; whom that asks in turn is decided anew.
+#[inline(always)]
+pub fn no_resolver(skb: Skb, packet: &Packet, settings: Settings, own: bool) -> i32 {
+    if own {
+        pass_on(skb, packet, Reason::OwnAddress)
+    } else {
+        down(skb, packet, settings)
+    }
+}
+
 /// Lets a packet pass, forgets what it makes untrue and remembers what follows for its fragments.
 #[inline(always)]
 pub fn pass_on(skb: Skb, packet: &Packet, reason: Reason) -> i32 {

@@ -5,7 +5,7 @@ use tproxy_common::abi::{FragmentFate, Listener, MARK_STEER, Reason, Settings};
 use tproxy_common::packet::{Packet, Transport, Unparsed};
 use tproxy_common::verdict::{Target, Verdict, decide};
 
-use crate::act::{down, drop, pass, pass_on};
+use crate::act::{down, drop, no_resolver, pass, pass_on};
 use crate::facts::{self, SkbFacts, remember_fragment, remember_steered, tcp_ports};
 use crate::skb::{Framing, Skb};
 use crate::socket::{self, Assigned};
@@ -56,6 +56,15 @@ fn steer(skb: Skb, packet: &Packet, target: Target, settings: Settings) -> i32 {
                 }
             }
             mark(skb, Reason::FragmentSteered)
+        }
+        Target::Resolver { listener, own } => {
+            if socket::assign_listener(skb.as_ptr().cast(), listener) == Assigned::Down {
+                return no_resolver(skb, packet, settings, own);
+            }
+            if let Transport::Tcp { ports, .. } = &packet.transport {
+                remember_steered(&packet.addresses, ports);
+            }
+            mark(skb, Reason::DnsSteered)
         }
         Target::Listener(listener) => {
             match socket::assign_listener(skb.as_ptr().cast(), listener) {

@@ -59,6 +59,8 @@ fn steer(skb: Skb, framing: Framing, packet: &Packet, target: Target, settings: 
             Transport::Tcp { .. } => (listener, Reason::TcpOpened),
             _ => (listener, Reason::UdpSteered),
         },
+        // Not to the gateway itself: that never leaves by a WAN link.
+        Target::Resolver { listener, .. } => (listener, Reason::DnsSteered),
     };
     if !listener_is_up(listener) {
         return down(skb, packet, settings);

@@ -4,7 +4,7 @@
 
 use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
-use tproxy_common::abi::{Listener, Reason};
+use tproxy_common::abi::{DNS_PORT, Listener, Reason, Settings};
 use tproxy_common::packet::{Addresses, PROTOCOL_UDP, Ports};
 use tproxy_common::verdict::{Locality, built_in};
 
@@ -56,8 +56,18 @@ fn datagram(ctx: &SkLookupContext, addresses: &Addresses, v4: bool, interface: u
         // what its neighbours are answered is not steered anyway.
         Locality::Address => {
             let ports = ports(ctx.lookup);
-            if interface != LOOPBACK
-                && settings().is_asked_for(ports.destination)
+            let settings = settings();
+            // Reassembled, or in by a port of a bridge. Not by `lo`: the proxy itself may ask there.
+            if settings.has(Settings::HIJACK_DNS)
+                && interface != LOOPBACK
+                && ports.destination == DNS_PORT.to_be()
+                && admitted(addresses, interface)
+            {
+                if assign(ctx, if v4 { Listener::Udp4 } else { Listener::Udp6 }) {
+                    count(Reason::LookupSteered, 0);
+                }
+            } else if interface != LOOPBACK
+                && settings.is_asked_for(ports.destination)
                 && locality(&addresses.turned()) == Locality::Foreign
             {
                 remember_caller(addresses, &ports);

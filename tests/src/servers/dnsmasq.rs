@@ -1,8 +1,14 @@
 //! dnsmasq: fixed names, and who asked for them.
 
-use std::net::IpAddr;
+use std::{
+    fmt::Write,
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 
 use crate::{
     Family, Namespace, Process,
@@ -16,6 +22,7 @@ use crate::{
 #[derive(Debug)]
 pub struct Dnsmasq {
     process: Process,
+    hosts: Option<PathBuf>,
 }
 
 impl Dnsmasq {
@@ -24,6 +31,21 @@ impl Dnsmasq {
     /// # Errors
     /// When it does not listen in time; the message holds its log.
     pub fn start(ns: &Namespace) -> Result<Self> {
+        Self::start_with(ns, None)
+    }
+
+    /// Starts it with names that [`rename`](Self::rename) can change; its file is in `dir`.
+    ///
+    /// # Errors
+    /// As [`Dnsmasq::start`].
+    pub fn start_renaming(ns: &Namespace, dir: &Path) -> Result<Self> {
+        let hosts = dir.join("dnsmasq-hosts");
+        fs::write(&hosts, "").with_context(|| format!("writing {}", hosts.display()))?;
+        Self::start_with(ns, Some(hosts))
+    }
+
+    fn start_with(ns: &Namespace, hosts: Option<PathBuf>) -> Result<Self> {
+        let additional = hosts.as_deref().unwrap_or(Path::new("/dev/null")).display();
         let host = format!(
             "--host-record=host.lab,{},{}",
             Family::V4.far(1),
@@ -44,12 +66,36 @@ impl Dnsmasq {
             "--log-queries",
             "--log-facility=-",
             &host,
+            &format!("--addn-hosts={additional}"),
             &format!("--txt-record=big.lab,{big}"),
         ])?;
         listening(ns, Transport::Tcp, 53)
             .and_then(|()| listening(ns, Transport::Udp, 53))
             .with_context(|| format!("dnsmasq said: {}", process.lines().join("\n")))?;
-        Ok(Self { process })
+        Ok(Self { process, hosts })
+    }
+
+    /// From now on `name` stands for these addresses, with a TTL of 0, and no other name is renamed.
+    ///
+    /// # Errors
+    /// When it does not read them in time, or was not started with names to change.
+    pub fn rename(&self, name: &str, addresses: &[IpAddr]) -> Result<()> {
+        let path = self.hosts.as_deref().context("it has fixed names")?;
+        let mut text = String::new();
+        for address in addresses {
+            writeln!(text, "{address} {name}")?;
+        }
+        fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+        let read = format!("read {}", path.display());
+        let reads = || {
+            let lines = self.process.lines();
+            lines.iter().filter(|line| line.contains(&read)).count()
+        };
+        let before = reads();
+        self.process.signal(Signal::SIGHUP)?;
+        until("dnsmasq to read its names", SOON, || {
+            Ok((reads() > before).then_some(()))
+        })
     }
 
     /// Its process.

@@ -1,13 +1,17 @@
 //! Real SOCKS5 servers.
 
-use std::{fs, net::SocketAddr, path::Path};
+use std::{
+    fs,
+    net::{SocketAddr, TcpStream},
+    path::Path,
+};
 
 use anyhow::{Context, Result};
 
 use crate::{
     Family, Namespace, Process,
     addr::host,
-    wait::{Transport, listening},
+    wait::{SOON, Transport, listening, until},
 };
 
 /// The user of the SOCKS servers.
@@ -156,7 +160,14 @@ impl Microsocks {
     /// # Errors
     /// When it does not listen in time; the message holds its log.
     pub fn start(ns: &Namespace, family: Family) -> Result<Self> {
-        let address = SocketAddr::new(family.upstream(2), 1081);
+        Self::start_at(ns, SocketAddr::new(family.upstream(2), 1081))
+    }
+
+    /// Starts it at another address of the namespace.
+    ///
+    /// # Errors
+    /// As [`Microsocks::start`].
+    pub fn start_at(ns: &Namespace, address: SocketAddr) -> Result<Self> {
         let ip = address.ip().to_string();
         let process = ns.spawn(&[
             "microsocks",
@@ -171,8 +182,11 @@ impl Microsocks {
             "-b",
             &ip,
         ])?;
-        listening(ns, Transport::Tcp, address.port())
-            .with_context(|| format!("microsocks said: {}", process.lines().join("\n")))?;
+        // There may be another one at this port of another address.
+        until(&format!("microsocks at {address}"), SOON, || {
+            Ok(ns.enter(|| TcpStream::connect(address))?.ok())
+        })
+        .with_context(|| format!("microsocks said: {}", process.lines().join("\n")))?;
         Ok(Self { process, address })
     }
 
@@ -180,6 +194,14 @@ impl Microsocks {
     #[must_use]
     pub fn url(&self) -> String {
         proxy_url(self.address)
+    }
+
+    /// Its URL as an outbound, with a name in the place of its address.
+    #[must_use]
+    pub fn url_by(&self, name: &str) -> String {
+        let (ip, port) = (host(self.address.ip()), self.address.port());
+        self.url()
+            .replace(&format!("@{ip}:{port}"), &format!("@{name}:{port}"))
     }
 
     /// Its process.

@@ -121,11 +121,10 @@ struct Row {
 fn row(entry: BypassEntry, now: u64) -> Row {
     Row {
         prefix: entry.prefix,
-        origin: if entry.value.origin == Origin::Config as u32 {
-            "config"
-        } else {
-            "command"
-        },
+        origin: Origin::ALL
+            .into_iter()
+            .find(|origin| *origin as u32 == entry.value.origin)
+            .map_or("?", Origin::word),
         expires_in: bypass::time_left(&entry.value, now).map(|left| left.as_secs()),
         packets: entry.value.packets,
         bytes: entry.value.bytes,

@@ -9,6 +9,7 @@ mod output;
 mod run;
 mod session;
 mod status;
+mod upstream;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

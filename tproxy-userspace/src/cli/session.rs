@@ -1,11 +1,14 @@
 //! One run of a gateway with its proxy: start in order, follow the machine, stop in reverse.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tproxy_common::abi::{Listener, Origin};
 use tproxy_userspace::config::{Config, WanPattern};
@@ -17,12 +20,13 @@ use tproxy_userspace::control::links::{Snapshot, Watch};
 use tproxy_userspace::control::place::{Lock, Place};
 use tproxy_userspace::control::preflight::{self, KernelVersion};
 use tproxy_userspace::control::sync::{Roles, Selection, wanted};
-use tproxy_userspace::data::{DrainReport, Limits, Outbound, Proxy, Sockets};
+use tproxy_userspace::data::{DrainReport, Limits, Proxy, Sockets, Upstream};
 use tproxy_userspace::net::SocketFactory;
 use tproxy_userspace::observe::socket::{Asked, Request, Server};
 use tproxy_userspace::policy::list::load_files;
 
 use super::run::policy;
+use super::upstream;
 
 /// How often expired bypass prefixes are taken out of the tries (they count no more before), and what
 /// somebody else may have undone is done again.
@@ -45,6 +49,8 @@ struct Session<'a> {
     place: Place,
     gateway: Gateway,
     proxy: Proxy,
+    /// The addresses of the outbound's server.
+    servers: watch::Receiver<BTreeSet<IpAddr>>,
     watch: Watch,
     snapshot: Snapshot,
     /// Links that `detach` took from this run.
@@ -71,7 +77,7 @@ struct Leaving {
 /// Proxies until SIGINT or SIGTERM.
 pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
     // What can be wrong with the words is found before anything is touched.
-    let outbound: Outbound = config.outbound().url.as_str_with_secret().parse()?;
+    let outbounds = upstream::outbounds(&config)?;
     let prefixes = bypass_prefixes(&config)?;
     let findings = preflight::check_machine()?;
     for warning in findings.warnings {
@@ -83,8 +89,19 @@ pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
     let snapshot = watch.next().await?;
     preflight::check_links(&selection(&config), &snapshot)?;
     let presence = Presence::new(&place)?;
-    let (gateway, proxy) = match start(&config, outbound, &prefixes, &place, findings.kernel).await
-    {
+    let opened = tokio::select! {
+        opened = upstream::open(&config, outbounds, upstream::own_addresses(&snapshot)) => opened.map(Some),
+        () = signals.stop() => Ok(None),
+    };
+    let started = match opened {
+        Ok(Some(opened)) => start(&config, opened, &prefixes, &place, findings.kernel).await,
+        Ok(None) => {
+            close(None, &place, &snapshot, presence).await;
+            return Ok(());
+        }
+        Err(error) => Err((None, error)),
+    };
+    let (gateway, proxy) = match started {
         Ok(started) => started,
         Err((gateway, error)) => {
             close(gateway, &place, &snapshot, presence).await;
@@ -98,6 +115,7 @@ pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
         started: Instant::now(),
         place,
         gateway,
+        servers: proxy.servers(),
         proxy,
         watch,
         snapshot,
@@ -141,7 +159,7 @@ pub fn bypass_prefixes(config: &Config) -> Result<Vec<IpNet>> {
 }
 
 /// What the proxy allows.
-fn limits(config: &Config) -> Limits {
+pub fn limits(config: &Config) -> Limits {
     Limits {
         max_connections: config.tcp.max_connections.map(|limit| limit as usize),
         tcp_idle: config.tcp.idle,
@@ -177,15 +195,11 @@ pub fn select(selection: &mut Selection, name: &str, roles: Roles) -> Result<()>
 /// Everything up to the links themselves. With a failure comes the gateway as far as it got.
 async fn start(
     config: &Config,
-    outbound: Outbound,
+    (sockets, ready): (Sockets, Upstream),
     prefixes: &[IpNet],
     place: &Place,
     kernel: KernelVersion,
 ) -> Result<(Gateway, Proxy), (Option<Gateway>, anyhow::Error)> {
-    let factory = SocketFactory::default();
-    let limits = limits(config);
-    let port = Some(config.proxy.port).filter(|port| *port != 0);
-    let sockets = Sockets::bind(&factory, port, &limits).map_err(|error| (None, error.into()))?;
     let opened = match place.lock() {
         Ok(_lock) => Gateway::open(place.clone(), way(kernel))
             .await
@@ -193,8 +207,10 @@ async fn start(
         Err(error) => Err(error.into()),
     };
     let mut gateway = opened.map_err(|error| (None, error))?;
-    let started = prepare(&mut gateway, config, prefixes, &sockets).and_then(|()| {
-        Proxy::start(sockets, outbound, &limits, factory).map_err(anyhow::Error::from)
+    let servers = ready.addresses();
+    let started = prepare(&mut gateway, config, prefixes, &servers, &sockets).and_then(|()| {
+        let factory = SocketFactory::default();
+        Ok(Proxy::start(sockets, ready, &limits(config), factory)?)
     });
     match started {
         Ok(proxy) => Ok((gateway, proxy)),
@@ -207,9 +223,12 @@ fn prepare(
     gateway: &mut Gateway,
     config: &Config,
     prefixes: &[IpNet],
+    servers: &BTreeSet<IpAddr>,
     sockets: &Sockets,
 ) -> Result<()> {
     enforce(gateway, config, prefixes)?;
+    let (servers, terms) = (upstream::prefixes(servers), upstream::terms());
+    bypass::replace(gateway.maps(), &servers, &terms, Origin::Outbound)?;
     let listeners: Vec<_> = Listener::ALL
         .into_iter()
         .zip([
@@ -240,7 +259,13 @@ async fn close(gateway: Option<Gateway>, place: &Place, snapshot: &Snapshot, pre
         // Its files are in the folder that is to go.
         drop(presence);
         match gateway {
-            Some(gateway) => gateway.close(snapshot, lock).await?,
+            Some(mut gateway) => {
+                // What stays attached without a proxy has no server to spare.
+                let maps = gateway.maps();
+                let spared = bypass::replace(maps, &[], &Terms::default(), Origin::Outbound);
+                gateway.close(snapshot, lock).await?;
+                spared?;
+            }
             None => place.remove(lock)?,
         }
         anyhow::Ok(())
@@ -290,9 +315,15 @@ impl Session<'_> {
                             continue;
                         }
                     };
+                    self.proxy.set_own_addresses(upstream::own_addresses(&self.snapshot));
                     match self.sync().await {
                         Ok(synced) => self.tell(&synced),
                         Err(error) => tracing::error!("following the links: {error:#}"),
+                    }
+                }
+                Ok(()) = self.servers.changed() => {
+                    if let Err(error) = self.spare_servers() {
+                        tracing::error!("bypassing the outbound's server: {error:#}");
                     }
                 }
                 _ = sweep.tick() => {
@@ -324,9 +355,26 @@ impl Session<'_> {
                 tracing::warn!("{key} has changed, which takes a restart to come into force");
             }
         }
+        let other_outbounds = config.outbounds != self.config.outbounds;
+        // First: their servers must be found, and may be refused.
+        if other_outbounds {
+            self.proxy
+                .set_outbounds(upstream::outbounds(&config)?)
+                .await?;
+        }
         if let Err(error) = self.enforce(&config, &prefixes) {
             let (config, prefixes) = (self.config.clone(), self.prefixes.clone());
-            if let Err(undo) = self.enforce(&config, &prefixes) {
+            let mut undone = self.enforce(&config, &prefixes);
+            if other_outbounds {
+                let outbounds = upstream::outbounds(&config)?;
+                undone = undone.and(
+                    self.proxy
+                        .set_outbounds(outbounds)
+                        .await
+                        .map_err(Into::into),
+                );
+            }
+            if let Err(undo) = undone {
                 tracing::error!("taking back a reload that failed: {undo:#}");
             }
             return Err(error);
@@ -337,6 +385,7 @@ impl Session<'_> {
             let _lock = self.place.lock()?;
             self.gateway.disable_forwarding()?;
         }
+        self.spare_servers()?;
         let synced = self.sync().await?;
         self.tell(&synced);
         Ok(())
@@ -351,9 +400,22 @@ impl Session<'_> {
     fn sweep(&mut self) -> Result<()> {
         let _lock = self.place.lock()?;
         bypass::sweep(self.gateway.maps())?;
+        // What a command removed, or was in the place of for a while.
+        let servers = upstream::prefixes(&self.servers.borrow());
+        let terms = upstream::terms();
+        bypass::restore(self.gateway.maps(), &servers, &terms, Origin::Outbound)?;
         // A firewall that is loaded anew flushes the tables of others, and nobody tells.
         self.gateway
             .sync_machine(&self.config.gateway, &self.snapshot)?;
+        Ok(())
+    }
+
+    /// The addresses of the outbound's server go direct, those that it had before no more.
+    fn spare_servers(&mut self) -> Result<()> {
+        let _lock = self.place.lock()?;
+        let servers = upstream::prefixes(&self.servers.borrow_and_update());
+        let terms = upstream::terms();
+        bypass::replace(self.gateway.maps(), &servers, &terms, Origin::Outbound)?;
         Ok(())
     }
 
@@ -447,6 +509,7 @@ impl Session<'_> {
             "pid": std::process::id(),
             "uptime_seconds": self.started.elapsed().as_secs(),
             "outbound": self.outbound(),
+            "servers": *self.servers.borrow(),
             "lan": self.config.lan.interfaces,
             "wan": self.config.wan.interfaces,
             "traffic": self.proxy.stats(),

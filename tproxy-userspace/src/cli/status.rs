@@ -174,6 +174,15 @@ fn text(status: &Status) -> String {
             let uptime = output::duration(uptime);
             line("proxy", &format!("running since {uptime}, process {pid}"));
             line("outbound", detail["outbound"].as_str().unwrap_or("?"));
+            let servers: Vec<_> = detail["servers"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(Value::as_str)
+                .collect();
+            if !servers.is_empty() {
+                line("server at", &servers.join(", "));
+            }
             let traffic = &detail["traffic"];
             let count = |key: &str| output::number(traffic[key].as_u64().unwrap_or(0));
             line(
@@ -193,6 +202,18 @@ fn text(status: &Status) -> String {
                     count("associations_total")
                 ),
             );
+            let failures: Vec<String> = traffic["failures"]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(word, count)| {
+                    let count = output::number(count.as_u64().unwrap_or(0));
+                    format!("{count} {word}")
+                })
+                .collect();
+            if !failures.is_empty() {
+                line("failures", &failures.join(", "));
+            }
         }
         (Some(pid), None) => line("proxy", &format!("process {pid} runs but does not answer")),
         (None, _) if status.attached => line("proxy", &format!("not running: {down}")),

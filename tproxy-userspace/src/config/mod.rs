@@ -136,8 +136,8 @@ pub struct Outbound {
     pub url: OutboundUrl,
 }
 
-/// Which connections take an outbound. All conditions that are given must hold, and of each any entry; no list may be empty. What the
-/// bypass set lets pass never comes to the rules.
+/// Which connections take an outbound. All conditions that are given must hold, and of each any entry; no list may
+/// be empty. What the bypass set lets pass never comes to the rules.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rule {
     /// `name`: 1 to 64 characters, for people. Default "rule 3" for the third.

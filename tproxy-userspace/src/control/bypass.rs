@@ -95,7 +95,8 @@ pub fn remove(maps: &mut Maps, prefixes: &[IpNet]) -> Result<(), Error> {
     apply(maps, Vec::new(), prefixes.to_vec())
 }
 
-/// Makes the entries of one origin be just these. Entries of the other origin stay.
+/// Makes the entries of one origin be just these. Entries of the other origins stay, but for a prefix that the
+/// configuration or a command wants for itself: then it is theirs.
 ///
 /// # Errors
 /// [`Error::Map`].
@@ -112,9 +113,11 @@ pub fn replace(
         .map(|entry| (entry.prefix, entry.value))
         .collect();
     let wanted: std::collections::HashSet<IpNet> = prefixes.iter().copied().collect();
+    let now = now();
     let keeps = |value: &Bypass| match origin {
-        // What is there for good is there, whoever put it there.
-        Origin::Config => value.expires == 0,
+        // What is there for good is there, whoever put it there. Only the proxy's own entries go with it.
+        Origin::Config => value.expires == 0 && value.origin != Origin::Outbound as u32,
+        Origin::Outbound => holds(value, now),
         Origin::Command => {
             value.origin == origin as u32 && value.expires == 0 && terms.ttl.is_none()
         }
@@ -136,6 +139,35 @@ pub fn replace(
     };
     apply(maps, added, removed)?;
     Ok(replaced)
+}
+
+/// Adds those of the prefixes that nobody has in the set, or whose time is over, and says how many that were.
+/// It costs a look-up for each prefix, however large the set is.
+///
+/// # Errors
+/// [`Error::Map`].
+pub fn restore(
+    maps: &mut Maps,
+    prefixes: &[IpNet],
+    terms: &Terms,
+    origin: Origin,
+) -> Result<usize, Error> {
+    let now = now();
+    let mut missing = Vec::new();
+    for prefix in prefixes {
+        let present = maps.bypass_entry(*prefix).map_err(Error::Map)?;
+        if !present.is_some_and(|entry| holds(&entry.value, now)) {
+            missing.push(entry(*prefix, terms, origin));
+        }
+    }
+    let count = missing.len();
+    apply(maps, missing, Vec::new())?;
+    Ok(count)
+}
+
+/// Does an entry count?
+fn holds(value: &Bypass, now: u64) -> bool {
+    time_left(value, now).is_none_or(|left| !left.is_zero())
 }
 
 /// What a replacement came to.

@@ -3,24 +3,32 @@
 //! It knows nothing of the kernel half. Steered connections arrive on its [`Sockets`] with the original
 //! destination as their local address, steered datagrams with it in a control message.
 
+mod guard;
 mod limits;
 pub mod outbound;
 mod proxy;
 mod record;
+mod resolve;
+mod router;
 pub mod sniff;
 mod sockets;
 mod stats;
 mod tcp;
 mod udp;
+mod way;
 
 pub use self::limits::{Budget, Limits};
 pub use self::outbound::{Outbound, OutboundError};
 pub use self::proxy::{DrainReport, Proxy};
 pub use self::record::Outcome;
+pub use self::resolve::LookupError;
+pub use self::router::Named;
 pub use self::sockets::Sockets;
 pub use self::stats::Stats;
+pub use self::way::Upstream;
 
 use std::io;
+use std::net::SocketAddr;
 
 use crate::net::NetError;
 
@@ -33,4 +41,21 @@ pub enum Error {
     /// The runtime did not take a socket.
     #[error("handing a socket to the runtime failed: {0}")]
     Register(#[source] io::Error),
+    /// There must be one for all that nothing else is said of.
+    #[error("there is no outbound; name one, such as direct://")]
+    NoOutbound,
+    /// The outbound's server has no address.
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    /// The outbound's server is this proxy.
+    #[error(
+        "the outbound {outbound} leads back into this proxy: {address} is its own listener; name another server, \
+         or give the proxy another port (`[proxy] port`)"
+    )]
+    Loop {
+        /// The outbound.
+        outbound: String,
+        /// The address of the listener.
+        address: SocketAddr,
+    },
 }

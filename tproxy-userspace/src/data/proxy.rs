@@ -1,26 +1,35 @@
 //! The proxy as a whole: started, looked at, drained.
 
+use std::collections::BTreeSet;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
+use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::Error;
+use super::guard::Guard;
 use super::limits::{Budget, Limits};
-use super::outbound::{Dialer, Outbound};
+use super::outbound::Dialer;
 use super::record::Shared;
+use super::resolve::Resolver;
+use super::router::{Named, Router};
 use super::sockets::Sockets;
-use super::stats::{Counters, Stats};
+use super::stats::Stats;
 use super::tcp::{self, TcpRelay};
 use super::udp::UdpRelay;
+use super::way::{Upstream, follow};
 use crate::net::{SocketFactory, raise_open_files};
 
 /// A running proxy. Dropping it stops it at once; [`drain`](Self::drain) lets connections end.
 #[derive(Debug)]
 pub struct Proxy {
     shared: Arc<Shared>,
+    resolver: Resolver,
+    guard: Arc<Guard>,
     tcp: Arc<TcpRelay>,
     udp: Arc<UdpRelay>,
     budget: Budget,
@@ -47,24 +56,30 @@ impl Proxy {
     /// When the limit cannot be raised or the runtime refuses a socket.
     pub fn start(
         sockets: Sockets,
-        outbound: Outbound,
+        upstream: Upstream,
         limits: &Limits,
         factory: SocketFactory,
     ) -> Result<Self, Error> {
         let budget = Budget::new(raise_open_files()?, limits);
-        let shared = Arc::new(Shared {
-            outbound,
-            counters: Counters::default(),
-        });
+        let Upstream {
+            router,
+            resolver,
+            guard,
+        } = upstream;
+        let shared = Arc::new(Shared::new(router));
         let dialer = Dialer {
             factory,
             limit: limits.connect_timeout,
             keepalive: limits.keepalive,
+            guard: Arc::clone(&guard),
         };
-        let tcp = TcpRelay::new(Arc::clone(&shared), dialer, budget, limits);
+        let tcp = TcpRelay::new(Arc::clone(&shared), dialer.clone(), budget, limits);
         let udp = UdpRelay::new(Arc::clone(&shared), dialer, budget, limits);
+        let following = follow(Arc::clone(&shared), resolver.clone(), Arc::clone(&guard));
         let mut proxy = Self {
             shared,
+            resolver,
+            guard,
             budget,
             accepting: Vec::new(),
             receiving: Vec::new(),
@@ -81,7 +96,30 @@ impl Proxy {
         }
         let sweeping = tokio::spawn(udp.sweep());
         proxy.receiving.push(sweeping.abort_handle());
+        proxy.receiving.push(tokio::spawn(following).abort_handle());
         Ok(proxy)
+    }
+
+    /// Takes other outbounds for new connections and associations; those that live keep theirs. The
+    /// servers are looked up first, and an error changes nothing.
+    ///
+    /// # Errors
+    /// When a server has no address, or one of them is the proxy's own listener.
+    pub async fn set_outbounds(&self, outbounds: Vec<Named>) -> Result<(), Error> {
+        let router = Router::open(outbounds, &self.resolver, &self.guard).await?;
+        self.shared.replace(router);
+        Ok(())
+    }
+
+    /// The gateway's own addresses, whenever they change: a server at one of them may be this proxy.
+    pub fn set_own_addresses(&self, own: BTreeSet<IpAddr>) {
+        self.guard.set_own(own);
+    }
+
+    /// The addresses of the outbound's server, as they change. None for `direct://`.
+    #[must_use]
+    pub fn servers(&self) -> watch::Receiver<BTreeSet<IpAddr>> {
+        self.shared.servers()
     }
 
     /// What it did so far.

@@ -1,13 +1,16 @@
 //! How a relay ended, and the record that says so.
 
-use std::net::SocketAddr;
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use serde::Serialize;
+use tokio::sync::{Notify, watch};
 
 use super::outbound::Outbound;
+use super::router::Router;
 use super::stats::Counters;
 
 macro_rules! outcomes {
@@ -66,8 +69,8 @@ outcomes! {
     ConnectTimeout = "connect_timeout", true;
     /// There is no route to the upstream side.
     Unreachable = "unreachable", true;
-    /// The outbound's host name has no address.
-    UnknownHost = "unknown_host", true;
+    /// The upstream side is this proxy itself.
+    Loop = "loop", true;
     /// The SOCKS5 server refused the user or asks for one.
     ProxyAuth = "proxy_auth", true;
     /// The SOCKS5 server refused the request.
@@ -94,6 +97,8 @@ pub enum Protocol {
 #[derive(Debug)]
 pub struct Record {
     shared: Arc<Shared>,
+    /// What it began with, though another may have taken its place since.
+    outbound: Arc<Outbound>,
     started: Instant,
     client: SocketAddr,
     /// Where the device wanted to go (UDP: with its first datagram).
@@ -110,10 +115,60 @@ pub struct Record {
 /// What all records of a proxy share.
 #[derive(Debug)]
 pub struct Shared {
-    /// Where connections go.
-    pub outbound: Outbound,
+    router: RwLock<Arc<Router>>,
+    replaced: Notify,
+    servers: watch::Sender<BTreeSet<IpAddr>>,
     /// The proxy's counters.
     pub counters: Counters,
+}
+
+impl Shared {
+    /// A proxy with these outbounds, and counters at 0.
+    #[must_use]
+    pub fn new(router: Router) -> Self {
+        Self {
+            servers: watch::Sender::new(router.servers()),
+            router: RwLock::new(Arc::new(router)),
+            replaced: Notify::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// Where new connections go.
+    #[must_use]
+    pub fn router(&self) -> Arc<Router> {
+        Arc::clone(&self.router.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on new connections go by these outbounds.
+    pub fn replace(&self, router: Router) {
+        *self.router.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(router);
+        self.publish();
+        self.replaced.notify_one();
+    }
+
+    /// Waits for the next [`replace`](Self::replace). For one task.
+    pub async fn replaced(&self) {
+        self.replaced.notified().await;
+    }
+
+    /// Tells of the present addresses of the servers, if they are others than before.
+    pub fn publish(&self) {
+        // Under the lock, lest the addresses of a router that was replaced come last.
+        let router = self.router.read().unwrap_or_else(PoisonError::into_inner);
+        let addresses = router.servers();
+        self.servers.send_if_modified(|present| {
+            let changed = *present != addresses;
+            *present = addresses;
+            changed
+        });
+    }
+
+    /// The addresses of the servers, as they change.
+    #[must_use]
+    pub fn servers(&self) -> watch::Receiver<BTreeSet<IpAddr>> {
+        self.servers.subscribe()
+    }
 }
 
 impl Record {
@@ -127,8 +182,10 @@ impl Record {
     ) -> Self {
         shared.counters.total(protocol).fetch_add(1, Relaxed);
         shared.counters.now(protocol).fetch_add(1, Relaxed);
+        let outbound = Arc::clone(&shared.router().default_way().outbound);
         Self {
             shared,
+            outbound,
             started: Instant::now(),
             client,
             destination,
@@ -162,7 +219,7 @@ impl Drop for Record {
             protocol = match self.protocol { Protocol::Tcp => "tcp", Protocol::Udp => "udp" },
             client = %self.client,
             destination = %self.destination,
-            outbound = %self.shared.outbound,
+            outbound = %self.outbound,
             up = self.up,
             down = self.down,
             milliseconds = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -199,10 +256,7 @@ mod tests {
             .with_writer(move || writer.clone())
             .finish();
         let outbound = "socks5://me:secret@192.0.2.1:1080";
-        let shared = Arc::new(Shared {
-            outbound: outbound.parse().expect("a literal"),
-            counters: Counters::default(),
-        });
+        let shared = Arc::new(Shared::new(Router::fixed(outbound)));
         tracing::subscriber::with_default(subscriber, || {
             let address: SocketAddr = "192.0.2.7:1234".parse().expect("a literal");
             let mut record = Record::new(Arc::clone(&shared), Protocol::Tcp, address, address);

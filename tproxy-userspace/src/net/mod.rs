@@ -39,6 +39,8 @@ pub enum Purpose {
     Connection,
     /// Carries an association's datagrams to the upstream side.
     Association,
+    /// Asks a name server.
+    Lookup,
 }
 
 impl fmt::Display for Purpose {
@@ -48,6 +50,7 @@ impl fmt::Display for Purpose {
             Self::Receiver => "the UDP receiver",
             Self::Connection => "the TCP connection",
             Self::Association => "the UDP association",
+            Self::Lookup => "the socket for a look-up",
         })
     }
 }
@@ -180,6 +183,28 @@ impl SocketFactory {
         Ok(socket.into())
     }
 
+    /// A UDP socket bound to `local`, to ask a name server from. It is not connected.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn lookup_udp(self, local: SocketAddr) -> Result<UdpSocket, NetError> {
+        let steps = Steps::new(Purpose::Lookup, local);
+        let socket = self.socket(steps, Type::DGRAM, Protocol::UDP)?;
+        steps.did("binding", socket.bind(&local.into()))?;
+        Ok(socket.into())
+    }
+
+    /// A TCP socket that is ready for a non-blocking connect to the name server at `server`.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn lookup_tcp(self, server: SocketAddr) -> Result<std::net::TcpStream, NetError> {
+        let steps = Steps::new(Purpose::Lookup, server);
+        let socket = self.socket(steps, Type::STREAM, Protocol::TCP)?;
+        steps.did("setting options of", socket.set_tcp_nodelay(true))?;
+        Ok(socket.into())
+    }
+
     fn socket(self, steps: Steps, kind: Type, protocol: Protocol) -> Result<Socket, NetError> {
         let domain = Domain::for_address(steps.address);
         // `socket2` adds close-on-exec by itself.
@@ -289,6 +314,10 @@ mod tests {
             assert_eq!(mark(SockRef::from(&connection)), MARK_EXEMPT);
             let association = factory.udp_outgoing(address)?;
             assert_eq!(mark(SockRef::from(&association)), MARK_EXEMPT);
+            let question = factory.lookup_udp(address)?;
+            assert_eq!(mark(SockRef::from(&question)), MARK_EXEMPT);
+            let question = factory.lookup_tcp(address)?;
+            assert_eq!(mark(SockRef::from(&question)), MARK_EXEMPT);
         }
         Ok(())
     }

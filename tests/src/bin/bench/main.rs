@@ -47,7 +47,7 @@ fn run(options: &Options) -> Result<bool> {
         return Ok(true);
     }
     let rows = options.rows()?;
-    let ways = options.ways();
+    let ways = options.ways(&rows);
     raise_open_files()?;
     let mut results = Results::new(options, &ways);
     report::heading(&results);

@@ -8,7 +8,7 @@ use clap::Parser;
 use crate::{
     kernel,
     rows::{ROWS, Row},
-    ways::{WAYS, Way},
+    ways::{PLAIN, WAYS, Way},
 };
 
 /// Measures tproxy-bpf in a lab of network namespaces, as ratios to plain forwarding.
@@ -75,10 +75,11 @@ impl Options {
         Ok(ROWS.iter().filter(|row| self.wants(row.name)).collect())
     }
 
-    /// The ways that are compared, plain forwarding first.
-    pub fn ways(&self) -> Vec<&'static Way> {
+    /// The ways that these rows compare, plain forwarding first.
+    pub fn ways(&self, rows: &[&Row]) -> Vec<&'static Way> {
         WAYS.iter()
             .filter(|way| !(way.peer && self.no_peers))
+            .filter(|way| rows.iter().any(|row| row.concerns(way)) || way.name == PLAIN)
             .collect()
     }
 }

@@ -7,7 +7,7 @@ use crate::{
     load::{self, connections, idle, tcp, udp},
     options::Options,
     stage::Stage,
-    ways::{BYPASSED, PROXIED, Way},
+    ways::{BYPASSED, Client, OWN_BYPASSED, OWN_PROXIED, PROXIED, Way},
 };
 
 /// One kind of figure.
@@ -98,6 +98,8 @@ pub struct Row {
     pub name: &'static str,
     /// What it is.
     pub title: &'static str,
+    /// Whose traffic it is.
+    pub client: Client,
     /// Over which family.
     pub family: Family,
     /// What a run does.
@@ -112,7 +114,9 @@ impl Row {
     /// Is it measured for this way?
     pub fn concerns(&self, way: &Way) -> bool {
         let of_relays = matches!(self.work, Work::Idle { .. });
-        way.families.contains(&self.family) && (way.relays || !of_relays)
+        way.clients.contains(&self.client)
+            && way.families.contains(&self.family)
+            && (way.relays || !of_relays)
     }
 
     /// One run.
@@ -121,18 +125,26 @@ impl Row {
     /// When it cannot be done.
     pub fn measure(&self, stage: &Stage, options: &Options) -> Result<Readings> {
         let time = options.time();
+        let client = self.client.of(&stage.lab);
         match self.work {
-            Work::Tcp { streams, to_device } => {
-                tcp::run(stage, self.family, streams, to_device, options.seconds())
-            }
+            Work::Tcp { streams, to_device } => tcp::run(
+                stage,
+                client,
+                self.family,
+                streams,
+                to_device,
+                options.seconds(),
+            ),
             Work::Connections { at_once } => {
-                connections::run(stage, self.family, at_once, time).map(load::Exchanges::readings)
+                connections::run(stage, client, self.family, at_once, time)
+                    .map(load::Exchanges::readings)
             }
             Work::RoundTrips { in_flight } => {
-                udp::round_trips(stage, self.family, in_flight, time).map(load::Exchanges::readings)
+                udp::round_trips(stage, client, self.family, in_flight, time)
+                    .map(load::Exchanges::readings)
             }
-            Work::OneWay { rate } => udp::one_way(stage, self.family, rate, time),
-            Work::Idle { connections } => idle::run(stage, self.family, connections),
+            Work::OneWay { rate } => udp::one_way(stage, client, self.family, rate, time),
+            Work::Idle { connections } => idle::run(stage, client, self.family, connections),
         }
     }
 }
@@ -140,6 +152,11 @@ impl Row {
 static ONE_STREAM: [Target; 2] = [ratio(BYPASSED, &GBIT, 0.97), ratio(PROXIED, &GBIT, 0.60)];
 static MANY_STREAMS: [Target; 2] = [ratio(BYPASSED, &GBIT, 0.97), ratio(PROXIED, &GBIT, 0.75)];
 static BYPASS_ONLY: [Target; 1] = [ratio(BYPASSED, &RATE, 0.97)];
+static OWN_STREAM: [Target; 2] = [
+    ratio(OWN_BYPASSED, &GBIT, 0.97),
+    ratio(OWN_PROXIED, &GBIT, 0.60),
+];
+static OWN_BYPASS: [Target; 1] = [ratio(OWN_BYPASSED, &RATE, 0.97)];
 static MEMORY: [Target; 2] = [most(PROXIED, &REST, 15.0), most(PROXIED, &LOADED, 40.0)];
 
 const fn tcp(
@@ -152,6 +169,7 @@ const fn tcp(
     Row {
         name,
         title,
+        client: Client::Device,
         family,
         work: Work::Tcp { streams, to_device },
         fresh: false,
@@ -167,10 +185,27 @@ const fn rate(name: &'static str, title: &'static str, work: Work) -> Row {
     Row {
         name,
         title,
+        client: Client::Device,
         family: Family::V4,
         work,
         fresh: false,
         targets: &BYPASS_ONLY,
+    }
+}
+
+/// A row about the gateway's own traffic, IPv4.
+const fn own(name: &'static str, title: &'static str, work: Work) -> Row {
+    Row {
+        name,
+        title,
+        client: Client::Gateway,
+        family: Family::V4,
+        work,
+        fresh: false,
+        targets: match work {
+            Work::Tcp { .. } => &OWN_STREAM,
+            _ => &OWN_BYPASS,
+        },
     }
 }
 
@@ -191,7 +226,7 @@ const fn most(way: &'static str, metric: &'static Metric, most: f64) -> Target {
 }
 
 /// All of them.
-pub static ROWS: [Row; 13] = [
+pub static ROWS: [Row; 17] = [
     tcp(
         "tcp-1-up",
         "TCP, 1 stream from the device",
@@ -264,9 +299,36 @@ pub static ROWS: [Row; 13] = [
         "UDP from the device, 1,200 bytes, 50,000 a second",
         Work::OneWay { rate: Some(50_000) },
     ),
+    own(
+        "own-tcp-up",
+        "TCP of the gateway itself, 1 stream",
+        Work::Tcp {
+            streams: 1,
+            to_device: false,
+        },
+    ),
+    own(
+        "own-tcp-down",
+        "TCP of the gateway itself, 1 stream to it",
+        Work::Tcp {
+            streams: 1,
+            to_device: true,
+        },
+    ),
+    own(
+        "own-connections-50",
+        "new TCP connections of the gateway itself, 50 at a time",
+        Work::Connections { at_once: 50 },
+    ),
+    own(
+        "own-udp-trips-64",
+        "UDP round trips of the gateway itself, 64 bytes, 64 in flight",
+        Work::RoundTrips { in_flight: 64 },
+    ),
     Row {
         name: "idle-5000",
         title: "resident memory of the proxy, 5,000 idle connections",
+        client: Client::Device,
         family: Family::V4,
         work: Work::Idle { connections: 5_000 },
         fresh: true,

@@ -15,7 +15,7 @@ use lab::{
     wait::{SOON, until},
 };
 
-use crate::ways::{Running, Way};
+use crate::ways::{Client, Running, Way};
 
 /// A lab and one way through its gateway.
 ///
@@ -92,28 +92,58 @@ impl Stage {
         const PORT: u16 = 7;
         let tcp = TcpEcho::start(&self.lab.internet, PORT)?;
         let udp = UdpEcho::start(&self.lab.internet, PORT..=PORT)?;
-        for family in self.way.families {
+        let cases = self.way.families.iter().flat_map(|family| {
+            let clients = self.way.clients.iter();
+            clients.map(move |client| (family, *client))
+        });
+        for (family, client) in cases {
+            let from = client.of(&self.lab);
             let target = SocketAddr::new(family.far(1), PORT);
-            let mut stream = traffic::connect(&self.lab.device, target)?;
+            let mut stream = traffic::connect(from, target)?;
             let mut answer = [0];
             stream.write_all(&answer)?;
             stream.read_exact(&mut answer)?;
             let seen = tcp.clients().last().map(SocketAddr::ip);
-            self.expect(*family, seen, "TCP")?;
-            traffic::echo_sizes(&self.lab.device, target, &[64])?;
+            self.expect(*family, client, seen, "TCP")?;
+            traffic::echo_sizes(from, target, &[64])?;
             // The echo notes the client after it has answered.
             let seen = until("the echo to note its client", SOON, || {
                 Ok(udp.clients().keys().next().map(SocketAddr::ip))
             })?;
             let seen = Some(seen);
-            self.expect(*family, seen, "UDP")?;
+            self.expect(*family, client, seen, "UDP")?;
             udp.forget();
+        }
+        self.check_own()
+    }
+
+    /// Servers see the gateway both ways, so the counters tell which way its own traffic took.
+    fn check_own(&self) -> Result<()> {
+        if self.way.clients == [Client::Gateway] {
+            let taken = if self.way.relays {
+                ["tcp_opened", "udp_steered"]
+            } else {
+                ["bypassed", "bypassed"]
+            };
+            for reason in taken {
+                ensure!(
+                    self.lab.packets(reason)? > 0,
+                    "nothing took the way \"{}\": the counter {reason} is 0",
+                    self.way.name
+                );
+            }
         }
         Ok(())
     }
 
-    fn expect(&self, family: Family, seen: Option<IpAddr>, protocol: &str) -> Result<()> {
-        let expected = if self.way.relays {
+    fn expect(
+        &self,
+        family: Family,
+        client: Client,
+        seen: Option<IpAddr>,
+        protocol: &str,
+    ) -> Result<()> {
+        let expected = if self.way.relays || client == Client::Gateway {
             family.gateway_wan()
         } else {
             family.device()

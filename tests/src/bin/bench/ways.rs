@@ -3,12 +3,31 @@
 use std::{any::Any, fmt, fs};
 
 use anyhow::Result;
-use lab::{Family, Lab, Tproxy};
+use lab::{Family, Lab, Namespace, Tproxy};
 
 use crate::{prefixes, v2ray};
 
 /// How many prefixes of each family are in the bypass set.
 pub const PREFIXES: usize = 16_384;
+
+/// Whose traffic it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Client {
+    /// A device's, which the gateway forwards.
+    Device,
+    /// The gateway's own.
+    Gateway,
+}
+
+impl Client {
+    /// Where it runs.
+    pub fn of(self, lab: &Lab) -> &Namespace {
+        match self {
+            Self::Device => &lab.device,
+            Self::Gateway => &lab.gateway,
+        }
+    }
+}
 
 /// One way through the gateway.
 pub struct Way {
@@ -16,6 +35,8 @@ pub struct Way {
     pub name: &'static str,
     /// What it is, in a sentence.
     pub what: &'static str,
+    /// Whose traffic goes that way.
+    pub clients: &'static [Client],
     /// Is it another program than ours?
     pub peer: bool,
     /// Does a process relay the traffic, so that servers see the gateway?
@@ -50,10 +71,11 @@ impl Running {
 }
 
 /// All of them. The first is what the others are compared with.
-pub static WAYS: [Way; 4] = [
+pub static WAYS: [Way; 6] = [
     Way {
         name: PLAIN,
         what: "forwarding by the kernel, with nothing attached",
+        clients: &[Client::Device, Client::Gateway],
         peer: false,
         relays: false,
         families: &Family::BOTH,
@@ -62,26 +84,47 @@ pub static WAYS: [Way; 4] = [
     Way {
         name: BYPASSED,
         what: "tproxy-bpf attached, the destination is in its bypass set",
+        clients: &[Client::Device],
         peer: false,
         relays: false,
         families: &Family::BOTH,
-        start: |lab| tproxy(lab, true),
+        start: |lab| tproxy(lab, LAN, true),
     },
     Way {
         name: PROXIED,
         what: "tproxy-bpf with the outbound direct://",
+        clients: &[Client::Device],
         peer: false,
         relays: true,
         families: &Family::BOTH,
-        start: |lab| tproxy(lab, false),
+        start: |lab| tproxy(lab, LAN, false),
     },
     Way {
         name: "v2ray",
         what: "Debian's v2ray with the iptables rules of the TPROXY guides, outbound freedom",
+        clients: &[Client::Device],
         peer: true,
         relays: true,
         families: &[Family::V4],
         start: v2ray::start,
+    },
+    Way {
+        name: OWN_BYPASSED,
+        what: "the gateway's own traffic, tproxy-bpf attached, the destination is in its bypass set",
+        clients: &[Client::Gateway],
+        peer: false,
+        relays: false,
+        families: &Family::BOTH,
+        start: |lab| tproxy(lab, WAN, true),
+    },
+    Way {
+        name: OWN_PROXIED,
+        what: "the gateway's own traffic, tproxy-bpf with the outbound direct://",
+        clients: &[Client::Gateway],
+        peer: false,
+        relays: true,
+        families: &Family::BOTH,
+        start: |lab| tproxy(lab, WAN, false),
     },
 ];
 
@@ -92,9 +135,17 @@ pub const BYPASSED: &str = "bypassed";
 /// The name of our proxy.
 pub const PROXIED: &str = "proxied";
 
-/// Ours. Both have a bypass set of the same size; only what is in it differs.
-fn tproxy(lab: &Lab, bypass: bool) -> Result<Option<Running>> {
-    let tproxy = lab.tproxy_with("direct://")?;
+/// The name of our bypass for the gateway itself.
+pub const OWN_BYPASSED: &str = "own-bypassed";
+/// The name of our proxy for the gateway itself.
+pub const OWN_PROXIED: &str = "own-proxied";
+
+const LAN: [&str; 2] = ["--lan", "lan0"];
+const WAN: [&str; 2] = ["--wan", "wan0"];
+
+/// Ours. All have a bypass set of the same size; only what is in it differs.
+fn tproxy(lab: &Lab, link: [&str; 2], bypass: bool) -> Result<Option<Running>> {
+    let tproxy = lab.tproxy(&["run", link[0], link[1], "--outbound", "direct://"])?;
     let mut prefixes = prefixes::random(PREFIXES);
     if bypass {
         for family in Family::BOTH {

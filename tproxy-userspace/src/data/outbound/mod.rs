@@ -7,6 +7,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
@@ -15,7 +16,9 @@ use tokio::time::{Instant, timeout_at};
 use url::{Host, Url};
 
 use self::wire::{Malformed, Refusal};
+use super::guard::Guard;
 use super::record::Outcome;
+use super::way::Way;
 use crate::net::{NetError, SocketFactory};
 
 /// The port of a SOCKS server that names none.
@@ -33,7 +36,7 @@ pub enum Outbound {
 /// A SOCKS5 server.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Socks5Server {
-    /// Its address, or a name that is looked up for each connection.
+    /// Its address, or its name.
     pub host: Host<String>,
     /// Its TCP port, a plain number.
     pub port: u16,
@@ -205,13 +208,18 @@ pub enum DialError {
         /// The limit.
         limit: Duration,
     },
-    /// The server's name has no address.
-    #[error("looking up the SOCKS5 server {host} failed: {reason}")]
-    Lookup {
-        /// The name.
-        host: String,
-        /// What the resolver said.
-        reason: io::Error,
+    /// The server is this proxy.
+    #[error(
+        "{what} {address} is this proxy itself, so the outbound {outbound} would go round in circles; let its name \
+         stand for another address, or give the proxy another port (`[proxy] port`)"
+    )]
+    Loop {
+        /// Whose address it is.
+        what: &'static str,
+        /// The outbound.
+        outbound: String,
+        /// The proxy's own address.
+        address: SocketAddr,
     },
     /// The connection to the SOCKS5 server broke during the handshake.
     #[error("the SOCKS5 server {server} broke off while {step}: {source}")]
@@ -272,7 +280,7 @@ impl DialError {
             Self::Socket(error) => outcome_of(error.io()),
             Self::Connect { source, .. } => outcome_of(source),
             Self::Timeout { .. } => Outcome::ConnectTimeout,
-            Self::Lookup { .. } => Outcome::UnknownHost,
+            Self::Loop { .. } => Outcome::Loop,
             Self::Handshake { .. } | Self::Protocol { .. } => Outcome::ProxyProtocol,
             Self::NoMethod { .. } | Self::Credentials { .. } => Outcome::ProxyAuth,
             Self::Refused { .. } => Outcome::ProxyRefused,
@@ -303,7 +311,7 @@ fn outcome_of(error: &io::Error) -> Outcome {
 }
 
 /// Opens TCP connections to the upstream side.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Dialer {
     /// Makes the sockets.
     pub factory: SocketFactory,
@@ -311,44 +319,91 @@ pub struct Dialer {
     pub limit: Duration,
     /// See [`Limits::keepalive`](super::Limits::keepalive).
     pub keepalive: Duration,
+    /// Knows what leads back into the proxy.
+    pub guard: Arc<Guard>,
 }
 
 impl Dialer {
-    /// Connects to `destination` by way of `outbound`. What comes back carries the destination's bytes.
+    /// Connects to `destination` by an outbound. What comes back carries the destination's bytes.
     ///
     /// # Errors
     /// What failed, on which machine.
     pub async fn connect(
         &self,
-        outbound: &Outbound,
+        way: &Way,
         destination: SocketAddr,
     ) -> Result<TcpStream, DialError> {
         let deadline = Instant::now() + self.limit;
-        match outbound {
+        match &*way.outbound {
             Outbound::Direct => {
-                self.within(deadline, &destination, self.tcp(destination))
+                self.within(deadline, self.limit, &destination, self.tcp(destination))
                     .await
             }
             Outbound::Socks5(server) => {
-                let connecting = socks5::connect(self, server, destination);
-                self.within(deadline, server, connecting).await
+                let connecting = socks5::connect(self, way, server, destination, deadline);
+                self.within(deadline, self.limit, server, connecting).await
             }
         }
     }
 
-    /// Gives up at `deadline`.
+    /// Gives up at `deadline`, which is `limit` after the beginning.
     async fn within<T>(
         &self,
         deadline: Instant,
+        limit: Duration,
         peer: &impl ToString,
         work: impl Future<Output = Result<T, DialError>>,
     ) -> Result<T, DialError> {
         timeout_at(deadline, work).await.unwrap_or_else(|_| {
             Err(DialError::Timeout {
                 peer: peer.to_string(),
-                limit: self.limit,
+                limit,
             })
         })
+    }
+
+    /// Connects to the outbound's server: one of its addresses after the other, each with a fair share of the
+    /// time that is left, so that one that is silent leaves time for the others.
+    async fn reach(
+        &self,
+        way: &Way,
+        deadline: Instant,
+    ) -> Result<(TcpStream, SocketAddr), DialError> {
+        let mut failure = DialError::Timeout {
+            peer: way.outbound.to_string(),
+            limit: self.limit,
+        };
+        let mut candidates = way.candidates();
+        candidates.retain(|address| {
+            let is_loop = self.guard.is_listener(*address);
+            if is_loop {
+                failure = DialError::Loop {
+                    what: "the server",
+                    outbound: way.outbound.to_string(),
+                    address: *address,
+                };
+            }
+            !is_loop
+        });
+        let mut left = candidates.len() as u32;
+        for address in candidates {
+            let now = Instant::now();
+            let limit = deadline.saturating_duration_since(now) / left;
+            left -= 1;
+            let connecting = self.tcp(address);
+            let connected = self.within(now + limit, limit, &address, connecting).await;
+            match connected {
+                Ok(stream) => {
+                    way.worked(address);
+                    return Ok((stream, address));
+                }
+                // A loop is told of first: only a person can end it.
+                Err(_) if matches!(failure, DialError::Loop { .. }) => {}
+                Err(error) => failure = error,
+            }
+        }
+        way.failed();
+        Err(failure)
     }
 
     async fn tcp(&self, peer: SocketAddr) -> Result<TcpStream, DialError> {

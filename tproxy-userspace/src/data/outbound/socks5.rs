@@ -4,19 +4,22 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, lookup_host};
-use url::Host;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use super::wire::{self, Command, LONGEST_REPLY, Malformed, Method, Reply};
 use super::{DialError, Dialer, Socks5Server};
+use crate::data::way::Way;
 
 /// Connects to `destination` through the server.
 pub(super) async fn connect(
     dialer: &Dialer,
+    way: &Way,
     server: &Socks5Server,
     destination: SocketAddr,
+    deadline: Instant,
 ) -> Result<TcpStream, DialError> {
-    let mut session = Session::open(dialer, server).await?;
+    let mut session = Session::open(dialer, way, deadline).await?;
     session.authenticate(server).await?;
     session.ask(Command::Connect, destination).await?;
     Ok(session.stream)
@@ -30,11 +33,12 @@ impl Dialer {
     /// What failed, on which machine.
     pub async fn associate(
         &self,
+        way: &Way,
         server: &Socks5Server,
     ) -> Result<(TcpStream, SocketAddr), DialError> {
-        let deadline = tokio::time::Instant::now() + self.limit;
+        let deadline = Instant::now() + self.limit;
         let associating = async {
-            let mut session = Session::open(self, server).await?;
+            let mut session = Session::open(self, way, deadline).await?;
             session.authenticate(server).await?;
             // Which port the datagrams will come from is not known yet (RFC 1928 section 4).
             let any = match session.server {
@@ -46,9 +50,16 @@ impl Dialer {
             if relay.ip().is_unspecified() {
                 relay.set_ip(session.server.ip());
             }
+            if self.guard.is_receiver(relay) {
+                return Err(DialError::Loop {
+                    what: "the relay for datagrams that the SOCKS5 server named",
+                    outbound: way.outbound.to_string(),
+                    address: relay,
+                });
+            }
             Ok((session.stream, relay))
         };
-        self.within(deadline, server, associating).await
+        self.within(deadline, self.limit, server, associating).await
     }
 }
 
@@ -59,28 +70,9 @@ struct Session {
 }
 
 impl Session {
-    /// Tries the server's addresses in the resolver's order.
-    async fn open(dialer: &Dialer, server: &Socks5Server) -> Result<Self, DialError> {
-        let failed = |reason| DialError::Lookup {
-            host: server.host.to_string(),
-            reason,
-        };
-        let addresses: Vec<SocketAddr> = match &server.host {
-            Host::Ipv4(ip) => vec![(*ip, server.port).into()],
-            Host::Ipv6(ip) => vec![(*ip, server.port).into()],
-            Host::Domain(name) => lookup_host((name.as_str(), server.port))
-                .await
-                .map_err(failed)?
-                .collect(),
-        };
-        let mut last = failed(io::ErrorKind::NotFound.into());
-        for server in addresses {
-            match dialer.tcp(server).await {
-                Ok(stream) => return Ok(Self { stream, server }),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+    async fn open(dialer: &Dialer, way: &Way, deadline: Instant) -> Result<Self, DialError> {
+        let (stream, server) = dialer.reach(way, deadline).await?;
+        Ok(Self { stream, server })
     }
 
     async fn authenticate(&mut self, server: &Socks5Server) -> Result<(), DialError> {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::data::Outbound;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -7,7 +8,12 @@ fn start() -> (Proxy, std::net::SocketAddr) {
     let limits = Limits::default();
     let sockets = Sockets::bind(&factory, None, &limits).expect("root");
     let own = sockets.v4.listener_address;
-    let proxy = Proxy::start(sockets, Outbound::Direct, &limits, factory);
+    let upstream = Upstream {
+        router: Router::fixed("direct://"),
+        resolver: Resolver::system(factory),
+        guard: Arc::new(Guard::new(&sockets, BTreeSet::new())),
+    };
+    let proxy = Proxy::start(sockets, upstream, &limits, factory);
     (proxy.expect("started"), own)
 }
 
@@ -65,4 +71,50 @@ async fn dropping_the_proxy_resets_what_lives() {
     drop(proxy);
     device.read(&mut [0]).await.expect_err("reset");
     TcpStream::connect(own).await.expect_err("nobody listens");
+}
+
+#[tokio::test]
+async fn another_outbound_holds_for_what_is_new_and_a_bad_one_changes_nothing() {
+    let (proxy, own) = start();
+    let mut servers = proxy.servers();
+    let (mut device, mut old) = connection(&proxy).await;
+    let bad = Named::fixed(&format!("socks5://{own}"));
+    let also_bad = vec![Named::fixed("direct://"), bad.clone()];
+    for outbounds in [vec![bad], also_bad] {
+        let error = proxy.set_outbounds(outbounds).await.expect_err("a loop");
+        assert!(matches!(error, Error::Loop { .. }), "{error}");
+    }
+    let error = proxy.set_outbounds(Vec::new()).await.expect_err("none");
+    assert!(matches!(error, Error::NoOutbound), "{error}");
+    assert_eq!(
+        *proxy.shared.router().default_way().outbound,
+        Outbound::Direct
+    );
+    assert!(!servers.has_changed().expect("it runs"));
+
+    let server = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    let address = server.local_addr().expect("bound");
+    let good = Named::fixed(&format!("socks5://{address}"));
+    let good = vec![good, Named::fixed("socks5://192.0.2.9:1")];
+    proxy.set_outbounds(good).await.expect("no loop");
+    servers.changed().await.expect("it runs");
+    assert_eq!(
+        *servers.borrow(),
+        BTreeSet::from([address.ip(), "192.0.2.9".parse().expect("a literal")])
+    );
+
+    let front = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    let front_address = front.local_addr().expect("bound");
+    let _new = TcpStream::connect(front_address).await.expect("listens");
+    let (accepted, client) = front.accept().await.expect("a device");
+    proxy.tcp.relay_to(accepted, client, front_address);
+    let (mut upstream, _) = server.accept().await.expect("by the new outbound");
+    let mut greeting = [0; 3];
+    upstream.read_exact(&mut greeting).await.expect("SOCKS5");
+    assert_eq!(greeting, [5, 1, 0]);
+
+    device.write_all(b"still").await.expect("connected");
+    let mut buffer = [0; 5];
+    old.read_exact(&mut buffer).await.expect("relayed");
+    assert_eq!(&buffer, b"still");
 }

@@ -211,7 +211,12 @@ async fn serve(
 ) {
     let relay = &*member.relay;
     // In a box, so that its size is not part of every idle connection.
-    let dialled = Box::pin(relay.dialer.connect(&relay.shared.outbound, destination)).await;
+    let dialled = Box::pin(
+        relay
+            .dialer
+            .connect(relay.shared.router().default_way(), destination),
+    )
+    .await;
     let mut upstream = match dialled {
         Ok(stream) => ResetOnDrop::new(stream),
         Err(error) => {

@@ -1,6 +1,5 @@
 use super::*;
-use crate::data::outbound::Outbound;
-use crate::data::stats::Counters;
+use crate::data::router::Router;
 use crate::net::SocketFactory;
 use std::io::ErrorKind;
 use std::net::Shutdown;
@@ -10,14 +9,12 @@ use tokio::time::timeout;
 const SOON: Duration = Duration::from_secs(20);
 
 fn relay_with(connections: usize, pipes: usize, outbound: &str, limits: &Limits) -> Arc<TcpRelay> {
-    let shared = Arc::new(Shared {
-        outbound: outbound.parse::<Outbound>().expect("a literal"),
-        counters: Counters::default(),
-    });
+    let shared = Arc::new(Shared::new(Router::fixed(outbound)));
     let dialer = Dialer {
         factory: SocketFactory::default(),
         limit: limits.connect_timeout,
         keepalive: limits.keepalive,
+        guard: Arc::default(),
     };
     let budget = Budget {
         open_files: 1024,
@@ -389,7 +386,7 @@ mod socks5 {
         let destination = "192.0.2.1:443".parse().expect("a literal");
         let stream = relay
             .dialer
-            .connect(&relay.shared.outbound, destination)
+            .connect(relay.shared.router().default_way(), destination)
             .await?;
         Ok((stream, playing.await.expect("no assertion failed")))
     }

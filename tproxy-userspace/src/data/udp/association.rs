@@ -15,6 +15,7 @@ use tokio::time::sleep;
 use super::{Receiver, Scratch, UdpRelay, with_scratch};
 use crate::data::outbound::{DialError, Socks5Server, wire};
 use crate::data::record::{Outcome, Record, Shared};
+use crate::data::way::Way;
 use crate::net::mmsg::{BATCH, Outgoing, Prefix, Received, SendReport};
 
 /// Datagrams that wait while the SOCKS5 server is being asked for a relay.
@@ -82,13 +83,17 @@ impl Association {
         }
     }
 
-    /// Starts the task that carries answers back.
-    pub fn start(self: &Arc<Self>, relay: &Arc<UdpRelay>, server: Option<&Socks5Server>) {
+    /// Starts the task that carries answers back. With a server it asks that one for a relay first.
+    pub fn start(
+        self: &Arc<Self>,
+        relay: &Arc<UdpRelay>,
+        server: Option<(Arc<Way>, Socks5Server)>,
+    ) {
         let association = Arc::clone(self);
         let relay = Arc::clone(relay);
         let task = match server {
             None => tokio::spawn(association.answer_directly(relay)),
-            Some(server) => tokio::spawn(association.answer_by(relay, server.clone())),
+            Some((way, server)) => tokio::spawn(association.answer_by(relay, way, server)),
         };
         // Set once, here.
         let _ = self.task.set(task.abort_handle());
@@ -147,9 +152,9 @@ impl Association {
         }
     }
 
-    async fn answer_by(self: Arc<Self>, relay: Arc<UdpRelay>, server: Socks5Server) {
+    async fn answer_by(self: Arc<Self>, relay: Arc<UdpRelay>, way: Arc<Way>, server: Socks5Server) {
         // In a box, so that its size is not part of every idle association.
-        let associated = Box::pin(self.associate(&relay, &server)).await;
+        let associated = Box::pin(self.associate(&relay, &way, &server)).await;
         let outcome = match (associated, &self.upstream) {
             (Ok(control), Upstream::Socks5 { socket, .. }) => {
                 if let Some(socket) = socket.get() {
@@ -175,9 +180,10 @@ impl Association {
     async fn associate(
         &self,
         relay: &UdpRelay,
+        way: &Way,
         server: &Socks5Server,
     ) -> Result<TcpStream, DialError> {
-        let (control, address) = relay.dialer.associate(server).await?;
+        let (control, address) = relay.dialer.associate(way, server).await?;
         let socket = relay.dialer.factory.udp_outgoing(address)?;
         let failed = |source| DialError::Connect {
             peer: address,

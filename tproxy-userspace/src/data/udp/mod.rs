@@ -208,7 +208,8 @@ impl UdpRelay {
     ) -> Option<Arc<Association>> {
         let shared = Arc::clone(&self.shared);
         let mut record = Record::new(shared, Protocol::Udp, client, destination);
-        let (association, server) = match &self.shared.outbound {
+        let way = Arc::clone(self.shared.router().default_way());
+        let (association, server) = match &*way.outbound {
             Outbound::Direct => {
                 let socket = self.dialer.factory.udp_outgoing(client);
                 let socket = socket
@@ -223,7 +224,10 @@ impl UdpRelay {
                     }
                 }
             }
-            Outbound::Socks5(server) => (Association::socks5(receiver, record), Some(server)),
+            Outbound::Socks5(server) => {
+                let server = server.clone();
+                (Association::socks5(receiver, record), Some((way, server)))
+            }
         };
         let association = Arc::new(association);
         association.start(self, server);

@@ -1,4 +1,5 @@
 use super::*;
+use crate::data::router::Router;
 use crate::data::stats::Counters;
 use crate::net::SocketFactory;
 use std::collections::BTreeSet;
@@ -18,14 +19,12 @@ impl Bench {
     fn new(outbound: &str, associations: usize, address: &str) -> Self {
         let limits = Limits::default();
         let factory = SocketFactory::default();
-        let shared = Arc::new(Shared {
-            outbound: outbound.parse().expect("a literal"),
-            counters: Counters::default(),
-        });
+        let shared = Arc::new(Shared::new(Router::fixed(outbound)));
         let dialer = Dialer {
             factory,
             limit: limits.connect_timeout,
             keepalive: limits.keepalive,
+            guard: Arc::default(),
         };
         let budget = Budget {
             open_files: 1024,

@@ -140,13 +140,16 @@ fn wait<'a>(epoll: &Epoll, events: &'a mut [EpollEvent]) -> Result<&'a [EpollEve
 ///
 /// # Errors
 /// When no connection comes about, or a socket cannot be made.
-pub fn run(stage: &Stage, family: Family, at_once: usize, time: Duration) -> Result<Exchanges> {
+pub fn run(
+    stage: &Stage,
+    client: &Namespace,
+    family: Family,
+    at_once: usize,
+    time: Duration,
+) -> Result<Exchanges> {
     let server = Server::start(&stage.lab.internet)?;
     let targets = targets(family);
-    let exchanges = stage
-        .lab
-        .device
-        .enter(|| Client::new(&targets)?.run(at_once, time))??;
+    let exchanges = client.enter(|| Client::new(&targets)?.run(at_once, time))??;
     drop(server);
     if exchanges.times.is_empty() {
         bail!("none of {} connections came about", exchanges.lost);

@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use lab::{Family, usage};
+use lab::{Family, Namespace, usage};
 
 use super::connections::{self, Server};
 use crate::{
@@ -24,12 +24,12 @@ const LIMIT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When the proxy cannot hold them all, or has none.
-pub fn run(stage: &Stage, family: Family, count: usize) -> Result<Readings> {
+pub fn run(stage: &Stage, client: &Namespace, family: Family, count: usize) -> Result<Readings> {
     let pid = stage.relay().context("nothing relays here")?;
     let server = Server::start(&stage.lab.internet)?;
     let targets = connections::targets(family);
     let (rest, files) = (settled_kib(pid)?, usage::open_files(pid)?);
-    let open = stage.lab.device.enter(|| open(&targets, count))??;
+    let open = client.enter(|| open(&targets, count))??;
     let (loaded, files_now) = (settled_kib(pid)?, usage::open_files(pid)?);
     drop(open);
     drop(server);

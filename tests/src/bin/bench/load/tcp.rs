@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use lab::{
-    Family,
+    Family, Namespace,
     traffic::{self, Test},
 };
 
@@ -19,6 +19,7 @@ const GIB: f64 = (1_u64 << 30) as f64;
 /// When iperf3 fails.
 pub fn run(
     stage: &Stage,
+    client: &Namespace,
     family: Family,
     streams: u32,
     to_device: bool,
@@ -26,7 +27,7 @@ pub fn run(
 ) -> Result<Readings> {
     let before = stage.cpu_seconds()?;
     let report = traffic::iperf(
-        &stage.lab.device,
+        client,
         stage.iperf(family)?,
         Test {
             streams,

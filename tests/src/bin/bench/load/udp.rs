@@ -29,10 +29,10 @@ const PATIENCE: Duration = Duration::from_millis(200);
 const OPENING: u64 = u64::MAX;
 
 /// The server's socket at the first far address and the device's, connected to it.
-fn sockets(stage: &Stage, family: Family) -> Result<(UdpSocket, UdpSocket)> {
+fn sockets(stage: &Stage, client: &Namespace, family: Family) -> Result<(UdpSocket, UdpSocket)> {
     let target = SocketAddr::new(family.far(1), PORT);
     let server = bind(&stage.lab.internet, target)?;
-    let client = traffic::open_udp(&stage.lab.device, family)?;
+    let client = traffic::open_udp(client, family)?;
     client.connect(target)?;
     client.set_read_timeout(Some(TICK))?;
     Ok((server, client))
@@ -72,11 +72,12 @@ fn echo(server: &UdpSocket, stop: &AtomicBool) {
 /// When nothing comes back.
 pub fn round_trips(
     stage: &Stage,
+    client: &Namespace,
     family: Family,
     in_flight: usize,
     time: Duration,
 ) -> Result<Exchanges> {
-    let (server, client) = sockets(stage, family)?;
+    let (server, client) = sockets(stage, client, family)?;
     let stop = AtomicBool::new(false);
     let exchanges = thread::scope(|scope| {
         scope.spawn(|| echo(&server, &stop));
@@ -184,11 +185,12 @@ fn word(buffer: &[u8], at: usize) -> u64 {
 /// When nothing comes through.
 pub fn one_way(
     stage: &Stage,
+    client: &Namespace,
     family: Family,
     rate: Option<u32>,
     time: Duration,
 ) -> Result<Readings> {
-    let (server, client) = sockets(stage, family)?;
+    let (server, client) = sockets(stage, client, family)?;
     open_way(&client, || receive_number(&server))?;
     let done = AtomicBool::new(false);
     let (sent, received) = thread::scope(|scope| {

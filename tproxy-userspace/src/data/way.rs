@@ -1,0 +1,317 @@
+//! An outbound in use: with its server's addresses, which are known before anything is relayed and kept fresh.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep_until};
+use url::Host;
+
+use super::Error;
+use super::guard::Guard;
+use super::outbound::Outbound;
+use super::record::Shared;
+use super::resolve::{Answer, LookupError, Resolver};
+use super::router::{Named, Router};
+use super::sockets::Sockets;
+use crate::net::SocketFactory;
+
+/// A name is not looked up more often than this because its time is over, whatever its TTL.
+const SHORTEST_TTL: Duration = Duration::from_secs(10);
+/// It is looked up at least this often: a server that moves is found although the old address held for days.
+const LONGEST_TTL: Duration = Duration::from_secs(600);
+/// The time between two look-ups because the server could not be reached.
+const PAUSE: Duration = Duration::from_secs(1);
+/// More addresses than this are left out: each attempt to connect gets a share of the time.
+const MOST_ADDRESSES: usize = 16;
+
+/// What a proxy needs of its upstream side before it starts.
+#[derive(Debug)]
+pub struct Upstream {
+    pub(super) router: Router,
+    pub(super) resolver: Resolver,
+    pub(super) guard: Arc<Guard>,
+}
+
+impl Upstream {
+    /// Looks the outbounds' servers up; the first is for all that nothing else is said of. `sockets` are the proxy's own and `own` the gateway's addresses.
+    ///
+    /// # Errors
+    /// When a server has no address, or one of them is the proxy's own listener.
+    pub async fn open(
+        outbounds: Vec<Named>,
+        sockets: &Sockets,
+        own: BTreeSet<IpAddr>,
+        factory: SocketFactory,
+    ) -> Result<Self, Error> {
+        let guard = Arc::new(Guard::new(sockets, own));
+        let resolver = Resolver::system(factory);
+        let router = Router::open(outbounds, &resolver, &guard).await?;
+        Ok(Self {
+            router,
+            resolver,
+            guard,
+        })
+    }
+
+    /// The addresses of the outbounds' servers. `direct://` has none.
+    #[must_use]
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.router.servers()
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Way {
+    /// The outbound's name.
+    pub name: Arc<str>,
+    /// The outbound.
+    pub outbound: Arc<Outbound>,
+    known: Mutex<Known>,
+    failed: Notify,
+}
+
+/// What is known of a server.
+#[derive(Debug)]
+struct Known {
+    /// In the order in which they are tried first. Empty without a server.
+    addresses: Vec<SocketAddr>,
+    /// The one that was connected to last.
+    worked: Option<SocketAddr>,
+    /// When the name was looked up last.
+    looked_up: Instant,
+    /// When it is to be looked up again.
+    due: Instant,
+    /// The last look-up failed.
+    stale: bool,
+}
+
+impl Way {
+    /// Looks the outbound's server up and makes sure that it is not the proxy itself.
+    ///
+    /// # Errors
+    /// [`Error::Lookup`], [`Error::Loop`].
+    pub async fn open(
+        Named { name, outbound }: Named,
+        resolver: &Resolver,
+        guard: &Guard,
+    ) -> Result<Self, Error> {
+        let way = match server_name(&outbound) {
+            None => Self::literal(&name, outbound),
+            Some(host) => {
+                let answer = resolver.lookup(host).await?;
+                let port = port(&outbound);
+                let addresses = arrange(&answer.addresses, port);
+                Self::new(&name, outbound, addresses, answer.ttl)
+            }
+        };
+        for address in way.candidates() {
+            if guard.is_listener(address) {
+                return Err(Error::Loop {
+                    outbound: way.outbound.to_string(),
+                    address,
+                });
+            }
+            if guard.is_here(address.ip()) {
+                tracing::warn!(
+                    "the server of the outbound {} runs on this gateway ({address}): where the gateway's own \
+                     traffic is proxied, exempt that program (by gid, uid, cgroup or mark), or its connections \
+                     come back to it",
+                    way.outbound
+                );
+            }
+        }
+        Ok(way)
+    }
+
+    /// An outbound whose server, if it has one, is given by its address.
+    fn literal(name: &str, outbound: Outbound) -> Self {
+        let address: Option<IpAddr> = match &outbound {
+            Outbound::Direct => None,
+            Outbound::Socks5(server) => match server.host {
+                Host::Ipv4(ip) => Some(ip.into()),
+                // An IPv4 address in IPv6's clothes is reached by an IPv4 socket.
+                Host::Ipv6(ip) => Some(ip.to_canonical()),
+                Host::Domain(_) => None,
+            },
+        };
+        let addresses = arrange(address.as_slice(), port(&outbound));
+        Self::new(name, outbound, addresses, LONGEST_TTL)
+    }
+
+    /// An outbound as a test writes it.
+    #[cfg(test)]
+    pub fn fixed(outbound: &str) -> Self {
+        Self::literal("fixed", outbound.parse().expect("a literal"))
+    }
+
+    fn new(name: &str, outbound: Outbound, addresses: Vec<SocketAddr>, ttl: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            name: name.into(),
+            outbound: Arc::new(outbound),
+            known: Mutex::new(Known {
+                addresses,
+                worked: None,
+                looked_up: now,
+                due: now + bounded(ttl),
+                stale: false,
+            }),
+            failed: Notify::new(),
+        }
+    }
+
+    /// The addresses of the server.
+    #[must_use]
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.known()
+            .addresses
+            .iter()
+            .map(|address| address.ip().to_canonical())
+            .collect()
+    }
+
+    /// The server's addresses in the order in which to try them: first the one that worked last.
+    #[must_use]
+    pub fn candidates(&self) -> Vec<SocketAddr> {
+        let known = self.known();
+        let mut all = known.addresses.clone();
+        if let Some(at) = all.iter().position(|one| Some(*one) == known.worked) {
+            all[..=at].rotate_right(1);
+        }
+        all
+    }
+
+    /// This address was connected to.
+    pub fn worked(&self, address: SocketAddr) {
+        self.known().worked = Some(address);
+    }
+
+    /// None of the addresses could be connected to. They are looked up anew.
+    pub fn failed(&self) {
+        self.failed.notify_one();
+    }
+
+    /// Waits until it is time to look the server's name up, and does. Never ends for a server without a name.
+    pub(super) async fn refresh(&self, resolver: &Resolver, guard: &Guard) {
+        let Some(name) = server_name(&self.outbound) else {
+            return std::future::pending().await;
+        };
+        let (due, soonest) = {
+            let known = self.known();
+            (known.due, known.looked_up + PAUSE)
+        };
+        tokio::select! {
+            () = sleep_until(due) => {}
+            () = self.failed.notified() => sleep_until(soonest.min(due)).await,
+        }
+        self.known().looked_up = Instant::now();
+        match resolver.lookup(name).await {
+            Ok(answer) => self.take(&answer, guard),
+            Err(error) => self.keep(&error),
+        }
+    }
+
+    fn take(&self, answer: &Answer, guard: &Guard) {
+        let addresses = arrange(&answer.addresses, port(&self.outbound));
+        let mut known = self.known();
+        known.due = Instant::now() + bounded(answer.ttl);
+        known.stale = false;
+        // What failed while the question was under way failed with the old addresses.
+        let _ = self.failed.notified().now_or_never();
+        if known.addresses == addresses {
+            return;
+        }
+        known.addresses.clone_from(&addresses);
+        drop(known);
+        tracing::info!(
+            "the server of the outbound {} is now at {}",
+            self.outbound,
+            list(&addresses)
+        );
+        for address in addresses.into_iter().filter(|one| guard.is_listener(*one)) {
+            let outbound = self.outbound.to_string();
+            tracing::error!("{}", Error::Loop { outbound, address });
+        }
+    }
+
+    fn keep(&self, error: &LookupError) {
+        let mut known = self.known();
+        known.due = Instant::now() + SHORTEST_TTL;
+        let addresses = known.addresses.clone();
+        // Once, lest a name server that is down fills the log.
+        if !std::mem::replace(&mut known.stale, true) {
+            drop(known);
+            tracing::warn!("{error}. Still in use: {}", list(&addresses));
+        }
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // No code that can panic runs under the lock.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Keeps the addresses of the servers fresh, and those that are published, for ever.
+pub async fn follow(shared: Arc<Shared>, resolver: Resolver, guard: Arc<Guard>) {
+    loop {
+        let router = shared.router();
+        tokio::select! {
+            () = router.refresh(&resolver, &guard) => shared.publish(),
+            () = shared.replaced() => {}
+        }
+    }
+}
+
+/// The server's name, if it is given by name.
+fn server_name(outbound: &Outbound) -> Option<&str> {
+    match outbound {
+        Outbound::Direct => None,
+        Outbound::Socks5(server) => match &server.host {
+            Host::Domain(name) => Some(name),
+            Host::Ipv4(_) | Host::Ipv6(_) => None,
+        },
+    }
+}
+
+/// The server's port; 0 without a server.
+fn port(outbound: &Outbound) -> u16 {
+    match outbound {
+        Outbound::Direct => 0,
+        Outbound::Socks5(server) => server.port,
+    }
+}
+
+fn bounded(ttl: Duration) -> Duration {
+    ttl.clamp(SHORTEST_TTL, LONGEST_TTL)
+}
+
+/// The families in turn, IPv6 first (RFC 8305 section 4), so that one family that leads nowhere costs one attempt.
+/// Within a family in the order of numbers: answers come in an order that changes, which is no change.
+fn arrange(addresses: &[IpAddr], port: u16) -> Vec<SocketAddr> {
+    let sorted: BTreeSet<IpAddr> = addresses.iter().copied().collect();
+    let (mut v6, mut v4) = (
+        sorted.iter().filter(|address| address.is_ipv6()),
+        sorted.iter().filter(|address| address.is_ipv4()),
+    );
+    let mut arranged = Vec::with_capacity(sorted.len());
+    while arranged.len() < sorted.len() {
+        arranged.extend(v6.next());
+        arranged.extend(v4.next());
+    }
+    arranged.truncate(MOST_ADDRESSES);
+    let address = |ip: &IpAddr| SocketAddr::new(*ip, port);
+    arranged.into_iter().map(address).collect()
+}
+
+fn list(addresses: &[SocketAddr]) -> String {
+    let texts: Vec<String> = addresses.iter().map(ToString::to_string).collect();
+    texts.join(", ")
+}
+
+#[cfg(test)]
+mod tests;
