@@ -10,6 +10,7 @@ mod proxy;
 mod record;
 mod resolve;
 mod router;
+pub mod sniff;
 mod sockets;
 mod stats;
 mod tcp;

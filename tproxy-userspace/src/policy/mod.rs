@@ -1,4 +1,8 @@
-//! Prefix sets and their file formats.
+//! Prefix and domain sets, their file formats, and the rules over them.
 
+pub mod domain;
 pub mod list;
+pub mod port;
 pub mod prefix;
+pub mod prefix_set;
+pub mod rule;

@@ -1,0 +1,254 @@
+//! Rules: which outbound a connection takes, by where it comes from, where it goes and what name it asks for.
+//!
+//! Of the conditions of a rule all that are given must hold, and within one any of its entries. The first rule that
+//! matches decides. All sets are plain data here; who reads them from files is no matter of rules.
+
+#[cfg(test)]
+mod tests;
+
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+use serde::Serialize;
+
+use super::domain::{Domain, DomainError, DomainSet};
+use super::port::PortRange;
+use super::prefix_set::PrefixSet;
+
+/// TCP or UDP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+/// One rule, with what its files held. A condition that is None is not given, so it holds always; an empty list holds
+/// never.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// What it is called.
+    pub name: String,
+    /// The name that the device asks for. Without a name the condition does not hold.
+    pub domain: Option<Vec<Domain>>,
+    /// The original destination.
+    pub prefix: Option<Vec<IpNet>>,
+    /// The device.
+    pub source: Option<Vec<IpNet>>,
+    /// The port of the original destination.
+    pub port: Option<Vec<PortRange>>,
+    /// TCP or UDP.
+    pub protocol: Option<Protocol>,
+    /// The name of the outbound that what matches takes.
+    pub outbound: String,
+}
+
+/// What rules are asked about.
+#[derive(Clone, Copy, Debug)]
+pub struct Query<'q> {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The device.
+    pub source: SocketAddr,
+    /// The original destination.
+    pub destination: SocketAddr,
+    /// The name that the device asks for, if it is known.
+    pub name: Option<&'q str>,
+}
+
+/// What rules say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision<'r> {
+    /// The index of the rule that matched and its name. None: no rule, so it is the default.
+    pub rule: Option<(usize, &'r str)>,
+    /// The name of the outbound.
+    pub outbound: &'r str,
+}
+
+/// Why there are no rules.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RuleError {
+    /// Their domains.
+    #[error("the domains of the rules are of no use: {0}")]
+    Domain(#[from] DomainError),
+    /// More rules than there are numbers for.
+    #[error("there are more than {} rules; join some of them", u32::MAX)]
+    TooMany,
+}
+
+/// Rules in their order.
+///
+/// ```
+/// use tproxy_userspace::policy::rule::{Protocol, Query, Rule, Rules};
+///
+/// let rule = Rule {
+///     name: "video".to_owned(),
+///     domain: Some(vec!["video.example".parse().unwrap()]),
+///     prefix: None,
+///     source: None,
+///     port: None,
+///     protocol: None,
+///     outbound: "fast".to_owned(),
+/// };
+/// let rules = Rules::new([rule], "slow").unwrap();
+/// let query = Query {
+///     protocol: Protocol::Tcp,
+///     source: "192.0.2.7:40000".parse().unwrap(),
+///     destination: "198.51.100.1:443".parse().unwrap(),
+///     name: None,
+/// };
+/// assert!(rules.needs_name(&query));
+/// assert_eq!(rules.decide(&query).outbound, "slow");
+/// let query = Query { name: Some("a.video.example"), ..query };
+/// assert_eq!(rules.decide(&query).outbound, "fast");
+/// ```
+#[derive(Debug)]
+pub struct Rules {
+    rules: Box<[Compiled]>,
+    /// Indices of the rules with a condition about the name, and of those without.
+    named: Box<[u32]>,
+    plain: Box<[u32]>,
+    /// The domains of all rules, each with the index of its rule.
+    domains: DomainSet,
+    default: String,
+}
+
+/// A rule without its domains.
+#[derive(Debug)]
+struct Compiled {
+    name: String,
+    outbound: String,
+    protocol: Option<Protocol>,
+    ports: Option<Box<[PortRange]>>,
+    source: Option<PrefixSet>,
+    prefix: Option<PrefixSet>,
+}
+
+impl Compiled {
+    /// Do the conditions hold that are not about the name? The cheap ones come first.
+    fn holds(&self, query: &Query<'_>) -> bool {
+        let contains = |set: &Option<PrefixSet>, address: IpAddr| {
+            set.as_ref().is_none_or(|set| set.contains(address))
+        };
+        let port = query.destination.port();
+        self.protocol
+            .is_none_or(|protocol| protocol == query.protocol)
+            && self
+                .ports
+                .as_ref()
+                .is_none_or(|ports| ports.iter().any(|range| range.contains(port)))
+            && contains(&self.source, query.source.ip())
+            && contains(&self.prefix, query.destination.ip())
+    }
+}
+
+impl Rules {
+    /// Rules, and the name of the outbound for what no rule matches.
+    ///
+    /// # Errors
+    /// When their domains are wrong or too many. There is no half set of rules.
+    pub fn new(
+        rules: impl IntoIterator<Item = Rule>,
+        default: impl Into<String>,
+    ) -> Result<Self, RuleError> {
+        let (mut compiled, mut named, mut plain) = (Vec::new(), Vec::new(), Vec::new());
+        let mut domains = Vec::new();
+        for rule in rules {
+            let index = u32::try_from(compiled.len()).map_err(|_| RuleError::TooMany)?;
+            match rule.domain {
+                Some(of_rule) => {
+                    named.push(index);
+                    domains.extend(of_rule.into_iter().map(|domain| (domain, index)));
+                }
+                None => plain.push(index),
+            }
+            let set = |prefixes: Option<Vec<IpNet>>| prefixes.map(PrefixSet::from_iter);
+            compiled.push(Compiled {
+                name: rule.name,
+                outbound: rule.outbound,
+                protocol: rule.protocol,
+                ports: rule.port.map(Into::into),
+                source: set(rule.source),
+                prefix: set(rule.prefix),
+            });
+        }
+        Ok(Self {
+            rules: compiled.into(),
+            named: named.into(),
+            plain: plain.into(),
+            domains: DomainSet::new(domains)?,
+            default: default.into(),
+        })
+    }
+
+    /// The outbound for this query: that of the first rule that matches, or the default.
+    #[must_use]
+    pub fn decide(&self, query: &Query<'_>) -> Decision<'_> {
+        let plain = self.first_plain(query);
+        let before = plain.unwrap_or(u32::MAX);
+        // The domains are looked through once for all rules, and not at all if none of those comes first.
+        let by_name = query
+            .name
+            .filter(|_| self.named.first().is_some_and(|first| *first < before))
+            .and_then(|name| {
+                self.domains
+                    .first(name, before, |index| self.rule(index).holds(query))
+            });
+        match by_name.or(plain) {
+            Some(index) => {
+                let rule = self.rule(index);
+                Decision {
+                    rule: Some((index as usize, &rule.name)),
+                    outbound: &rule.outbound,
+                }
+            }
+            None => Decision {
+                rule: None,
+                outbound: &self.default,
+            },
+        }
+    }
+
+    /// Could a name send this query to another outbound? False when it has one already.
+    ///
+    /// Where it is false, there is no need to find out what name the device asks for.
+    #[must_use]
+    pub fn needs_name(&self, query: &Query<'_>) -> bool {
+        if query.name.is_some() || self.named.is_empty() {
+            return false;
+        }
+        let plain = self.first_plain(query);
+        let outbound = plain.map_or(&self.default, |index| &self.rule(index).outbound);
+        self.named
+            .iter()
+            .take_while(|index| plain.is_none_or(|plain| **index < plain))
+            .map(|index| self.rule(*index))
+            .any(|rule| rule.outbound != *outbound && rule.holds(query))
+    }
+
+    /// The index of the first rule that matches without a name.
+    fn first_plain(&self, query: &Query<'_>) -> Option<u32> {
+        self.plain
+            .iter()
+            .copied()
+            .find(|index| self.rule(*index).holds(query))
+    }
+
+    fn rule(&self, index: u32) -> &Compiled {
+        &self.rules[index as usize]
+    }
+
+    /// How many rules there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// Does everything take the default?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.rules.is_empty()
+    }
+}
