@@ -1,0 +1,131 @@
+//! What a run does about changes: of the configuration, of exempt cgroups, of servers, and of what others
+//! undo.
+
+use anyhow::Result;
+use ipnet::IpNet;
+use tproxy_common::abi::Origin;
+use tproxy_userspace::config::Config;
+use tproxy_userspace::control::place::Place;
+use tproxy_userspace::control::{bypass, cgroup, exempt, preflight};
+
+use super::super::upstream;
+use super::Session;
+use super::links::selection;
+use super::start::{bypass_prefixes, enforce};
+
+/// Without it the proxy runs all the same: a cgroup that is made anew is then exempt with the next edit.
+pub(super) fn watch_cgroups(place: &Place) -> Option<cgroup::Watch> {
+    let root = cgroup::mount().ok()??;
+    cgroup::Watch::open(&root, &place.changes())
+        .inspect_err(|error| tracing::warn!("cgroups that are made anew are not followed: {error}"))
+        .ok()
+}
+
+pub(super) async fn cgroups_changed(watch: &mut Option<cgroup::Watch>) -> std::io::Result<()> {
+    match watch {
+        Some(watch) => watch.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Session<'_> {
+    /// Puts the configuration into force as it is now: the difference, and all of it or nothing.
+    pub(super) async fn reload(&mut self) -> Result<()> {
+        let config = (self.reread)()?;
+        let prefixes = bypass_prefixes(&config)?;
+        exempt::check(&config.exempt)?;
+        preflight::check_links(&selection(&config), &self.snapshot)?;
+        for (key, differs) in [
+            ("[tcp]", config.tcp != self.config.tcp),
+            ("[udp]", config.udp != self.config.udp),
+            ("proxy.port", config.proxy.port != self.config.proxy.port),
+        ] {
+            if differs {
+                tracing::warn!("{key} has changed, which takes a restart to come into force");
+            }
+        }
+        let other_outbounds = config.outbounds != self.config.outbounds;
+        // First: their servers must be found, and may be refused.
+        if other_outbounds {
+            self.proxy
+                .set_outbounds(upstream::outbounds(&config)?)
+                .await?;
+        }
+        if let Err(error) = self.enforce(&config, &prefixes) {
+            let (config, prefixes) = (self.config.clone(), self.prefixes.clone());
+            let mut undone = self.enforce(&config, &prefixes);
+            if other_outbounds {
+                let outbounds = upstream::outbounds(&config)?;
+                undone = undone.and(
+                    self.proxy
+                        .set_outbounds(outbounds)
+                        .await
+                        .map_err(Into::into),
+                );
+            }
+            if let Err(undo) = undone {
+                tracing::error!("taking back a reload that failed: {undo:#}");
+            }
+            return Err(error);
+        }
+        let before = std::mem::replace(&mut self.config, config);
+        self.prefixes = prefixes;
+        if before.gateway.forward && !self.config.gateway.forward {
+            let _lock = self.place.lock()?;
+            self.gateway.disable_forwarding()?;
+        }
+        self.spare_servers()?;
+        let synced = self.sync().await?;
+        self.tell(&synced);
+        Ok(())
+    }
+
+    /// What of a configuration needs no look at the links.
+    pub(super) fn enforce(&mut self, config: &Config, prefixes: &[IpNet]) -> Result<()> {
+        let _lock = self.place.lock()?;
+        enforce(&mut self.gateway, config, prefixes)
+    }
+
+    pub(super) fn sweep(&mut self) -> Result<()> {
+        let _lock = self.place.lock()?;
+        bypass::sweep(self.gateway.maps())?;
+        // What a command removed, or was in the place of for a while.
+        let servers = upstream::prefixes(&self.servers.borrow());
+        let terms = upstream::terms();
+        bypass::restore(self.gateway.maps(), &servers, &terms, Origin::Outbound)?;
+        // A firewall that is loaded anew flushes the tables of others, and nobody tells.
+        self.gateway
+            .sync_machine(&self.config.gateway, &self.snapshot)?;
+        Ok(())
+    }
+
+    /// The addresses of the outbound's server go direct, those that it had before no more.
+    pub(super) fn spare_servers(&mut self) -> Result<()> {
+        let _lock = self.place.lock()?;
+        let servers = upstream::prefixes(&self.servers.borrow_and_update());
+        let terms = upstream::terms();
+        bypass::replace(self.gateway.maps(), &servers, &terms, Origin::Outbound)?;
+        Ok(())
+    }
+
+    /// Brings the ids of exempt cgroups in step with the machine.
+    pub(super) fn follow_cgroups(&mut self) {
+        let Some(watch) = &mut self.cgroups else {
+            return;
+        };
+        let maps = self.gateway.maps();
+        let mut follow = || {
+            // Watched first: what comes after being looked for is told of.
+            watch.set(&exempt::cgroups(maps)?)?;
+            // The lock is only taken for a change: letting go of it is told of as well.
+            if !exempt::is_fresh(maps)? {
+                let _lock = self.place.lock()?;
+                exempt::refresh(maps)?;
+            }
+            anyhow::Ok(())
+        };
+        if let Err(error) = follow() {
+            tracing::error!("following exempt cgroups: {error:#}");
+        }
+    }
+}
