@@ -20,7 +20,7 @@ use tproxy_userspace::control::sync::{Roles, Selection, wanted};
 use tproxy_userspace::data::{DrainReport, Limits, Outbound, Proxy, Sockets};
 use tproxy_userspace::net::SocketFactory;
 use tproxy_userspace::observe::socket::{Asked, Request, Server};
-use tproxy_userspace::policy::list::load_files;
+use tproxy_userspace::policy::list::load_prefixes;
 
 use super::run::policy;
 
@@ -131,13 +131,13 @@ pub fn way(kernel: KernelVersion) -> AttachWay {
     }
 }
 
-/// The prefixes that the configuration bypasses.
+/// The prefixes that the configuration bypasses. What its lists hold beside them is told.
 pub fn bypass_prefixes(config: &Config) -> Result<Vec<IpNet>> {
-    let mut prefixes = config.bypass.prefixes.clone();
-    if !config.bypass.files.is_empty() {
-        prefixes.extend(load_files(&config.bypass.files)?);
+    let lists = load_prefixes(&config.bypass.files, &mut |_| {})?;
+    for note in lists.notes {
+        tracing::info!("{note}");
     }
-    Ok(prefixes)
+    Ok([config.bypass.prefixes.clone(), lists.entries].concat())
 }
 
 /// What the proxy allows.
