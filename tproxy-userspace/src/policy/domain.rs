@@ -119,22 +119,32 @@ fn international(text: &str) -> bool {
         .any(|four| four.eq_ignore_ascii_case(b"xn--"))
 }
 
-/// A name with `*` for any characters but dots, as mihomo and AdGuard write it, as a regular expression.
-/// Without a `*` it is the name alone.
+/// A name with `*` for any characters but dots, as mihomo's sets of names and AdGuard have it, as a regular
+/// expression. Without a `*` it is the name alone.
 pub(super) fn wildcard(text: &str) -> Result<DomainEntry, NameError> {
-    if !text.contains('*') {
+    pattern(text, &[('*', "[^.]+")])
+}
+
+/// The same with `*` for any characters and `?` for one, as in mihomo's DOMAIN-WILDCARD.
+pub(super) fn glob(text: &str) -> Result<DomainEntry, NameError> {
+    pattern(text, &[('*', ".*"), ('?', ".")])
+}
+
+fn pattern(text: &str, marks: &[(char, &str)]) -> Result<DomainEntry, NameError> {
+    let is_mark = |character: char| marks.iter().any(|(mark, _)| *mark == character);
+    if !text.contains(is_mark) {
         return Ok(DomainEntry::Full(name(text)?));
     }
-    // The pattern is checked as the name that it becomes when each star stands for one letter.
-    name(&text.replace('*', "x"))?;
+    // The pattern is checked as the name that it becomes when each mark stands for one letter.
+    name(&text.replace(is_mark, "x"))?;
     let text = text.strip_suffix('.').unwrap_or(text);
     let mut pattern = String::with_capacity(text.len() + 16);
     pattern.push('^');
     for character in text.chars() {
-        match character {
-            '*' => pattern.push_str("[^.]+"),
-            '.' => pattern.push_str("\\."),
-            other => pattern.extend(other.to_lowercase()),
+        match marks.iter().find(|(mark, _)| *mark == character) {
+            Some((_, expression)) => pattern.push_str(expression),
+            None if character == '.' => pattern.push_str("\\."),
+            None => pattern.extend(character.to_lowercase()),
         }
     }
     pattern.push('$');

@@ -224,7 +224,7 @@ fn lists_of_any_format_become_one_set() {
     .map(Source::new);
     let mut told = Vec::new();
     let loaded = load_prefixes(&sources, &mut |progress| {
-        told.push(progress.done <= progress.total)
+        told.push(progress.done <= progress.total);
     })
     .unwrap();
     let texts: Vec<String> = loaded.entries.iter().map(ToString::to_string).collect();

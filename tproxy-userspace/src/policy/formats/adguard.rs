@@ -55,8 +55,8 @@ fn entry(out: &mut Reading, line: &str) -> Result<(), EntryError> {
         out.pass_over("rules about parts of pages");
         return Ok(());
     }
-    if line.starts_with('/') {
-        return match line[1..].strip_suffix('/') {
+    if let Some(rest) = line.strip_prefix('/') {
+        return match rest.strip_suffix('/') {
             Some(pattern) => out.regex(pattern),
             None => {
                 out.pass_over("rules about addresses of pages");

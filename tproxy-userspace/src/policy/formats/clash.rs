@@ -146,7 +146,7 @@ fn rule(text: &str, out: &mut Reading) -> Result<(), EntryError> {
         // It may hold commas itself.
         "DOMAIN-REGEX" => out.regex(rest.trim()),
         "DOMAIN-WILDCARD" | "HOST-WILDCARD" => {
-            out.domain(domain::wildcard(value)?);
+            out.domain(domain::glob(value)?);
             Ok(())
         }
         "IP-CIDR" | "IP-CIDR6" | "IP6-CIDR" => out.masked_prefix_text(value),

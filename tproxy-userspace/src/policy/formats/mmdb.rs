@@ -217,7 +217,6 @@ impl<'a> Tree<'a> {
                 Some(steps) if depth < bits => steps,
                 _ => return wrong("the search tree has a loop"),
             };
-            // The left one comes off the stack first, so the networks come in order.
             for right in [true, false] {
                 let record = self.record(node, right);
                 let network = if right {

@@ -24,7 +24,7 @@ use crate::policy::prefix::excerpt;
 pub(super) const ZSTD_MAGIC: &[u8] = b"\x28\xb5\x2f\xfd";
 
 pub(super) fn read(bytes: &[u8], out: &mut Reading) -> Result<(), Trouble> {
-    unpacked(&unpack::zstd(bytes)?, out).map_err(Trouble::unpacked)
+    unpacked(&unpack::zstd(bytes, unpack::MOST)?, out).map_err(Trouble::unpacked)
 }
 
 /// Reads what the file unpacks to.

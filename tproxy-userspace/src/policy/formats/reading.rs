@@ -120,6 +120,9 @@ pub(super) struct Reading {
 
 impl Reading {
     pub fn prefix(&mut self, prefix: IpNet) {
+        if self.full.is_some() {
+            return;
+        }
         let prefixes = &mut self.entries.prefixes;
         prefixes.push(prefix);
         // A range may be hundreds of prefixes, so a hostile list could grow far beyond its size.

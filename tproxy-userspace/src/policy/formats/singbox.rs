@@ -144,15 +144,12 @@ impl<'de> Visitor<'de> for Rule<'_> {
             match key.as_str() {
                 "domain" => map.next_value_seed(Texts(&mut |text| part.full_name(text)))?,
                 "domain_suffix" => {
-                    map.next_value_seed(Texts(&mut |text| match text.strip_prefix('.') {
-                        Some(name) => part.below(name),
-                        None => part.suffix(text),
-                    }))?
+                    map.next_value_seed(Texts(&mut |text| suffix(text, &mut part)))?
                 }
                 "domain_keyword" => map.next_value_seed(Texts(&mut |text| part.keyword(text)))?,
                 "domain_regex" => map.next_value_seed(Texts(&mut |text| part.regex(text)))?,
                 "ip_cidr" => {
-                    map.next_value_seed(Texts(&mut |text| part.masked_prefix_text(text)))?
+                    map.next_value_seed(Texts(&mut |text| part.masked_prefix_text(text)))?;
                 }
                 "invert" => inverted = map.next_value()?,
                 "type" => logical = map.next_value::<String>()? == "logical",
@@ -172,6 +169,13 @@ impl<'de> Visitor<'de> for Rule<'_> {
             _ => out.append(part),
         }
         out.room().map_err(A::Error::custom)
+    }
+}
+
+fn suffix(text: &str, out: &mut Reading) -> Result<(), EntryError> {
+    match text.strip_prefix('.') {
+        Some(name) => out.below(name),
+        None => out.suffix(text),
     }
 }
 

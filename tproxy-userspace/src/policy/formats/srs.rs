@@ -43,7 +43,7 @@ pub(super) fn read(bytes: &[u8], out: &mut Reading) -> Result<(), Trouble> {
         };
         return Err(Trouble::byte(MAGIC.len(), fault));
     }
-    unpacked(&unpack::zlib(bytes, file.place())?, out).map_err(Trouble::unpacked)
+    unpacked(&unpack::zlib(bytes, file.place(), unpack::MOST)?, out).map_err(Trouble::unpacked)
 }
 
 /// Reads what the compressed part holds.
