@@ -20,7 +20,8 @@ use tproxy_userspace::control::sync::{Roles, Selection, wanted};
 use tproxy_userspace::data::{DrainReport, Limits, Outbound, Proxy, Sockets};
 use tproxy_userspace::net::SocketFactory;
 use tproxy_userspace::observe::socket::{Asked, Request, Server};
-use tproxy_userspace::policy::list::load_prefixes;
+use tproxy_userspace::policy::list::{Loaded, load_prefixes};
+use tproxy_userspace::policy::prefix;
 
 use super::run::policy;
 
@@ -131,13 +132,21 @@ pub fn way(kernel: KernelVersion) -> AttachWay {
     }
 }
 
-/// The prefixes that the configuration bypasses. What its lists hold beside them is told.
+/// The prefixes that the configuration bypasses, and what its lists hold beside them.
+pub fn bypass_lists(config: &Config) -> Result<Loaded<IpNet>> {
+    let mut lists = load_prefixes(&config.bypass.files, &mut |_| {})?;
+    lists.entries.extend(&config.bypass.prefixes);
+    prefix::normalize(&mut lists.entries);
+    Ok(lists)
+}
+
+/// The prefixes that the configuration bypasses. What its lists hold beside them is logged.
 pub fn bypass_prefixes(config: &Config) -> Result<Vec<IpNet>> {
-    let lists = load_prefixes(&config.bypass.files, &mut |_| {})?;
+    let lists = bypass_lists(config)?;
     for note in lists.notes {
         tracing::info!("{note}");
     }
-    Ok([config.bypass.prefixes.clone(), lists.entries].concat())
+    Ok(lists.entries)
 }
 
 /// What the proxy allows.

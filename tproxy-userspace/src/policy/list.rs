@@ -276,7 +276,7 @@ fn others(entries: &Entries) -> String {
 }
 
 fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}")
+    format!("{what} ({count})")
 }
 
 fn is_file(path: &Path) -> bool {

@@ -235,9 +235,9 @@ fn lists_of_any_format_become_one_set() {
     assert_eq!(
         loaded.notes,
         [
-            format!("{}: passed over 2 domains", plain.display()),
+            format!("{}: passed over domains (2)", plain.display()),
             format!(
-                "{}: passed over 1 domains, 1 rules about something else than names and destinations",
+                "{}: passed over domains (1), rules about something else than names and destinations (1)",
                 clash.display()
             ),
         ]
@@ -255,7 +255,7 @@ fn lists_of_any_format_become_one_set() {
     );
     assert_eq!(
         domains.notes,
-        [format!("{}: passed over 2 prefixes", plain.display())]
+        [format!("{}: passed over prefixes (2)", plain.display())]
     );
 
     for (text, message) in [
@@ -265,7 +265,7 @@ fn lists_of_any_format_become_one_set() {
         ),
         (
             "DST-PORT,80\nDST-PORT,81\n",
-            "it holds no prefix and no domain but 2 rules about something else than names and destinations; name another list",
+            "it holds no prefix and no domain but rules about something else than names and destinations (2); name another list",
         ),
     ] {
         let path = write("wrong", text);

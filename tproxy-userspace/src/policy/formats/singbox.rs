@@ -144,7 +144,7 @@ impl<'de> Visitor<'de> for Rule<'_> {
             match key.as_str() {
                 "domain" => map.next_value_seed(Texts(&mut |text| part.full_name(text)))?,
                 "domain_suffix" => {
-                    map.next_value_seed(Texts(&mut |text| suffix(text, &mut part)))?
+                    map.next_value_seed(Texts(&mut |text| suffix(text, &mut part)))?;
                 }
                 "domain_keyword" => map.next_value_seed(Texts(&mut |text| part.keyword(text)))?,
                 "domain_regex" => map.next_value_seed(Texts(&mut |text| part.regex(text)))?,
