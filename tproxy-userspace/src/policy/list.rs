@@ -1,4 +1,4 @@
-//! Lists from files: read in any of the [formats](super::formats), all of them or nothing.
+//! Lists from files: read in any of the [`formats`], all of them or nothing.
 
 use std::fs::File;
 use std::io::{self, Read};
