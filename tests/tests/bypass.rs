@@ -11,7 +11,8 @@ use anyhow::{Context, Result, ensure};
 use lab::{Family, Far, Lab, ways::soon};
 use serde_json::Value;
 
-/// Different prefixes of mixed lengths, none of which holds an address of the lab.
+/// Different prefixes of mixed lengths, none of which holds an address of the lab. No two are halves of one, so a load
+/// joins none of them.
 fn prefixes(family: Family, count: u32) -> impl Iterator<Item = String> {
     (0..count).map(move |number| match family {
         // Multiplying by an odd number leaves 2^20 different ones, in no order.
@@ -19,12 +20,12 @@ fn prefixes(family: Family, count: u32) -> impl Iterator<Item = String> {
             let scattered = number.wrapping_mul(0x9_e375) & 0xf_ffff;
             let [_, high, middle, low] = (scattered << 4).to_be_bytes();
             let first = 20 + number % 3;
-            format!("{first}.{high}.{middle}.{low}/{}", 28 + number % 5)
+            format!("{first}.{high}.{middle}.{low}/{}", 29 + number % 4)
         }
         Family::V6 => {
             let scattered = number.wrapping_mul(0x9e37_79b1);
             let (high, low) = (scattered >> 16, scattered & 0xffff);
-            format!("2600:{high:x}:{low:x}::/{}", 48 + number % 17)
+            format!("2600:{high:x}:{low:x}::/{}", 49 + number % 16)
         }
     })
 }
@@ -226,6 +227,64 @@ fn a_long_list_is_loaded_at_once_or_not_at_all() -> Result<()> {
 }
 
 #[test]
+fn lists_of_any_format_are_loaded_as_the_fewest_prefixes() -> Result<()> {
+    let lab = Lab::new()?;
+    lab.tproxy_run(&["attach", "lan0"])?.ok()?;
+    let list = |name: &str, lines: &[&str]| {
+        write_list(&lab, name, lines.iter().map(|line| (*line).to_owned()))
+    };
+    let table = list(
+        "delegated",
+        &[
+            "2|apnic|20261101|2|19830613|20261031|+1000",
+            "apnic|CN|ipv4|198.18.0.0|768|20110414|allocated",
+            "apnic|JP|ipv4|198.19.0.0|256|20110414|allocated",
+        ],
+    )?;
+    let ipset = list("dump", &["create x hash:net", "add x 198.18.3.0/24"])?;
+    let clash = list(
+        "rules",
+        &["DOMAIN,far.example", "IP-CIDR,198.18.1.0/24,no-resolve"],
+    )?;
+    let domains = list("domains", &["far.example"])?;
+    let table = format!("{table}:cn");
+
+    // What is added one by one stays as it is.
+    lab.bypass(&["add", "203.0.113.0/25", "203.0.113.128/25"])?;
+    let said = lab.bypass(&["load", &table, &ipset, &clash])?.stdout;
+    ensure!(said.contains("1 prefix loaded"), "it said {said}");
+    ensure!(
+        said.contains("rules: passed over domains (1)"),
+        "it said {said}"
+    );
+    let wanted = ["198.18.0.0/22", "203.0.113.0/25", "203.0.113.128/25"];
+    assert_eq!(listed(&lab)?, wanted);
+
+    let wrong = table.replace(":cn", ":ch");
+    for (files, words) in [
+        ([&ipset, &domains], &["domains only", "not changed"][..]),
+        ([&ipset, &wrong], &["no list `ch`", "did you mean `CN`"]),
+    ] {
+        lab.refused(&["bypass", "load", files[0], files[1]], 1, words)?;
+        assert_eq!(listed(&lab)?, wanted);
+    }
+    let config = list(
+        "config.toml",
+        &["[bypass]", "files = [\"delegated:JP\", \"rules\"]"],
+    )?;
+    let checked = lab.tproxy_run(&["check", &config])?.ok()?.stdout;
+    ensure!(
+        checked.contains("2 prefixes are bypassed"),
+        "it said {checked}"
+    );
+    ensure!(
+        checked.contains("passed over domains (1)"),
+        "it said {checked}"
+    );
+    Ok(())
+}
+
+#[test]
 fn replacing_applies_the_difference() -> Result<()> {
     let lab = Lab::new()?;
     let config = lab.dir().join("config.toml");
@@ -233,7 +292,7 @@ fn replacing_applies_the_difference() -> Result<()> {
     let config = config.to_string_lossy();
     lab.tproxy_run(&["attach", "lan0", "-c", &config])?.ok()?;
     let list = |name: &str, range: std::ops::Range<u8>| {
-        write_list(&lab, name, range.map(|n| format!("198.18.{n}.0/24")))
+        write_list(&lab, name, range.map(|n| format!("198.18.{}.0/24", 2 * n)))
     };
     let (old, new) = (list("old.txt", 0..10)?, list("new.txt", 8..12)?);
     lab.bypass(&["load", &old, "--comment", "old"])?;
@@ -244,14 +303,14 @@ fn replacing_applies_the_difference() -> Result<()> {
     );
     let wanted = [
         "192.88.99.0/24",
-        "198.18.8.0/24",
-        "198.18.9.0/24",
-        "198.18.10.0/24",
-        "198.18.11.0/24",
+        "198.18.16.0/24",
+        "198.18.18.0/24",
+        "198.18.20.0/24",
+        "198.18.22.0/24",
     ];
     assert_eq!(listed(&lab)?, wanted);
     // What stayed is as it was; what the configuration says is not the command's.
-    assert_eq!(entry(&lab, "198.18.8.0/24")?["comment"], "old");
+    assert_eq!(entry(&lab, "198.18.16.0/24")?["comment"], "old");
     assert_eq!(entry(&lab, "192.88.99.0/24")?["origin"], "config");
     lab.bypass(&["load", &new, "--replace"])?;
     assert_eq!(listed(&lab)?, wanted);

@@ -1,6 +1,5 @@
 //! `bypass`: the prefixes that go direct, edited on the pinned maps, daemon or not.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -12,10 +11,12 @@ use tproxy_userspace::config::parse_duration;
 use tproxy_userspace::control::bpf::BypassEntry;
 use tproxy_userspace::control::bypass::{self, Terms};
 use tproxy_userspace::control::place::Place;
-use tproxy_userspace::policy::list::load_files;
+use tproxy_userspace::policy::list::load_prefixes;
 use tproxy_userspace::policy::prefix;
+use tproxy_userspace::policy::source::Source;
 
 use super::output::{self, Table};
+use super::progress::Bar;
 use super::{BypassCommand, TermsArgs, pinned_maps};
 
 pub fn bypass(command: BypassCommand) -> Result<ExitCode> {
@@ -50,11 +51,21 @@ pub fn bypass(command: BypassCommand) -> Result<ExitCode> {
     }
 }
 
-fn load(files: &[PathBuf], replace: bool, terms: &TermsArgs) -> Result<ExitCode> {
+fn load(files: &[Source], replace: bool, terms: &TermsArgs) -> Result<ExitCode> {
     let terms = terms.parse()?;
     let started = Instant::now();
-    let prefixes = load_files(files).context("the bypass set was not changed")?;
+    let bar = Bar::new();
+    let lists = load_prefixes(files, &mut |progress| {
+        bar.set(
+            &format!("reading {}", progress.source),
+            progress.done,
+            progress.total,
+        );
+    })
+    .context("the bypass set was not changed")?;
+    let prefixes = lists.entries;
     edit(|maps| {
+        bar.wait(&format!("writing {}", output::prefixes(prefixes.len())));
         let text = if replace {
             let replaced = bypass::replace(maps, &prefixes, &terms, Origin::Command)?;
             format!(
@@ -67,7 +78,12 @@ fn load(files: &[PathBuf], replace: bool, terms: &TermsArgs) -> Result<ExitCode>
             bypass::add(maps, &prefixes, &terms)?;
             format!("{} loaded", output::prefixes(prefixes.len()))
         };
-        Ok(format!("{text} ({} ms)", started.elapsed().as_millis()))
+        drop(bar);
+        let notes: String = lists.notes.iter().map(|note| format!("\n{note}")).collect();
+        Ok(format!(
+            "{text} ({} ms){notes}",
+            started.elapsed().as_millis()
+        ))
     })
 }
 

@@ -7,7 +7,7 @@ use serde_json::json;
 use tproxy_userspace::config::Config;
 use tproxy_userspace::control::exempt;
 
-use super::session::bypass_prefixes;
+use super::session::bypass_lists;
 use super::{CheckArgs, output};
 
 pub fn check(args: &CheckArgs) -> Result<ExitCode> {
@@ -20,8 +20,8 @@ pub fn check(args: &CheckArgs) -> Result<ExitCode> {
         Err(error) => return Err(error.into()),
     };
     let names = || exempt::resolve(&config.exempt).map_err(anyhow::Error::from);
-    let prefixes = match bypass_prefixes(&config).and_then(|found| names().map(|_| found)) {
-        Ok(prefixes) => prefixes.len(),
+    let lists = match bypass_lists(&config).and_then(|found| names().map(|_| found)) {
+        Ok(lists) => lists,
         Err(error) if args.read.json => {
             let finding = json!({ "message": output::one_message(&error) });
             output::json(&json!({ "valid": false, "findings": [finding] }))?;
@@ -29,14 +29,22 @@ pub fn check(args: &CheckArgs) -> Result<ExitCode> {
         }
         Err(error) => return Err(error),
     };
+    let prefixes = lists.entries.len();
     if args.read.json {
-        output::json(&json!({ "valid": true, "bypass_prefixes": prefixes, "config": config }))?;
+        output::json(&json!({
+            "valid": true, "bypass_prefixes": prefixes, "notes": lists.notes, "config": config
+        }))?;
     } else {
         output::text_out(&format!(
-            "{} is valid; with all defaults it comes to:\n\n{}\n\n{} prefixes are bypassed\n",
+            "{} is valid; with all defaults it comes to:\n\n{}\n\n{} prefixes are bypassed\n{}",
             args.file.display(),
             config,
-            output::number(prefixes as u64)
+            output::number(prefixes as u64),
+            lists
+                .notes
+                .iter()
+                .map(|note| format!("{note}\n"))
+                .collect::<String>()
         ))?;
     }
     Ok(ExitCode::SUCCESS)

@@ -7,6 +7,7 @@ mod counters;
 mod doctor;
 mod exempt;
 mod output;
+mod progress;
 mod run;
 mod session;
 mod status;
@@ -21,6 +22,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use tproxy_userspace::control::bpf::Maps;
 use tproxy_userspace::control::place::Place;
+use tproxy_userspace::policy::source::Source;
 
 /// A transparent proxy for a Linux gateway: eBPF steers, the proxy relays.
 #[derive(Debug, Parser)]
@@ -158,11 +160,12 @@ enum BypassCommand {
         #[command(flatten)]
         read: ReadArgs,
     },
-    /// Add the prefixes of list files ("-" is standard input).
+    /// Add the prefixes of lists ("-" is standard input), as the fewest that cover them.
     Load {
-        /// The files.
-        #[arg(required = true, value_name = "FILE")]
-        files: Vec<PathBuf>,
+        /// The lists: plain text, geoip.dat:CODE, Country.mmdb:CODE, delegated-apnic-latest:CODE, sets of nft
+        /// and ipset, rule sets of sing-box (.srs, .json) and mihomo (.mrs, .yaml).
+        #[arg(required = true, value_name = "FILE[:CODE]")]
+        files: Vec<Source>,
         /// Remove what was added by command before and is not in the files.
         #[arg(long)]
         replace: bool,

@@ -20,7 +20,7 @@ mod tests;
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -33,6 +33,8 @@ pub use link::{LinkPattern, WanPattern};
 pub use outbound::{OutboundUrl, Scheme};
 pub use refusal::Refusal;
 pub use source::Position;
+
+use crate::policy::source::Source;
 
 /// Larger configurations (in bytes) are refused: the file is something else.
 const LARGEST_FILE: u64 = 4 << 20;
@@ -140,10 +142,9 @@ pub struct Bypass {
     pub private: bool,
     /// `prefixes`: more that go direct. In order, without doubles. Default: none.
     pub prefixes: Vec<IpNet>,
-    /// `files`: lists of prefixes ([`crate::policy::list`]); relative paths start at the folder of
-    /// the configuration. Default: none.
-    #[serde(serialize_with = "paths")]
-    pub files: Vec<PathBuf>,
+    /// `files`: lists of prefixes in any format ([`crate::policy::formats`]), `PATH` or `PATH:CODE`; relative
+    /// paths start at the folder of the configuration. Default: none.
+    pub files: Vec<Source>,
 }
 
 /// Who on the gateway goes direct, whatever the destination. All but marks need cgroup2.
@@ -332,10 +333,6 @@ impl fmt::Display for Config {
         let text = toml::to_string(self).map_err(|_| fmt::Error)?;
         f.write_str(text.trim_end())
     }
-}
-
-fn paths<S: Serializer>(paths: &[PathBuf], serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_seq(paths.iter().map(|path| path.to_string_lossy()))
 }
 
 /// The word that was probably meant: as a compiler would guess, a third of the letters may be

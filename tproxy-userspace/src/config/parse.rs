@@ -1,6 +1,6 @@
 //! Which keys there are, where they stand and what they may be.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::Utf8Error;
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use super::{
     CgroupPath, Config, IdOrName, LinkPattern, Mark, OnProxyDown, Outbound, OutboundUrl, Refusal,
     Stage, WanPattern,
 };
-use crate::policy::{list as prefix_list, prefix};
+use crate::policy::prefix;
+use crate::policy::source::{STANDARD_INPUT, Source};
 
 const SECOND: Duration = Duration::from_secs(1);
 /// More is a slip of the keyboard, not a limit.
@@ -58,7 +59,7 @@ fn read(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
     root.table("bypass", |bypass| {
         bypass.optional("private", &mut config.bypass.private, boolean);
         prefixes(bypass, "prefixes", &mut config.bypass.prefixes);
-        let file = text("the path of a prefix list", "list.txt", |text| {
+        let file = text("the path of a list", "list.txt or geoip.dat:cn", |text| {
             file(folder, text)
         });
         bypass.optional("files", &mut config.bypass.files, list("paths", file));
@@ -166,15 +167,15 @@ fn outbound_name(text: &str) -> Result<String, Refusal> {
     ))
 }
 
-fn file(folder: &Path, text: &str) -> Result<PathBuf, Refusal> {
+fn file(folder: &Path, text: &str) -> Result<Source, Refusal> {
     match text {
         "" => Err(Refusal::new("there is no path", "name a file")),
-        prefix_list::STANDARD_INPUT => Err(Refusal::new(
+        STANDARD_INPUT => Err(Refusal::new(
             "a configuration cannot read a list from standard input",
             "name a file",
         )),
         _ if text.contains('\0') => Err(Refusal::new("no path holds a zero byte", "name a file")),
-        _ => Ok(folder.join(text)),
+        _ => Ok(Source::new(folder.join(text))),
     }
 }
 

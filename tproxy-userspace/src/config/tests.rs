@@ -165,7 +165,9 @@ fn every_key_is_read() {
         bypass: Bypass {
             private: true,
             prefixes: vec![prefix("203.0.113.0/24"), prefix("2001:db8::1/128")],
-            files: vec!["conf/china_ip_list.txt".into(), "/srv/list".into()],
+            files: ["conf/china_ip_list.txt", "/srv/list"]
+                .map(Source::new)
+                .to_vec(),
         },
         exempt: Exempt {
             gids: vec![IdOrName::Id(990), IdOrName::Name("proxy".into())],
@@ -502,7 +504,10 @@ fn files_are_read_from_the_folder_of_the_configuration() {
     let path = folder.path().join("c.toml");
     std::fs::write(&path, "\u{feff}bypass.files = [\"list.txt\"]\r\n").unwrap();
     let config = Config::load(&path).unwrap();
-    assert_eq!(config.bypass.files, [folder.path().join("list.txt")]);
+    assert_eq!(
+        config.bypass.files,
+        [Source::new(folder.path().join("list.txt"))]
+    );
 
     std::fs::write(&path, b"stage = 1\n# \xfc\n").unwrap();
     let error = Config::load(&path).unwrap_err();
@@ -602,7 +607,7 @@ prop_compose! {
             bypass: Bypass {
                 private,
                 prefixes,
-                files: files.into_iter().map(PathBuf::from).collect(),
+                files: files.into_iter().map(Source::new).collect(),
             },
             exempt,
             tcp: Tcp {

@@ -1,36 +1,23 @@
-//! Plain prefix lists: one prefix, address or range a line.
-//!
-//! ```text
-//! # a comment; `;` starts one too
-//! 192.0.2.0/24
-//! 2001:db8::1                       # one address
-//! 198.51.100.10 - 198.51.100.99     # both ends belong to it
-//! ```
-//!
-//! Blank lines, spaces around an entry, a byte order mark and either kind of line end do not matter.
+//! Lists from files: read in any of the [`formats`], all of them or nothing.
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
+use ipnet::IpNet;
 use serde::Serialize;
-use tproxy_common::abi::BYPASS_CAPACITY;
 
-use super::prefix::{self, excerpt};
-
-/// The path that stands for standard input.
-pub const STANDARD_INPUT: &str = "-";
+use super::aggregate::aggregate;
+use super::domain::Domain;
+use super::formats::{self, Entries, Fault, Place, Troubles};
+use super::source::{STANDARD_INPUT, Source};
 
 /// How many problems a [`ListError`] describes; it counts the others.
 const PROBLEMS_SHOWN: usize = 5;
-/// Larger files (in bytes) are no prefix lists: the kernel has room for a tenth of it.
-const LARGEST_FILE: u64 = 64 << 20;
-/// How many different prefixes the kernel could hold at most.
-const MOST_PREFIXES: usize = 2 * BYPASS_CAPACITY as usize;
+/// Larger files (in bytes) are no lists: the largest in use, databases of places, have a half of it.
+const LARGEST_FILE: u64 = 256 << 20;
 
-/// Why prefix lists were refused, all of them: what is wrong in which file and line.
+/// Why lists were refused, all of them: what is wrong in which file and where.
 #[derive(Debug, Default, Serialize)]
 pub struct ListError {
     problems: Vec<Problem>,
@@ -43,8 +30,9 @@ pub struct ListError {
 pub struct Problem {
     /// The file, or `-` for standard input.
     pub file: PathBuf,
-    /// The line, counted from 1, if the problem has one.
-    pub line: Option<usize>,
+    /// Where in it, if the problem has a place: in JSON `line`, `byte` or `unpacked_byte`.
+    #[serde(flatten)]
+    pub place: Option<Place>,
     /// What is wrong.
     #[serde(rename = "message", serialize_with = "message")]
     pub kind: ProblemKind,
@@ -56,66 +44,48 @@ pub enum ProblemKind {
     /// The file cannot be read.
     #[error("reading it failed: {0}")]
     Read(#[source] io::Error),
-    /// It is far larger than any prefix list.
-    #[error("it is larger than {} MiB, so it is no prefix list", LARGEST_FILE >> 20)]
+    /// It is far larger than any list.
+    #[error("it is larger than {} MiB, so it is no list", LARGEST_FILE >> 20)]
     TooLarge,
-    /// The lists together hold more than the kernel could.
-    #[error(
-        "the lists hold more than {MOST_PREFIXES} prefixes, which is all that the kernel half has room for"
-    )]
-    TooMany,
-    /// Bytes that are no UTF-8.
-    #[error("it is not UTF-8 text; a prefix list is plain text with one prefix a line")]
-    NotText,
-    /// Nothing but blank lines and comments.
-    #[error("it holds no prefix; leave the file out if that is intended")]
-    Empty,
     /// Standard input was named a second time.
     #[error("standard input can be read only once")]
     Twice,
-    /// A line that is no entry.
-    #[error("`{text}`: {reason}")]
-    Entry {
-        /// The line without its comment.
-        text: String,
-        /// Why not.
-        reason: EntryError,
-    },
-}
-
-/// Why a line is no entry.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum EntryError {
-    /// Neither a prefix nor an address.
-    #[error(transparent)]
-    Prefix(#[from] prefix::PrefixError),
-    /// There is more than one word.
-    #[error("more than one entry in a line; a comment starts with # or ;")]
-    Words,
-    /// One end of a range is not an address.
+    /// There are domains where prefixes are wanted.
     #[error(
-        "`{0}` is not an address; a range is written `first-last`, with an address at each end"
+        "it holds domains only ({0} of them), and this is about prefixes; name a list of prefixes"
     )]
-    End(String),
-    /// A range from one family to the other.
-    #[error("a range cannot begin with {0} and end with {1}, which is of the other address family")]
-    Families(IpAddr, IpAddr),
-    /// The last address lies before the first.
-    #[error("the range ends before it begins; write {1}-{0}")]
-    Backwards(IpAddr, IpAddr),
+    DomainsOnly(usize),
+    /// There are prefixes where domains are wanted.
+    #[error(
+        "it holds prefixes only ({0} of them), and this is about domains; name a list of domains"
+    )]
+    PrefixesOnly(usize),
+    /// There is neither.
+    #[error("it holds no prefix and no domain but {0}; name another list")]
+    Others(String),
+    /// What it holds.
+    #[error(transparent)]
+    Content(#[from] Fault),
 }
 
 impl ListError {
-    fn push(&mut self, file: &Path, line: Option<usize>, kind: ProblemKind) {
+    fn push(&mut self, file: &Path, place: Option<Place>, kind: ProblemKind) {
         if self.problems.len() < PROBLEMS_SHOWN {
             self.problems.push(Problem {
                 file: file.to_owned(),
-                line,
+                place,
                 kind,
             });
         } else {
             self.more += 1;
         }
+    }
+
+    fn push_all(&mut self, file: &Path, troubles: Troubles) {
+        for trouble in troubles.list {
+            self.push(file, trouble.place, trouble.fault.into());
+        }
+        self.more += troubles.more;
     }
 
     /// The first few problems, in the order of the files and lines.
@@ -137,15 +107,15 @@ impl std::fmt::Display for ListError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let several = self.count() > 1;
         if several {
-            write!(f, "the prefix lists have {} errors:", self.count())?;
+            write!(f, "the lists have {} errors:", self.count())?;
         }
         for problem in &self.problems {
             if several {
                 f.write_str("\n  ")?;
             }
             write!(f, "{}", problem.file.display())?;
-            if let Some(line) = problem.line {
-                write!(f, ":{line}")?;
+            if let Some(place) = problem.place {
+                write!(f, "{place}")?;
             }
             write!(f, ": {}", problem.kind)?;
         }
@@ -160,50 +130,191 @@ fn message<S: serde::Serializer>(kind: &ProblemKind, serializer: S) -> Result<S:
     serializer.collect_str(kind)
 }
 
-/// Reads prefix lists into one set, in order and without doubles. `-` is standard input.
+/// What lists came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded<T> {
+    /// The entries of all of them.
+    pub entries: Vec<T>,
+    /// What was passed over, a sentence for each list that it stands in.
+    pub notes: Vec<String>,
+}
+
+/// How far the reading is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// The list that is read next.
+    pub source: &'a Source,
+    /// Bytes of the files that are read before it.
+    pub done: u64,
+    /// Bytes of all files, as far as they have a size.
+    pub total: u64,
+}
+
+/// Reads lists into one set of the fewest prefixes that cover all of theirs, in order. Domains in them are
+/// passed over, which a note tells.
 ///
 /// # Errors
-/// All or nothing: when one file cannot be read or one line is bad, there is no set, and the error
+/// All or nothing: when one file cannot be read or one entry is bad, there is no set, and the error
 /// names the first of the problems in all of the files. A file without a prefix is an error too,
 /// since it is more often a failed download than intended.
-pub fn load_files<P: AsRef<Path>>(files: &[P]) -> Result<Vec<IpNet>, ListError> {
-    let mut prefixes = Vec::new();
-    let mut error = ListError::default();
-    let mut standard_input_read = false;
-    for file in files.iter().map(AsRef::as_ref) {
-        let contents = if file.as_os_str() != STANDARD_INPUT {
-            File::open(file).map_err(ProblemKind::Read).and_then(read)
-        } else if standard_input_read {
-            Err(ProblemKind::Twice)
-        } else {
-            standard_input_read = true;
-            read(io::stdin().lock())
-        };
-        match contents {
-            Ok(bytes) => parse_into(file, &bytes, &mut prefixes, &mut error),
-            Err(kind) => error.push(file, None, kind),
+pub fn load_prefixes(
+    sources: &[Source],
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Loaded<IpNet>, ListError> {
+    let mut loaded = load(sources, progress, |entries| {
+        match (entries.prefixes.len(), entries.domains.len()) {
+            (0, 0) => Err(ProblemKind::Others(others(&entries))),
+            (0, domains) => Err(ProblemKind::DomainsOnly(domains)),
+            (_, 0) => Ok((entries.prefixes, None)),
+            (_, domains) => Ok((entries.prefixes, Some(counted(domains, "domains")))),
         }
-    }
-    finish(prefixes, error)
-}
-
-/// Reads the contents of one prefix list; `file` is its name in errors.
-///
-/// # Errors
-/// As [`load_files`].
-pub fn parse(file: &Path, bytes: &[u8]) -> Result<Vec<IpNet>, ListError> {
-    let mut prefixes = Vec::new();
-    let mut error = ListError::default();
-    parse_into(file, bytes, &mut prefixes, &mut error);
-    finish(prefixes, error)
-}
-
-fn finish(mut prefixes: Vec<IpNet>, error: ListError) -> Result<Vec<IpNet>, ListError> {
-    if error.count() > 0 {
+    })?;
+    loaded.entries = aggregate(&loaded.entries);
+    if loaded.entries.len() > formats::MOST_PREFIXES {
+        let mut error = ListError::default();
+        let last = sources.last().map_or(Path::new(""), Source::named);
+        error.push(
+            last,
+            None,
+            Fault::TooManyPrefixes(formats::MOST_PREFIXES).into(),
+        );
         return Err(error);
     }
-    prefix::normalize(&mut prefixes);
-    Ok(prefixes)
+    Ok(loaded)
+}
+
+/// Reads lists of domains, in order and without doubles. Prefixes in them are passed over, which a note
+/// tells.
+///
+/// # Errors
+/// As [`load_prefixes`].
+pub fn load_domains(
+    sources: &[Source],
+    progress: &mut dyn FnMut(Progress<'_>),
+) -> Result<Loaded<Domain>, ListError> {
+    let mut loaded = load(sources, progress, |entries| {
+        match (entries.domains.len(), entries.prefixes.len()) {
+            (0, 0) => Err(ProblemKind::Others(others(&entries))),
+            (0, prefixes) => Err(ProblemKind::PrefixesOnly(prefixes)),
+            (_, 0) => Ok((entries.domains, None)),
+            (_, prefixes) => Ok((entries.domains, Some(counted(prefixes, "prefixes")))),
+        }
+    })?;
+    loaded.entries.sort_unstable();
+    loaded.entries.dedup();
+    Ok(loaded)
+}
+
+/// Reads one list whole.
+///
+/// # Errors
+/// As [`load_prefixes`].
+pub fn load_entries(source: &Source) -> Result<Entries, ListError> {
+    let mut error = ListError::default();
+    match read_source(source, &mut false, &mut error) {
+        Some(entries) => Ok(entries),
+        None => Err(error),
+    }
+}
+
+fn load<T>(
+    sources: &[Source],
+    progress: &mut dyn FnMut(Progress<'_>),
+    pick: impl Fn(Entries) -> Result<(Vec<T>, Option<String>), ProblemKind>,
+) -> Result<Loaded<T>, ListError> {
+    let sizes: Vec<u64> = sources.iter().map(size).collect();
+    let total = sizes.iter().sum();
+    let mut done = 0;
+    let mut loaded = Loaded {
+        entries: Vec::new(),
+        notes: Vec::new(),
+    };
+    let mut error = ListError::default();
+    let mut standard_input_read = false;
+    for (source, size) in sources.iter().zip(sizes) {
+        progress(Progress {
+            source,
+            done,
+            total,
+        });
+        done += size;
+        let Some(entries) = read_source(source, &mut standard_input_read, &mut error) else {
+            continue;
+        };
+        let passed_over = others(&entries);
+        match pick(entries) {
+            Ok((picked, left)) => {
+                loaded.entries.extend(picked);
+                let left: Vec<String> = left
+                    .into_iter()
+                    .chain((!passed_over.is_empty()).then_some(passed_over))
+                    .collect();
+                if !left.is_empty() {
+                    loaded
+                        .notes
+                        .push(format!("{source}: passed over {}", left.join(", ")));
+                }
+            }
+            Err(kind) => error.push(source.named(), None, kind),
+        }
+    }
+    if error.count() > 0 {
+        Err(error)
+    } else {
+        Ok(loaded)
+    }
+}
+
+/// What is neither a prefix nor a domain.
+fn others(entries: &Entries) -> String {
+    let kinds: Vec<String> = entries
+        .passed_over
+        .iter()
+        .map(|kind| counted(kind.count, kind.what))
+        .collect();
+    kinds.join(", ")
+}
+
+fn counted(count: usize, what: &str) -> String {
+    format!("{what} ({count})")
+}
+
+fn is_file(path: &Path) -> bool {
+    path.try_exists().unwrap_or(false)
+}
+
+fn size(source: &Source) -> u64 {
+    let (file, _) = source.resolve(is_file);
+    file.metadata().map_or(0, |metadata| metadata.len())
+}
+
+fn read_source(
+    source: &Source,
+    standard_input_read: &mut bool,
+    error: &mut ListError,
+) -> Option<Entries> {
+    let (file, selector) = source.resolve(is_file);
+    let contents = if file.as_os_str() != STANDARD_INPUT {
+        File::open(file).map_err(ProblemKind::Read).and_then(read)
+    } else if std::mem::replace(standard_input_read, true) {
+        Err(ProblemKind::Twice)
+    } else {
+        read(io::stdin().lock())
+    };
+    let bytes = match contents {
+        Ok(bytes) => bytes,
+        Err(kind) => {
+            error.push(file, None, kind);
+            return None;
+        }
+    };
+    match formats::read(file, &bytes, selector.as_ref()) {
+        Ok(entries) => Some(entries),
+        Err(troubles) => {
+            error.push_all(file, troubles);
+            None
+        }
+    }
 }
 
 fn read(source: impl Read) -> Result<Vec<u8>, ProblemKind> {
@@ -216,82 +327,6 @@ fn read(source: impl Read) -> Result<Vec<u8>, ProblemKind> {
         return Err(ProblemKind::TooLarge);
     }
     Ok(bytes)
-}
-
-fn parse_into(file: &Path, bytes: &[u8], prefixes: &mut Vec<IpNet>, error: &mut ListError) {
-    let text = match std::str::from_utf8(bytes) {
-        Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
-        Err(no_text) => {
-            let before = &bytes[..no_text.valid_up_to()];
-            let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-            error.push(file, Some(line), ProblemKind::NotText);
-            return;
-        }
-    };
-    let mut empty = true;
-    for (index, line) in text.lines().enumerate() {
-        let entry = line
-            .find(['#', ';'])
-            .map_or(line, |comment| &line[..comment])
-            .trim();
-        if entry.is_empty() {
-            continue;
-        }
-        empty = false;
-        if let Err(reason) = parse_entry(entry, prefixes) {
-            error.push(
-                file,
-                Some(index + 1),
-                ProblemKind::Entry {
-                    text: excerpt(entry),
-                    reason,
-                },
-            );
-        }
-        // A range may be hundreds of prefixes, so a hostile list could grow far beyond its size.
-        if prefixes.len() > 2 * MOST_PREFIXES {
-            prefix::normalize(prefixes);
-            if prefixes.len() > MOST_PREFIXES {
-                error.push(file, Some(index + 1), ProblemKind::TooMany);
-                return;
-            }
-        }
-    }
-    if empty {
-        error.push(file, None, ProblemKind::Empty);
-    }
-}
-
-fn parse_entry(entry: &str, prefixes: &mut Vec<IpNet>) -> Result<(), EntryError> {
-    // `-` occurs in no address, so it always means a range.
-    if let Some((first, last)) = entry.split_once('-') {
-        let (first, last) = (parse_end(first.trim())?, parse_end(last.trim())?);
-        match (first, last) {
-            _ if first > last && first.is_ipv4() == last.is_ipv4() => {
-                return Err(EntryError::Backwards(first, last));
-            }
-            (IpAddr::V4(first), IpAddr::V4(last)) => {
-                prefixes.extend(Ipv4Subnets::new(first, last, 0).map(IpNet::V4));
-            }
-            (IpAddr::V6(first), IpAddr::V6(last)) => {
-                prefixes.extend(Ipv6Subnets::new(first, last, 0).map(IpNet::V6));
-            }
-            _ => return Err(EntryError::Families(first, last)),
-        }
-        return Ok(());
-    }
-    prefixes.push(prefix::parse(entry).map_err(|error| {
-        if entry.contains(char::is_whitespace) {
-            EntryError::Words
-        } else {
-            error.into()
-        }
-    })?);
-    Ok(())
-}
-
-fn parse_end(text: &str) -> Result<IpAddr, EntryError> {
-    text.parse().map_err(|_| EntryError::End(excerpt(text)))
 }
 
 #[cfg(test)]

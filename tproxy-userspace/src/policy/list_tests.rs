@@ -1,8 +1,37 @@
 use std::io::Write as _;
+use std::net::IpAddr;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::policy::prefix;
+
+/// Reads a plain list as the loader does.
+fn parse(file: &Path, bytes: &[u8]) -> Result<Vec<IpNet>, ListError> {
+    let mut error = ListError::default();
+    match formats::read(file, bytes, None) {
+        Ok(entries) if entries.prefixes.is_empty() => {
+            error.push(file, None, ProblemKind::DomainsOnly(entries.domains.len()));
+            Err(error)
+        }
+        Ok(mut entries) => {
+            prefix::normalize(&mut entries.prefixes);
+            Ok(entries.prefixes)
+        }
+        Err(troubles) => {
+            error.push_all(file, troubles);
+            Err(error)
+        }
+    }
+}
+
+fn load_files<P: AsRef<Path>>(files: &[P]) -> Result<Vec<IpNet>, ListError> {
+    let sources: Vec<Source> = files
+        .iter()
+        .map(|file| Source::new(file.as_ref()))
+        .collect();
+    load_prefixes(&sources, &mut |_| {}).map(|loaded| loaded.entries)
+}
 
 fn parse_texts(text: &str) -> Result<Vec<String>, String> {
     parse(Path::new("list.txt"), text.as_bytes())
@@ -60,7 +89,7 @@ fn a_bad_line_is_named() {
         (
             "10.0.0.0/8 11.0.0.0/8",
             "list.txt:1: `10.0.0.0/8 11.0.0.0/8`: more than one entry in a line; \
-             a comment starts with # or ;",
+             a comment starts with #, ; or //",
         ),
         (
             "10.0.0.\u{1b}[31m0/8",
@@ -69,11 +98,11 @@ fn a_bad_line_is_named() {
         ),
         (
             "# nothing\n\n",
-            "list.txt: it holds no prefix; leave the file out if that is intended",
+            "list.txt: it holds no prefix and no domain; leave the file out if that is intended",
         ),
         (
             "",
-            "list.txt: it holds no prefix; leave the file out if that is intended",
+            "list.txt: it holds no prefix and no domain; leave the file out if that is intended",
         ),
     ] {
         assert_eq!(parse_texts(text).unwrap_err(), error);
@@ -102,12 +131,12 @@ fn many_errors_are_counted_and_the_first_shown() {
     let lines: Vec<_> = error
         .problems()
         .iter()
-        .map(|problem| problem.line)
+        .map(|problem| problem.place)
         .collect();
-    assert_eq!(lines, [1, 2, 3, 4, 5].map(Some));
+    assert_eq!(lines, [1, 2, 3, 4, 5].map(|line| Some(Place::Line(line))));
     let text = error.to_string();
     assert!(
-        text.starts_with("the prefix lists have 17 errors:\n  list.txt:1: `bad0`: "),
+        text.starts_with("the lists have 17 errors:\n  list.txt:1: `bad0`: "),
         "{text}"
     );
     assert!(text.ends_with("\n  and 12 more"), "{text}");
@@ -145,8 +174,14 @@ fn files_are_all_or_nothing() {
     let error = load_files(&[&good, &bad, &missing, &folder.path().to_owned()]).unwrap_err();
     let problems = error.problems();
     assert_eq!(problems.len(), 3);
-    assert!(matches!(problems[0].kind, ProblemKind::Entry { .. }));
-    assert_eq!((&problems[0].file, problems[0].line), (&bad, Some(2)));
+    assert!(matches!(
+        problems[0].kind,
+        ProblemKind::Content(Fault::Entry { .. })
+    ));
+    assert_eq!(
+        (&problems[0].file, problems[0].place),
+        (&bad, Some(Place::Line(2)))
+    );
     assert!(matches!(problems[1].kind, ProblemKind::Read(_)));
     assert!(
         error
@@ -154,6 +189,105 @@ fn files_are_all_or_nothing() {
             .contains("missing: reading it failed: No such file or directory")
     );
     assert!(load_files::<PathBuf>(&[]).unwrap().is_empty());
+}
+
+#[test]
+fn lists_of_any_format_become_one_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let plain = write(
+        "plain",
+        "10.0.0.0/24\n10.0.1.0-10.0.1.127\nexample.com\n.example.net\n",
+    );
+    let ipset = write(
+        "ipset",
+        "create x hash:net\nadd x 10.0.1.128/25\nadd x 10.0.0.7\n",
+    );
+    let clash = write(
+        "clash",
+        "DST-PORT,80\nIP-CIDR,192.0.2.9/24,no-resolve\nDOMAIN,x.example\n",
+    );
+    let table = write(
+        "a:b",
+        "2|apnic|x|2|x|x|x\napnic|CN|ipv4|1.0.1.0|768|x|allocated\napnic|JP|ipv6|2001:200::|32|x|allocated\n",
+    );
+    let sources = [
+        plain.clone(),
+        ipset,
+        clash.clone(),
+        format!("{}:cn", table.display()).into(),
+    ]
+    .map(Source::new);
+    let mut told = Vec::new();
+    let loaded = load_prefixes(&sources, &mut |progress| {
+        told.push(progress.done <= progress.total);
+    })
+    .unwrap();
+    let texts: Vec<String> = loaded.entries.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        ["1.0.1.0/24", "1.0.2.0/23", "10.0.0.0/23", "192.0.2.0/24"]
+    );
+    assert_eq!(
+        loaded.notes,
+        [
+            format!("{}: passed over domains (2)", plain.display()),
+            format!(
+                "{}: passed over domains (1), rules about something else than names and destinations (1)",
+                clash.display()
+            ),
+        ]
+    );
+    assert_eq!(told, [true; 4]);
+
+    let domains = load_domains(&sources[..1], &mut |_| {}).unwrap();
+    assert_eq!(
+        domains
+            .entries
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>(),
+        ["example.com", ".example.net"]
+    );
+    assert_eq!(
+        domains.notes,
+        [format!("{}: passed over prefixes (2)", plain.display())]
+    );
+
+    for (text, message) in [
+        (
+            "example.com\n",
+            "it holds domains only (1 of them), and this is about prefixes; name a list of prefixes",
+        ),
+        (
+            "DST-PORT,80\nDST-PORT,81\n",
+            "it holds no prefix and no domain but rules about something else than names and destinations (2); name another list",
+        ),
+    ] {
+        let path = write("wrong", text);
+        let error = load_files(&[&path]).unwrap_err();
+        assert_eq!(error.to_string(), format!("{}: {message}", path.display()));
+    }
+    let error = load_domains(&sources[1..2], &mut |_| {}).unwrap_err();
+    assert!(
+        error.to_string().contains("prefixes only (2 of them)"),
+        "{error}"
+    );
+
+    let error = load_files(&[format!("{}:ch", table.display())]).unwrap_err();
+    let message = format!(
+        "{}: it holds no list `ch`; did you mean `CN`?",
+        table.display()
+    );
+    assert_eq!(error.to_string(), message);
+    assert_eq!(
+        serde_json::to_value(&error).unwrap()["problems"][0]["line"],
+        serde_json::Value::Null
+    );
 }
 
 #[test]
@@ -167,7 +301,10 @@ fn ranges_cannot_fill_the_memory() {
         .collect();
     let error = parse(Path::new("list.txt"), text.as_bytes()).unwrap_err();
     assert!(
-        matches!(error.problems()[0].kind, ProblemKind::TooMany),
+        matches!(
+            error.problems()[0].kind,
+            ProblemKind::Content(Fault::TooManyPrefixes(_))
+        ),
         "{error}"
     );
 }

@@ -1,6 +1,6 @@
 //! The table of ways through the gateway.
 
-use std::{any::Any, fmt, fs};
+use std::{any::Any, fmt};
 
 use anyhow::Result;
 use lab::{Family, Lab, Namespace, Tproxy};
@@ -153,11 +153,13 @@ fn tproxy(lab: &Lab, link: [&str; 2], bypass: bool) -> Result<Option<Running>> {
             prefixes.push(ipnet::IpNet::new(family.far(1), bits)?.trunc());
         }
     }
-    let lines: Vec<String> = prefixes.iter().map(ToString::to_string).collect();
-    let file = lab.dir().join("bypass.txt");
-    fs::write(&file, lines.join("\n"))?;
-    let path = file.to_string_lossy();
-    lab.tproxy_run(&["bypass", "load", &path])?.ok()?;
+    let texts: Vec<String> = prefixes.iter().map(ToString::to_string).collect();
+    // One by one: a load would join them, and the others have each of them.
+    for some in texts.chunks(4096) {
+        let some = some.iter().map(String::as_str);
+        let args: Vec<&str> = ["bypass", "add"].into_iter().chain(some).collect();
+        lab.tproxy_run(&args)?.ok()?;
+    }
     Ok(Some(Running::new(
         tproxy.process().pid(),
         Stopping(Some(tproxy)),

@@ -29,7 +29,7 @@ use self::start::{Presence, close, start};
 use super::upstream;
 
 pub use self::links::select;
-pub use self::start::{bypass_prefixes, limits, way};
+pub use self::start::{bypass_lists, bypass_prefixes, limits, way};
 
 /// How often expired bypass prefixes are taken out of the tries (they count no more before), and what
 /// somebody else may have undone is done again.

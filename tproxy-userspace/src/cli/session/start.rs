@@ -17,7 +17,8 @@ use tproxy_userspace::control::preflight::KernelVersion;
 use tproxy_userspace::data::{Limits, Proxy, Sockets, Upstream};
 use tproxy_userspace::net::SocketFactory;
 use tproxy_userspace::observe::socket::Server;
-use tproxy_userspace::policy::list::load_files;
+use tproxy_userspace::policy::list::{Loaded, load_prefixes};
+use tproxy_userspace::policy::prefix;
 
 use super::super::run::policy;
 use super::super::upstream;
@@ -50,13 +51,21 @@ pub fn way(kernel: KernelVersion) -> AttachWay {
     }
 }
 
-/// The prefixes that the configuration bypasses.
+/// The prefixes that the configuration bypasses, and what its lists hold beside them.
+pub fn bypass_lists(config: &Config) -> Result<Loaded<IpNet>> {
+    let mut lists = load_prefixes(&config.bypass.files, &mut |_| {})?;
+    lists.entries.extend(&config.bypass.prefixes);
+    prefix::normalize(&mut lists.entries);
+    Ok(lists)
+}
+
+/// The prefixes that the configuration bypasses. What its lists hold beside them is logged.
 pub fn bypass_prefixes(config: &Config) -> Result<Vec<IpNet>> {
-    let mut prefixes = config.bypass.prefixes.clone();
-    if !config.bypass.files.is_empty() {
-        prefixes.extend(load_files(&config.bypass.files)?);
+    let lists = bypass_lists(config)?;
+    for note in lists.notes {
+        tracing::info!("{note}");
     }
-    Ok(prefixes)
+    Ok(lists.entries)
 }
 
 /// What the proxy allows.

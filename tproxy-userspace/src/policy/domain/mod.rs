@@ -1,6 +1,7 @@
 //! Sets of domain names: suffixes, whole names, keywords and regular expressions, all asked at once.
 
 pub mod name;
+pub mod pattern;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -23,7 +24,7 @@ const REGEX_SIZE: usize = 1 << 20;
 const REGEX_SET_SIZE: usize = 16 << 20;
 
 /// Which names are meant.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Domain<T = String> {
     /// `x.com`: the name and all below it.
     Suffix(T),
@@ -132,7 +133,8 @@ fn name_help(text: &str) -> String {
 }
 
 impl<T> Domain<T> {
-    fn text(&self) -> &T {
+    /// The name, the keyword or the regular expression.
+    pub fn text(&self) -> &T {
         match self {
             Self::Suffix(text)
             | Self::Below(text)

@@ -123,9 +123,9 @@ fn the_longest_name_is_looked_up_and_a_longer_one_is_none() {
 fn refuses_with_a_remedy() {
     let forms = "write x.com, .x.com (only what is below it), full:x.com, keyword:x or regexp:x";
     for (text, error) in [
-        ("", format!("`` is not a domain name: there is no name; {forms}")),
-        (".", format!("`.` is not a domain name: there is no name; {forms}")),
-        ("a..b", format!("`a..b` is not a domain name: a label is empty; {forms}")),
+        ("", format!("`` is not a domain name: it has an empty part; {forms}")),
+        (".", format!("`.` is not a domain name: it has an empty part; {forms}")),
+        ("a..b", format!("`a..b` is not a domain name: it has an empty part; {forms}")),
         ("a b", format!("`a b` is not a domain name: ' ' cannot stand in a name; {forms}")),
         (
             "geosite:cn",
@@ -165,10 +165,10 @@ fn refuses_with_a_remedy() {
         assert_eq!(text.parse::<Domain>().unwrap_err().to_string(), error, "{text}");
     }
     for (text, reason) in [
-        ("a".repeat(64), NameError::LongLabel),
-        ("a.".repeat(128), NameError::Long),
-        ("\u{fffd}".to_owned(), NameError::NoAscii),
-        (".a".to_owned(), NameError::EmptyLabel),
+        ("a".repeat(64), NameError::LongLabel(64)),
+        ("a.".repeat(128), NameError::Long(255)),
+        ("\u{fffd}".to_owned(), NameError::International),
+        (".a".to_owned(), NameError::Empty),
     ] {
         assert_eq!(name::normalize(&text), Err(reason), "{text}");
     }
