@@ -2,6 +2,7 @@
 //!
 //! A key is a field with its default in [`Config::preset`], and one line in `parse.rs`.
 
+mod dns;
 mod duration;
 mod error;
 mod link;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
+pub use dns::{Dns, DomainSource};
 pub use duration::{LONGEST as LONGEST_DURATION, format_duration, parse_duration};
 pub use error::{ConfigError, Finding, Findings};
 pub use link::{LinkPattern, WanPattern};
@@ -53,6 +55,8 @@ pub struct Config {
     pub outbounds: Vec<Outbound>,
     /// `[bypass]`: destinations that go direct.
     pub bypass: Bypass,
+    /// `[dns]`: the splitting resolver. Default: none, so DNS is traffic like any other.
+    pub dns: Option<Dns>,
     /// `[tcp]`: limits of TCP connections.
     pub tcp: Tcp,
     /// `[udp]`: limits of UDP associations.
@@ -233,6 +237,7 @@ impl Config {
                 prefixes: Vec::new(),
                 files: Vec::new(),
             },
+            dns: None,
             tcp: Tcp {
                 idle: Duration::from_hours(2),
                 connect_timeout: Duration::from_secs(10),

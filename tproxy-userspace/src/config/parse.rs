@@ -7,7 +7,9 @@ use std::time::Duration;
 use super::error::ConfigError;
 use super::read::{Faults, Table, document};
 use super::value::{at_least, boolean, choice, integer, list, text, within};
-use super::{Config, LinkPattern, OnProxyDown, Outbound, OutboundUrl, Refusal, Stage, WanPattern};
+use super::{
+    Config, LinkPattern, OnProxyDown, Outbound, OutboundUrl, Refusal, Stage, WanPattern, dns,
+};
 use crate::policy::{list as prefix_list, prefix};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -60,6 +62,7 @@ fn read(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
         });
         bypass.optional("files", &mut config.bypass.files, list("paths", file));
     });
+    config.dns = dns::read(root, folder);
     root.table("tcp", |tcp| {
         tcp.optional("idle", &mut config.tcp.idle, at_least(SECOND));
         tcp.optional(

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::data::dns::Prefer;
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(text, Path::new("conf/c.toml"))
@@ -67,6 +68,18 @@ fn every_key_has_its_default() {
     let config = parse("").unwrap();
     assert_eq!(config, Config::default());
     assert_eq!(config.to_string(), DEFAULTS);
+    assert_eq!(config.dns, None);
+    let dns = parse("dns.proxy = [\"192.0.2.1\"]").unwrap().dns.unwrap();
+    let proxy = vec!["192.0.2.1".parse().unwrap()];
+    assert_eq!(
+        dns,
+        Dns {
+            proxy,
+            ..Dns::default()
+        }
+    );
+    assert!(dns.hijack && dns.ipv6 && dns.prefer == Prefer::Both);
+    assert_eq!((dns.cache, dns.stale), (10_000, Duration::from_hours(24)));
     // The one key that TOML has no way to print.
     assert_eq!(config.tcp.max_connections, None);
     assert_eq!(config.outbound(), &Outbound::direct());
@@ -109,6 +122,15 @@ fn every_key_is_read() {
         private = true
         prefixes = ["203.0.113.0/24", "2001:db8::1"]
         files = ["china_ip_list.txt", "/srv/list"]
+        [dns]
+        hijack = false
+        direct = ["223.5.5.5", "tls://dns.example:8853#Other.example"]
+        proxy = ["https://1.1.1.1"]
+        direct_domains = ["Example.COM.", "geosite.dat:cn", "/srv/list", "bücher.example"]
+        cache = 0
+        stale = "0s"
+        ipv6 = false
+        prefer = "v4"
         [tcp]
         idle = "1h30m"
         connect_timeout = "500ms"
@@ -156,6 +178,30 @@ fn every_key_is_read() {
             prefixes: vec![prefix("203.0.113.0/24"), prefix("2001:db8::1/128")],
             files: vec!["conf/china_ip_list.txt".into(), "/srv/list".into()],
         },
+        dns: Some(Dns {
+            hijack: false,
+            direct: vec![
+                "udp://223.5.5.5".parse().unwrap(),
+                "tls://dns.example:8853#other.example".parse().unwrap(),
+            ],
+            proxy: vec!["https://1.1.1.1/dns-query".parse().unwrap()],
+            direct_domains: vec![
+                DomainSource::Domain("example.com".to_owned()),
+                DomainSource::List {
+                    file: "conf/geosite.dat".into(),
+                    part: Some("cn".to_owned()),
+                },
+                DomainSource::List {
+                    file: "/srv/list".into(),
+                    part: None,
+                },
+                DomainSource::Domain("xn--bcher-kva.example".to_owned()),
+            ],
+            cache: 0,
+            stale: Duration::ZERO,
+            ipv6: false,
+            prefer: Prefer::V4,
+        }),
         tcp: Tcp {
             idle: Duration::from_secs(5400),
             connect_timeout: Duration::from_millis(500),
@@ -180,6 +226,7 @@ fn every_key_is_read() {
     assert!(!format!("{config} {config:?}").contains("secret"));
     let json = serde_json::to_value(&config).unwrap();
     assert_eq!(json["outbound"][0]["url"], "socks5://me:***@192.0.2.1:1080");
+    assert_eq!(json["dns"]["direct_domains"][1], "conf/geosite.dat:cn");
     assert_eq!(json["tcp"]["idle"], "1h30m");
     assert_eq!(json["lan"]["sources"][0], "10.8.0.0/16");
 }
@@ -305,7 +352,7 @@ fn unknown_keys_lead_to_known_ones() {
         (
             "colour = 1",
             "unknown key `colour`",
-            "known here: stage, on_proxy_down, lan, wan, outbound, bypass, tcp, udp, gateway, proxy",
+            "known here: stage, on_proxy_down, lan, wan, outbound, bypass, dns, tcp, udp, gateway, proxy",
         ),
     ] {
         assert_eq!(only_finding(text), (message.to_owned(), help.to_owned()));
@@ -389,6 +436,31 @@ fn wrong_types_and_values_are_told_with_what_is_right() {
             "bypass.files = [\"-\"]",
             "a configuration cannot read a list from standard input",
             "name a file",
+        ),
+        (
+            "dns.direct = [\"192.0.2.1\"]",
+            "`proxy` is missing in [dns]",
+            "",
+        ),
+        (
+            "dns.proxy = []",
+            "no DNS server is named for the names that do not go direct",
+            "name one, like \"tls://1.1.1.1\"; to leave DNS alone write hijack = false",
+        ),
+        (
+            "[dns]\nproxy = [\"192.0.2.1\"]\ndirect_domains = [\"cn\"]",
+            "no DNS server answers these names",
+            "name one in `direct`, like direct = [\"223.5.5.5\"]",
+        ),
+        (
+            "[dns]\nproxy = [\"192.0.2.1\"]\nprefer = \"v6\"\nipv6 = false",
+            "prefer = \"v6\" needs IPv6 addresses, and ipv6 = false gives out none",
+            "remove one of the two",
+        ),
+        (
+            "[dns]\nproxy = [\"192.0.2.1\"]\ndirect = [\"192.0.2.2\"]\ndirect_domains = [\"a b\"]",
+            "`a b` is not the name of a domain",
+            "write a name like example.com, a list like names.txt, or a part of one like geosite.dat:cn",
         ),
         (
             "outbound = [{ url = \"direct://\" }]",
@@ -502,6 +574,35 @@ fn any_prefixes() -> impl Strategy<Value = Vec<IpNet>> {
 }
 
 prop_compose! {
+    fn any_dns()(
+        (hijack, ipv6) in any::<(bool, bool)>(),
+        direct in prop::collection::vec("(udp|tcp|tls)://([a-z]{1,9}\\.example|192\\.0\\.2\\.[1-9])(:5353)?", 1..3),
+        proxy in prop::collection::vec("https://[a-z]{1,9}\\.example(:8443)?/[a-z]{1,9}(#[a-z]{1,9})?", 1..3),
+        names in prop::collection::vec("[a-z]{1,20}\\.example", 0..3),
+        lists in prop::collection::vec("/[a-z]{1,9}\\.dat(:[a-z]{1,9})?", 0..3),
+        cache in 0..10_000_000_u32,
+        stale in any_duration(),
+        v4: bool,
+    ) -> Dns {
+        let read = |texts: Vec<String>| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let lists = lists.into_iter().map(|text| match text.split_once(':') {
+            None => DomainSource::List { file: text.into(), part: None },
+            Some((file, part)) => DomainSource::List { file: file.into(), part: Some(part.to_owned()) },
+        });
+        Dns {
+            hijack,
+            direct: read(direct),
+            proxy: read(proxy),
+            direct_domains: names.into_iter().map(DomainSource::Domain).chain(lists).collect(),
+            cache,
+            stale,
+            ipv6,
+            prefer: if v4 { Prefer::V4 } else { Prefer::Both },
+        }
+    }
+}
+
+prop_compose! {
     fn any_config()(
         stage in 0..4_usize,
         drop: bool,
@@ -513,6 +614,7 @@ prop_compose! {
         private: bool,
         prefixes in any_prefixes(),
         files in prop::collection::vec("/[^\0]{1,20}", 0..3),
+        dns in prop::option::of(any_dns()),
         (tcp_idle, connect_timeout, keepalive) in (any_duration(), any_duration(), 1..=32_400_u64),
         max_connections in prop::option::of(1..10_000_000_u32),
         (udp_idle, dns_idle, drain) in (any_duration(), any_duration(), any_duration()),
@@ -540,6 +642,7 @@ prop_compose! {
                 prefixes,
                 files: files.into_iter().map(PathBuf::from).collect(),
             },
+            dns,
             tcp: Tcp {
                 idle: tcp_idle,
                 connect_timeout,

@@ -4,14 +4,17 @@
 //! places of its TTLs and its addresses, and stays as it came: so records of unknown types pass unharmed
 //! (RFC 3597), and an answer out of the cache costs a copy.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+mod read;
+mod response;
+
+use self::read::{Header, Reader};
+use self::response::sound;
+pub use self::response::{Mismatch, Response};
 
 /// Bytes of a header.
 pub const HEADER: usize = 12;
 /// The largest message, in bytes.
 pub const LARGEST: usize = u16::MAX as usize;
-/// The longest name, in bytes (RFC 1035 section 2.3.4).
-const LONGEST_NAME: usize = 255;
 
 const QR: u16 = 0x8000;
 const OPCODE: u16 = 0x7800;
@@ -137,7 +140,7 @@ impl Query {
     /// [`Unfit`]: a message without a whole header, or one that is an answer itself, gets none, lest two servers
     /// answer each other for ever.
     pub fn parse(bytes: &[u8]) -> Result<Self, Unfit> {
-        let mut reader = Reader { bytes, at: 0 };
+        let mut reader = Reader::new(bytes);
         let header = Header::read(&mut reader).ok_or(Unfit::Silence)?;
         if header.flags & QR != 0 {
             return Err(Unfit::Silence);
@@ -296,244 +299,4 @@ fn put_opt(bytes: &mut Vec<u8>, size: u16, code: u16, dnssec_ok: bool, padding: 
 
 fn put(bytes: &mut [u8], at: usize, number: u16) {
     bytes[at..at + 2].copy_from_slice(&number.to_be_bytes());
-}
-
-/// A TTL with the highest bit set counts as 0 (RFC 2181 section 8).
-fn sound(ttl: u32) -> u32 {
-    if ttl > i32::MAX as u32 { 0 } else { ttl }
-}
-
-/// An upstream's answer, checked and without its EDNS part, which is between neighbours.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Response {
-    bytes: Vec<u8>,
-    flags: u16,
-    /// Where the TTLs are.
-    ttls: Vec<u16>,
-    /// The response code with its upper bits.
-    pub code: u16,
-    /// The smallest TTL in seconds; `u32::MAX` without a record.
-    pub ttl: u32,
-    /// For how many seconds the absence of what was asked holds (RFC 2308 section 5). None: not told.
-    pub negative_ttl: Option<u32>,
-    /// There is a record of what was asked.
-    pub is_positive: bool,
-    /// The addresses among the answers, in their order, with their TTLs in seconds.
-    pub addresses: Vec<(IpAddr, u32)>,
-}
-
-/// Why bytes are not the answer to a question.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mismatch {
-    /// The number or the question is another one, or it is no answer at all. It may be forged.
-    Foreign,
-    /// It is the answer, but cut off: ask over TCP.
-    Truncated,
-    /// It is the answer, but cannot be read.
-    Malformed,
-}
-
-impl Response {
-    /// Checks that `bytes` are the answer to the question that was asked under this number, and reads them.
-    ///
-    /// # Errors
-    /// [`Mismatch`].
-    pub fn parse(bytes: Vec<u8>, id: u16, question: &Question) -> Result<Self, Mismatch> {
-        // No transport carries more, and places of TTLs are kept in 16 bits.
-        if bytes.len() > LARGEST {
-            return Err(Mismatch::Malformed);
-        }
-        let mut reader = Reader {
-            bytes: &bytes,
-            at: 0,
-        };
-        let header = Header::read(&mut reader).ok_or(Mismatch::Foreign)?;
-        let is_answer = header.id == id && header.flags & (QR | OPCODE) == QR;
-        if !is_answer || header.counts[0] != 1 {
-            return Err(Mismatch::Foreign);
-        }
-        let asked = reader.question().ok_or(Mismatch::Foreign)?;
-        let same = asked.name.eq_ignore_ascii_case(&question.name)
-            && (asked.kind, asked.class) == (question.kind, question.class);
-        if !same {
-            return Err(Mismatch::Foreign);
-        }
-        if header.flags & TC != 0 {
-            return Err(Mismatch::Truncated);
-        }
-        let mut found = Self {
-            flags: header.flags,
-            code: header.flags & CODE,
-            ttls: Vec::new(),
-            ttl: u32::MAX,
-            negative_ttl: None,
-            is_positive: false,
-            addresses: Vec::new(),
-            bytes: Vec::new(),
-        };
-        let [_, answers, authority, _] = header.counts.map(usize::from);
-        let mut cut = None;
-        for index in 0..header.records() {
-            let start = reader.at;
-            let record = reader.record().ok_or(Mismatch::Malformed)?;
-            if record.kind == kind::OPT {
-                // One, and among the additional records: RFC 6891 section 6.1.1.
-                if cut.is_some() || index < answers + authority {
-                    return Err(Mismatch::Malformed);
-                }
-                found.code |= (record.ttl >> 24 << 4) as u16;
-                cut = Some((start, index));
-                continue;
-            }
-            // Names behind the OPT record may point to places behind it, so they go with it. They are additional.
-            if cut.is_some() {
-                continue;
-            }
-            if index < answers {
-                found.take_answer(&record, question)?;
-            } else if index < answers + authority {
-                found.take_authority(&record);
-            }
-            found.ttls.push(record.ttl_at as u16);
-            found.ttl = found.ttl.min(sound(record.ttl));
-        }
-        // Bytes behind the last record belong to nothing and are left out.
-        let (end, kept) = cut.unwrap_or((reader.at, header.records()));
-        found.negative_ttl = found.negative_ttl.map(|ttl| ttl.min(found.ttl));
-        found.bytes = bytes;
-        found.bytes.truncate(end);
-        found.bytes.shrink_to_fit();
-        put(&mut found.bytes, 10, (kept - answers - authority) as u16);
-        Ok(found)
-    }
-
-    fn take_answer(&mut self, record: &Record<'_>, question: &Question) -> Result<(), Mismatch> {
-        self.is_positive |= question.kind == kind::ANY || record.kind == question.kind;
-        let address: IpAddr = match (record.kind, record.class) {
-            (kind::A, 1) => {
-                let octets: [u8; 4] = record.data.try_into().map_err(|_| Mismatch::Malformed)?;
-                Ipv4Addr::from(octets).into()
-            }
-            (kind::AAAA, 1) => {
-                let octets: [u8; 16] = record.data.try_into().map_err(|_| Mismatch::Malformed)?;
-                Ipv6Addr::from(octets).into()
-            }
-            _ => return Ok(()),
-        };
-        self.addresses.push((address, sound(record.ttl)));
-        Ok(())
-    }
-
-    fn take_authority(&mut self, record: &Record<'_>) {
-        // The last of the five numbers at its end is the "minimum".
-        if let (kind::SOA, Some(minimum)) = (record.kind, record.data.last_chunk::<4>()) {
-            let ttl = sound(record.ttl).min(sound(u32::from_be_bytes(*minimum)));
-            self.negative_ttl = Some(self.negative_ttl.map_or(ttl, |other| other.min(ttl)));
-        }
-    }
-
-    /// Bytes that it takes in memory, about.
-    #[must_use]
-    pub fn size(&self) -> usize {
-        size_of::<Self>()
-            + self.bytes.capacity()
-            + self.ttls.capacity() * size_of::<u16>()
-            + self.addresses.capacity() * size_of::<(IpAddr, u32)>()
-    }
-}
-
-struct Header {
-    id: u16,
-    flags: u16,
-    /// Questions, answers, authority, additional.
-    counts: [u16; 4],
-}
-
-impl Header {
-    fn read(reader: &mut Reader<'_>) -> Option<Self> {
-        let mut number = || reader.number();
-        Some(Self {
-            id: number()?,
-            flags: number()?,
-            counts: [number()?, number()?, number()?, number()?],
-        })
-    }
-
-    fn records(&self) -> usize {
-        self.counts[1..]
-            .iter()
-            .map(|count| usize::from(*count))
-            .sum()
-    }
-}
-
-struct Record<'m> {
-    kind: u16,
-    class: u16,
-    ttl: u32,
-    ttl_at: usize,
-    data: &'m [u8],
-}
-
-/// Reads a message from front to back. Pointers are not followed, so there is no loop to fall into.
-struct Reader<'m> {
-    bytes: &'m [u8],
-    at: usize,
-}
-
-impl<'m> Reader<'m> {
-    fn take(&mut self, length: usize) -> Option<&'m [u8]> {
-        let taken = self.bytes.get(self.at..self.at.checked_add(length)?)?;
-        self.at += length;
-        Some(taken)
-    }
-
-    fn number(&mut self) -> Option<u16> {
-        let bytes = self.take(2)?;
-        Some(u16::from_be_bytes([bytes[0], bytes[1]]))
-    }
-
-    /// Walks over a name. True if it is whole here, false if it ends in a pointer.
-    fn name(&mut self) -> Option<bool> {
-        let start = self.at;
-        loop {
-            let length = usize::from(self.take(1)?[0]);
-            match length {
-                0 => return Some(true),
-                1..=63 => self.take(length).map(drop)?,
-                0xc0.. => return self.take(1).map(|_| false),
-                _ => return None,
-            }
-            // Only the byte of the root may follow.
-            if self.at - start >= LONGEST_NAME {
-                return None;
-            }
-        }
-    }
-
-    fn question(&mut self) -> Option<Question> {
-        let start = self.at;
-        // The first name of a message has nothing to point to.
-        if !self.name()? {
-            return None;
-        }
-        let name = self.bytes[start..self.at].into();
-        let (kind, class) = (self.number()?, self.number()?);
-        Some(Question { name, kind, class })
-    }
-
-    fn record(&mut self) -> Option<Record<'m>> {
-        self.name()?;
-        let (kind, class, ttl_at) = (self.number()?, self.number()?, self.at);
-        let ttl = u32::from(self.number()?) << 16 | u32::from(self.number()?);
-        let length = self.number()?;
-        let data = self.take(length.into())?;
-        Some(Record {
-            kind,
-            class,
-            ttl,
-            ttl_at,
-            data,
-        })
-    }
 }
