@@ -104,8 +104,7 @@ impl Lookup {
     /// Asks the group, or waits with those who do already. `stale` is given out if that takes long or fails.
     pub async fn ask(self: &Arc<Self>, course: &Course, stale: Outcome) -> Outcome {
         let Some(mut coming) = self.join(course) else {
-            Counters::add(&self.counters.limited);
-            return stale.and_then(|kept| self.stale(course, kept));
+            return self.refuse(course, stale);
         };
         let outcome = async {
             let outcome = coming.wait_for(Option::is_some).await;
@@ -119,6 +118,12 @@ impl Lookup {
             // The question goes on in the background.
             Ok(None) | Err(_) => self.stale(course, kept),
         }
+    }
+
+    /// Too much is under way to ask for this too: what is stale must do.
+    pub fn refuse(&self, course: &Course, stale: Outcome) -> Outcome {
+        Counters::add(&self.counters.limited);
+        stale.and_then(|kept| self.stale(course, kept))
     }
 
     /// A snapshot of the counters.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Prefer;
+use super::cache::Kept;
 use super::lookup::{Course, Instantly, Lookup};
 use super::stats::Counters;
 use super::wire::{LARGEST, OWN_SIZE, Query, Unfit, code, kind};
@@ -100,7 +101,7 @@ impl Server {
         }
     }
 
-    async fn resolve(&self, query: &Query, client: SocketAddr) -> Option<super::cache::Kept> {
+    async fn resolve(&self, query: &Query, client: SocketAddr) -> Option<Kept> {
         let course = self.lookup.course(query);
         match self.lookup.instantly(&course) {
             Instantly::Done(outcome) => outcome,
@@ -108,15 +109,9 @@ impl Server {
         }
     }
 
-    async fn ask(
-        &self,
-        course: &Course,
-        stale: Option<super::cache::Kept>,
-        client: IpAddr,
-    ) -> Option<super::cache::Kept> {
+    async fn ask(&self, course: &Course, stale: Option<Kept>, client: IpAddr) -> Option<Kept> {
         let Some(_turn) = Turn::take(self, client) else {
-            Counters::add(&self.lookup.counters.limited);
-            return None;
+            return self.lookup.refuse(course, stale);
         };
         self.lookup.ask(course, stale).await
     }

@@ -30,7 +30,8 @@ struct Waiting(Mutex<HashMap<u16, Waiter>>);
 #[derive(Debug)]
 struct Waiter {
     question: Question,
-    answer: oneshot::Sender<Result<Response, Failure>>,
+    /// Taken by the answer. The number stays in use until its question is done with.
+    answer: Option<oneshot::Sender<Result<Response, Failure>>>,
 }
 
 impl Waiting {
@@ -39,7 +40,7 @@ impl Waiting {
     }
 }
 
-/// Takes a question back that nobody waits for any more.
+/// A number that is in use. Dropping it takes the question back.
 struct Turn<'w> {
     waiting: &'w Waiting,
     id: u16,
@@ -82,7 +83,7 @@ impl Framed {
         let (answer, answered) = oneshot::channel();
         let waiter = Waiter {
             question: ask.question.clone(),
-            answer,
+            answer: Some(answer),
         };
         let turn = self.enter(waiter);
         let message = ask.encode(turn.id, self.pad);
@@ -130,18 +131,17 @@ async fn read(input: impl AsyncRead, waiting: &Waiting, idle: Duration, counters
             return;
         };
         let mut waiting = waiting.lock();
-        let Some(waiter) = waiting.remove(&id) else {
+        let Some(waiter) = waiting.get_mut(&id) else {
             // Late, or of nobody's question.
             continue;
         };
         match Response::parse(message, id, &waiter.question) {
-            Err(Mismatch::Foreign) => {
-                Counters::add(&counters.forged);
-                waiting.insert(id, waiter);
-            }
+            Err(Mismatch::Foreign) => Counters::add(&counters.forged),
             parsed => {
-                // It is no matter if nobody waits any more.
-                let _ = waiter.answer.send(parsed.map_err(Failure::from));
+                if let Some(answer) = waiter.answer.take() {
+                    // It is no matter if nobody waits any more.
+                    let _ = answer.send(parsed.map_err(Failure::from));
+                }
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -86,8 +87,11 @@ impl Stream {
         };
         // The name of the certificate is the server's, whatever address it is reached by.
         let url = is_http.then(|| {
-            let (host, port) = (upstream.certified(), upstream.port);
-            format!("https://{host}:{port}{}", upstream.path).into()
+            let (host, path) = (upstream.certified(), &upstream.path);
+            match upstream.port {
+                443 => format!("https://{host}{path}").into(),
+                port => format!("https://{host}:{port}{path}").into(),
+            }
         });
         Ok(Self {
             addresses,
@@ -165,11 +169,7 @@ impl Stream {
         Err(failure)
     }
 
-    async fn connect(
-        &self,
-        address: SocketAddr,
-        limit: std::time::Duration,
-    ) -> Result<Link, Failure> {
+    async fn connect(&self, address: SocketAddr, limit: Duration) -> Result<Link, Failure> {
         let stream = self.path.connect(address, limit).await?;
         let Some((connector, name)) = &self.security else {
             return Ok(self.framed(stream, false));
