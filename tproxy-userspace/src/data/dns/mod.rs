@@ -3,7 +3,7 @@
 //!
 //! - No question for a name of one group goes to an upstream of the other, whatever fails: an answer of the wrong
 //!   side may be forged, and the question itself tells what somebody looks at.
-//! - Messages are walked, not understood, so that every record type passes as it came ([`wire`]).
+//! - Messages are walked, not understood, so that every record type passes as it came.
 //! - An upstream's answer counts only if its number, its question and its sender are those that were asked. What
 //!   does not fit is ignored, and the waiting goes on.
 //! - The names of upstreams themselves are looked up at the upstreams of their group that are given by address, then

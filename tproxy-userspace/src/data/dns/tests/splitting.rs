@@ -90,3 +90,22 @@ async fn addresses_are_announced_with_name_group_and_time() {
         last.trim_end_matches('.')
     );
 }
+
+#[test]
+fn names_as_text_cannot_be_mistaken_for_others() {
+    for (wire, text) in [
+        (&b"\0"[..], ""),
+        (b"\x01A\x07Example\x00", "a.example"),
+        (b"\x04a.LN\x03x_y\x00", "a\\046ln.x_y"),
+        (b"\x03\xc3\xbc\x5c\x00", "\\195\\188\\092"),
+        (b"\x01 \x00", "\\032"),
+    ] {
+        let name = wire.into();
+        let question = wire::Question {
+            name,
+            kind: 1,
+            class: 1,
+        };
+        assert_eq!(question.text(), text);
+    }
+}
