@@ -303,6 +303,7 @@ async fn a_client_may_have_so_many_questions_under_way() {
     assert_eq!(refused.count(), 300 - 256);
     assert_eq!(dns.stats().limited, 300 - 256);
     assert_eq!(address(&dns, "later.example.").await, ["192.0.2.1"]);
+    assert!(dns.0.clients.lock().expect("no panic").is_empty());
 }
 
 #[tokio::test(start_paused = true)]

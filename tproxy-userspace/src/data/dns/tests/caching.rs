@@ -77,6 +77,10 @@ async fn absence_is_kept_for_as_long_as_the_soa_says() {
         assert_eq!(mock.asked(), 1);
         advance(Duration::from_millis(30)).await;
         // An absence is not given out when it is over, though presence would be.
+        mock.set(|_| None);
+        let answer = ask(&dns, &question).await;
+        assert_eq!(answer.metadata.response_code, ResponseCode::ServFail);
+        advance(seconds(5)).await;
         mock.set(|question| Some(addresses(question, &["192.0.2.1"], 60)));
         assert_eq!(found(&ask(&dns, &question).await), ["192.0.2.1"]);
     }
