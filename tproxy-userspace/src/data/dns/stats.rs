@@ -65,7 +65,7 @@ counters! {
     truncated,
     /// Entries of the cache that made room for others.
     evicted,
-    /// Announcements of addresses that nobody took in time.
+    /// Announcements of addresses that nobody took in time; each is tried again when its answer is given out again.
     events_dropped,
 }
 
