@@ -3,6 +3,7 @@
 //! It knows nothing of the kernel half. Steered connections arrive on its [`Sockets`] with the original
 //! destination as their local address, steered datagrams with it in a control message.
 
+pub mod dns;
 mod guard;
 mod limits;
 pub mod outbound;
