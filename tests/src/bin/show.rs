@@ -71,9 +71,10 @@ fn run() -> Result<bool> {
         Family::V6.far(1),
     );
     let before = Snapshot::take(&stage.lab)?;
-    println!("On the gateway: tproxy-bpf run --lan lan0 --outbound direct://\n");
+    let run = "run --lan lan0 --wan default --outbound direct://";
+    println!("On the gateway: tproxy-bpf {run}\n");
     let start = Instant::now();
-    let tproxy = stage.lab.tproxy_with("direct://")?;
+    let tproxy = stage.lab.tproxy(&run.split(' ').collect::<Vec<_>>())?;
     println!("Ready after {} ms.\n", start.elapsed().as_millis());
 
     let mut account = Account::default();
@@ -171,7 +172,44 @@ impl Stage {
                 Ok("answered".to_owned())
             });
         }
+        println!(
+            "\nThe gateway's own programs (servers see the gateway either way, so the counters tell):"
+        );
+        for family in Family::BOTH {
+            account.check(&format!("TCP {family:?}: curl"), || self.own(family));
+            account.check(&format!("TCP {family:?}: exempt run -- curl"), || {
+                self.exempt(family)
+            });
+        }
         println!("\nIn its own words:");
+    }
+
+    fn own(&self, family: Family) -> Result<String> {
+        let before = self.lab.packets("tcp_opened")?;
+        let seen = whoami(&self.lab.gateway, family.far(1))?;
+        came_from(seen, family.gateway_wan())?;
+        let opened = self.lab.packets("tcp_opened")? - before;
+        ensure!(opened == 1, "{opened} connections came to the proxy");
+        Ok("its connection went through the proxy, once".to_owned())
+    }
+
+    fn exempt(&self, family: Family) -> Result<String> {
+        let before = self.lab.packets("tcp_opened")?;
+        let url = url(family.far(1), "whoami");
+        let curl = [
+            "exempt",
+            "run",
+            "--",
+            "curl",
+            "-sSf",
+            "--max-time",
+            "10",
+            &url,
+        ];
+        self.lab.tproxy_run(&curl)?.ok()?;
+        let opened = self.lab.packets("tcp_opened")? - before;
+        ensure!(opened == 0, "{opened} connections came to the proxy");
+        Ok("its connection went past the proxy".to_owned())
     }
 
     fn download(&self, family: Family) -> Result<String> {
@@ -296,6 +334,7 @@ impl Stage {
             ("pass", "own_address"),
             ("pass", "other_protocol"),
             ("pass", "reply_sent"),
+            ("pass", "exempt"),
         ];
         for (effect, reason) in wanted {
             ensure!(
@@ -335,10 +374,10 @@ impl Stage {
         let traffic = &status["proxy"]["detail"]["traffic"];
         let count = |key: &str| traffic[key].as_u64().unwrap_or_default();
         let (connections, associations) = (count("connections_total"), count("associations_total"));
-        // Download, upload, DNS over TCP and the look at who asks; DNS and the echo. Two families.
+        // Download, upload, DNS over TCP, the look at who asks, and the gateway's own; DNS and the echo. Two families.
         ensure!(
-            connections >= 8 && associations >= 4,
-            "it relayed {connections} connections and {associations} associations, where there were 8 and 4"
+            connections >= 10 && associations >= 4,
+            "it relayed {connections} connections and {associations} associations, where there were 10 and 4"
         );
         Ok(format!(
             "{connections} connections and {associations} associations relayed"
@@ -362,6 +401,8 @@ impl Stage {
   {gateway} {program} bypass add 203.0.113.0/24 --comment 'to try'
   {gateway} {program} bypass list --hits
   {gateway} {program} bypass del 203.0.113.0/24
+  # a program of the gateway that goes past the proxy
+  {gateway} {program} exempt run -- curl -s {}
   # what it does, and why
   {gateway} {program} status
   {gateway} {program} counters
@@ -372,6 +413,7 @@ impl Stage {
             url(v4.far(1), "whoami"),
             url(v6.far(1), "whoami"),
             v4.far(3),
+            url(v4.far(1), "whoami"),
             url(v4.far(1), &self.nginx.offer(1 << 30)?.0),
             url(v4.upstream(1), &self.nginx.offer(1 << 30)?.0),
         );

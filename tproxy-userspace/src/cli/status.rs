@@ -257,7 +257,12 @@ fn text(status: &Status) -> String {
             && (exempt.entries > 0 || exempt.in_force.wan)
         {
             let force = exempt.in_force.text();
-            line("exempt", &format!("{} entries; {force}", exempt.entries));
+            let entries = if exempt.entries == 1 {
+                "entry"
+            } else {
+                "entries"
+            };
+            line("exempt", &format!("{} {entries}; {force}", exempt.entries));
         }
         line(
             "packets",
