@@ -125,15 +125,23 @@ impl<'a> Wire<'a> {
     /// # Errors
     /// When nft fails.
     pub fn packets(&self) -> Result<u64> {
-        let list = ["nft", "-j", "list", "counters", "table", "inet", "wire"];
-        let report: Value = self.lab.internet.run(&list)?.json()?;
-        report["nftables"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find_map(|object| object["counter"]["packets"].as_u64())
-            .with_context(|| format!("no counter in {report}"))
+        nft_packets(&self.lab.internet, ["inet", "wire"])
     }
+}
+
+/// The packets of the counter in a table of nft: its family and its name.
+///
+/// # Errors
+/// When nft fails, or there is no counter.
+pub fn nft_packets(ns: &Namespace, [family, table]: [&str; 2]) -> Result<u64> {
+    let list = ["nft", "-j", "list", "counters", "table", family, table];
+    let report: Value = ns.run(&list)?.json()?;
+    report["nftables"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find_map(|object| object["counter"]["packets"].as_u64())
+        .with_context(|| format!("no counter in {report}"))
 }
 
 impl Lab {

@@ -1,13 +1,10 @@
 //! Links and addresses that come, go and change, the kinds of links, and who may use the proxy.
 
-use std::{
-    io::{Read, Write},
-    net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket},
-};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    Family, Far, Lab, Lan, Namespace, Wire,
+    Family, Far, Lab, Lan, Wire,
     addr::url,
     or_skip,
     servers::TcpEcho,
@@ -49,15 +46,6 @@ fn address_second_lan(lab: &Lab, link: &str) -> Result<()> {
         &format!("addr replace {v4}/24 dev {link}"),
         &format!("addr replace {v6}/64 dev {link} nodad"),
     ])
-}
-
-fn echo(from: &Namespace, target: SocketAddr) -> Result<()> {
-    let mut stream = traffic::connect(from, target)?;
-    stream.write_all(b"SSH-2.0-lab\r\n")?;
-    let mut answer = [0; 13];
-    stream.read_exact(&mut answer)?;
-    ensure!(&answer == b"SSH-2.0-lab\r\n");
-    Ok(())
 }
 
 #[test]
@@ -150,10 +138,10 @@ fn the_gateways_own_addresses_are_followed() -> Result<()> {
             lab.gateway
                 .ip(&[&format!("addr add {address}/{length} dev {link}")])?;
             // At once: until it is known as the gateway's own the proxy leads back to it.
-            echo(&lab.device, target)?;
+            traffic::echo_line(&lab.device, target)?;
             soon("the address to be known as the gateway's own", || {
                 let own = lab.packets("own_address")?;
-                echo(&lab.device, target)?;
+                traffic::echo_line(&lab.device, target)?;
                 ensure!(lab.packets("own_address")? > own, "{:?}", lab.counters()?);
                 Ok(())
             })?;
@@ -228,7 +216,7 @@ fn between_two_lans_nothing_is_proxied() -> Result<()> {
     far.sees_proxy(&lab)?;
     second_device(&lab, &far, true)?;
     for family in Family::BOTH {
-        echo(&lab.device, SocketAddr::new(family.device2(), 7))?;
+        traffic::echo_line(&lab.device, SocketAddr::new(family.device2(), 7))?;
         let target = SocketAddr::new(family.device(), 7001);
         let _near = lab::servers::UdpEcho::start(&lab.device, 7001..=7001)?;
         traffic::echo_sizes(device2, target, &[1, 9_000])?;
@@ -268,7 +256,7 @@ fn carries(lan: Lan, link: Option<&str>, mtu: (u32, u32), clsact: bool) -> Resul
             &[1, 1_400, 1_473, 65_507],
         )?;
         for address in [family.gateway_lan(), family.gateway_wan()] {
-            echo(&lab.device, SocketAddr::new(address, 22))?;
+            traffic::echo_line(&lab.device, SocketAddr::new(address, 22))?;
         }
     }
     lab.bypass(&["add", "203.0.113.0/24", "2001:db8:f::/64"])?;

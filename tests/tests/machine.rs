@@ -8,7 +8,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use lab::{Family, Far, Lab, Namespace, Snapshot, Tproxy, Wire, ways::soon};
+use lab::{
+    Family, Far, Lab, Namespace, Snapshot, Tproxy, Wire,
+    ways::{nft_packets, soon},
+};
 use serde_json::Value;
 
 /// A proxy that nobody answers, so what comes through went direct.
@@ -287,12 +290,7 @@ fn count_redirects(ns: &Namespace) -> Result<()> {
 }
 
 fn redirects_seen(ns: &Namespace) -> Result<u64> {
-    let report: Value = ns.run(&["nft", "-j", "list", "counters"])?.json()?;
-    let objects = report["nftables"].as_array().into_iter().flatten();
-    objects
-        .filter_map(|object| object["counter"]["packets"].as_u64())
-        .next()
-        .with_context(|| format!("no counter in {report}"))
+    nft_packets(ns, ["ip", "redirects"])
 }
 
 /// The neighbour's default route is the gateway, which forwards by the link that its packets came by.

@@ -1,9 +1,6 @@
 //! The networks of `docs/`: each is built as its page draws it, and runs the configuration that stands there.
 
-use std::{
-    io::{Read, Write},
-    net::{IpAddr, SocketAddr, UdpSocket},
-};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
 use lab::{
@@ -12,7 +9,7 @@ use lab::{
     servers::{Danted, Dnsmasq, Iperf, Nginx, TcpEcho, UdpEcho},
     traffic::{self, Test},
     wait::SOON,
-    ways::soon,
+    ways::{nft_packets, soon},
 };
 use serde_json::Value;
 
@@ -123,7 +120,7 @@ impl Scene {
                 self.site.shape.gateway_lan(family),
                 self.site.shape.gateway(family),
             ] {
-                echo(&self.lab().device, SocketAddr::new(address, 22))?;
+                traffic::echo_line(&self.lab().device, SocketAddr::new(address, 22))?;
             }
         }
         Ok(())
@@ -199,15 +196,6 @@ impl Scene {
         let shape = self.site.shape;
         move |family| shape.device(family)
     }
-}
-
-fn echo(from: &Namespace, target: SocketAddr) -> Result<()> {
-    let mut stream = traffic::connect(from, target)?;
-    stream.write_all(b"SSH-2.0-lab\r\n")?;
-    let mut answer = [0; 13];
-    stream.read_exact(&mut answer)?;
-    ensure!(&answer == b"SSH-2.0-lab\r\n");
-    Ok(())
 }
 
 #[test]
@@ -308,12 +296,7 @@ fn count_redirects(ns: &Namespace) -> Result<()> {
 }
 
 fn redirects(ns: &Namespace) -> Result<u64> {
-    let report: Value = ns.run(&["nft", "-j", "list", "counters"])?.json()?;
-    let objects = report["nftables"].as_array().into_iter().flatten();
-    objects
-        .filter_map(|object| object["counter"]["packets"].as_u64())
-        .next()
-        .with_context(|| format!("no counter in {report}"))
+    nft_packets(ns, ["inet", "redirects"])
 }
 
 /// Whom the device sends packets for `server` to.
@@ -467,7 +450,7 @@ fn containers_alone(bridge_netfilter: bool) -> Result<()> {
     let tcp = TcpEcho::start(device2, 7)?;
     let udp = UdpEcho::start(device2, 7001..=7001)?;
     for family in Family::BOTH {
-        echo(&lab.device, SocketAddr::new(shape.device2(family), 7))?;
+        traffic::echo_line(&lab.device, SocketAddr::new(shape.device2(family), 7))?;
         let target = SocketAddr::new(shape.device2(family), 7001);
         traffic::echo_sizes(&lab.device, target, &[1, 9_000])?;
     }

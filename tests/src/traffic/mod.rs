@@ -11,11 +11,12 @@ pub use iperf::{Report, Test, iperf};
 pub use udp::{Peers, echo_sizes, open_udp, peers};
 
 use std::{
+    io::{Read, Write},
     net::{SocketAddr, TcpStream},
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::Namespace;
 
@@ -30,4 +31,22 @@ pub fn connect(ns: &Namespace, target: SocketAddr) -> Result<TcpStream> {
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     stream.set_write_timeout(Some(Duration::from_secs(10)))?;
     Ok(stream)
+}
+
+/// Connects from `ns` to an echo, and wants a line back as it was sent.
+///
+/// # Errors
+/// When the connection fails, or something else comes back.
+pub fn echo_line(ns: &Namespace, target: SocketAddr) -> Result<()> {
+    const LINE: [u8; 13] = *b"SSH-2.0-lab\r\n";
+    let mut stream = connect(ns, target)?;
+    stream.write_all(&LINE)?;
+    let mut answer = [0; LINE.len()];
+    stream.read_exact(&mut answer)?;
+    ensure!(
+        answer == LINE,
+        "{target} sent {:?}",
+        answer.escape_ascii().to_string()
+    );
+    Ok(())
 }
