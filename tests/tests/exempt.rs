@@ -118,16 +118,20 @@ fn own_traffic(config: &str) -> Result<(Lab, Servers, Tproxy)> {
 
 fn run(lab: &Lab, servers: &Servers, config: &str) -> Result<Tproxy> {
     let path = write(lab, config)?;
-    let outbound = servers.outbound();
-    lab.tproxy(&[
+    lab.tproxy(&args(&path, &servers.outbound()))
+}
+
+/// The gateway's own traffic, by this configuration and this outbound.
+fn args<'a>(path: &'a str, outbound: &'a str) -> [&'a str; 7] {
+    [
         "run",
         "-c",
-        &path,
+        path,
         "--wan",
         "default",
         "--outbound",
-        &outbound,
-    ])
+        outbound,
+    ]
 }
 
 fn write(lab: &Lab, config: &str) -> Result<String> {
@@ -683,15 +687,7 @@ fn without_cgroup2_marks_and_destinations_still_go_direct() -> Result<()> {
     }
     let path = write(&lab, "[exempt]\nmarks = [0x200]\n")?;
     let outbound = servers.outbound();
-    let args = [
-        "run",
-        "-c",
-        &path,
-        "--wan",
-        "default",
-        "--outbound",
-        &outbound,
-    ];
+    let args = args(&path, &outbound);
     let proxy = Lab::tproxy_by(without_cgroup2(&lab, &args)?)?;
     proxy.process().wait_for_line("no cgroup2", LIMIT)?;
     for who in [["--gid", "4242"], ["--uid", "4343"], ["--cgroup", "/a"]] {

@@ -279,14 +279,6 @@ fn domain(
             "it is a domain of a type that there is not",
         )),
     };
-    taken.map_err(|reason| {
-        Trouble::byte(
-            place,
-            Fault::Entry {
-                text: excerpt(value),
-                reason,
-            },
-        )
-    })?;
+    taken.map_err(|reason| Trouble::entry(place, excerpt(value), reason))?;
     Ok(true)
 }

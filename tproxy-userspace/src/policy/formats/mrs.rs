@@ -17,7 +17,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use super::cursor::Cursor;
 use super::reading::{Reading, Trouble};
 use super::trie::Trie;
-use super::{EntryError, Fault, unpack};
+use super::{Fault, unpack};
 use crate::policy::domain::{name, pattern};
 use crate::policy::prefix::excerpt;
 
@@ -79,15 +79,8 @@ fn addresses(data: &mut Cursor<'_>, out: &mut Reading) -> Result<(), Trouble> {
             Ok(Ipv6Addr::from(data.array::<16>("an address")?).to_canonical())
         };
         let (first, last) = (address()?, address()?);
-        out.range(first, last).map_err(|reason| {
-            Trouble::byte(
-                place,
-                Fault::Entry {
-                    text: format!("{first}-{last}"),
-                    reason,
-                },
-            )
-        })?;
+        out.range(first, last)
+            .map_err(|reason| Trouble::entry(place, format!("{first}-{last}"), reason))?;
         out.room().map_err(|fault| Trouble::byte(place, fault))?;
     }
     Ok(())
@@ -114,15 +107,7 @@ fn names(data: &mut Cursor<'_>, out: &mut Reading) -> Result<(), Trouble> {
             None if key.contains('*') => pattern::wildcard(key).map(|entry| out.domain(entry)),
             None => name::normalize(key).map(|name| alone.push(name)),
         };
-        taken.map_err(|reason| {
-            Trouble::byte(
-                data.place(),
-                Fault::Entry {
-                    text: excerpt(key),
-                    reason: EntryError::from(reason),
-                },
-            )
-        })?;
+        taken.map_err(|reason| Trouble::entry(data.place(), excerpt(key), reason))?;
         out.room_for(alone.len() + below.len())
             .map_err(|fault| Trouble::byte(data.place(), fault))
     })?;

@@ -80,6 +80,12 @@ impl Trouble {
         }
     }
 
+    /// An entry that stands at this byte and is none.
+    pub(super) fn entry(at: usize, text: String, reason: impl Into<EntryError>) -> Self {
+        let reason = reason.into();
+        Self::byte(at, Fault::Entry { text, reason })
+    }
+
     /// The same, of data that was unpacked.
     pub(super) fn unpacked(self) -> Self {
         let place = self.place.map(|place| match place {

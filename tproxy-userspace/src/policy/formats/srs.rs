@@ -173,15 +173,7 @@ fn strings(
                 Fault::Malformed("a text is not UTF-8"),
             ));
         };
-        take(text).map_err(|reason| {
-            Trouble::byte(
-                place,
-                Fault::Entry {
-                    text: excerpt(text),
-                    reason,
-                },
-            )
-        })?;
+        take(text).map_err(|reason| Trouble::entry(place, excerpt(text), reason))?;
     }
     Ok(())
 }
@@ -197,15 +189,8 @@ fn addresses(
     for _ in 0..data.count(count, 10, "addresses")? {
         let place = data.place();
         let (first, last) = (address(data)?, address(data)?);
-        take(first, last).map_err(|reason| {
-            Trouble::byte(
-                place,
-                Fault::Entry {
-                    text: format!("{first}-{last}"),
-                    reason,
-                },
-            )
-        })?;
+        take(first, last)
+            .map_err(|reason| Trouble::entry(place, format!("{first}-{last}"), reason))?;
     }
     Ok(())
 }
@@ -234,15 +219,7 @@ fn trie<'a>(data: &mut Cursor<'a>) -> Result<Trie<'a>, Trouble> {
 fn names(data: &mut Cursor<'_>, out: &mut Reading) -> Result<(), Trouble> {
     let trie = trie(data)?;
     let (mut alone, mut below) = (Vec::new(), HashSet::new());
-    let bad = |text: &str, reason| {
-        Trouble::byte(
-            data.place(),
-            Fault::Entry {
-                text: excerpt(text),
-                reason,
-            },
-        )
-    };
+    let bad = |text: &str, reason| Trouble::entry(data.place(), excerpt(text), reason);
     trie.for_each(data, |key| {
         let taken = match key.as_bytes() {
             [b'\n', ..] => out.suffix(&key[1..]),
