@@ -1,26 +1,18 @@
 //! `[dns]`: the splitting resolver.
 
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
-use url::Host;
+use serde::Serialize;
 
+use super::domain::{DomainSource, domains};
 use super::read::Table;
 use super::value::{at_least, boolean, choice, integer, list, text};
 use super::{Refusal, duration};
 use crate::data::dns::{Prefer, Upstream, UpstreamError};
-use crate::policy::list as lists;
-use crate::policy::prefix::excerpt;
 
 /// More is a slip of the keyboard, not a limit.
 const LARGEST_CACHE: i128 = 10_000_000;
-/// The ends of names that are files, not domains: none is a top-level domain.
-const EXTENSIONS: [&str; 10] = [
-    "conf", "dat", "db", "gz", "json", "list", "lst", "txt", "yaml", "yml",
-];
-
 /// The splitting resolver: which DNS servers answer the devices' questions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Dns {
@@ -34,8 +26,9 @@ pub struct Dns {
     /// `proxy`: the DNS servers for all other names, asked through the outbound, by TCP where the server is
     /// given without a scheme or with udp://. Required.
     pub proxy: Vec<Upstream>,
-    /// `direct_domains`: names that `direct` answers, each with all names below it, and lists of such names; relative
-    /// paths start at the folder of the configuration. Default: none.
+    /// `direct_domains`: names that `direct` answers, written as in `domain` of a `[[rule]]`, and lists of such names;
+    /// relative paths start at the folder of the configuration. Connections to them go direct, too, unless a
+    /// `[[rule]]` says otherwise. Default: none.
     pub direct_domains: Vec<DomainSource>,
     /// `cache`: how many answers are kept; 0 keeps none. Default 10000.
     pub cache: u32,
@@ -47,20 +40,6 @@ pub struct Dns {
     pub ipv6: bool,
     /// `prefer`: of a name that has both, give out "both" kinds of addresses, or "v4" or "v6" alone. Default "both".
     pub prefer: Prefer,
-}
-
-/// Where names come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum DomainSource {
-    /// The name itself, in small letters and ASCII, without a dot at the end.
-    Domain(String),
-    /// A list.
-    List {
-        /// Its file.
-        file: PathBuf,
-        /// The part of it that is meant, like the `cn` of `geosite.dat:cn`.
-        part: Option<String>,
-    },
 }
 
 impl Default for Dns {
@@ -75,81 +54,6 @@ impl Default for Dns {
             ipv6: true,
             prefer: Prefer::Both,
         }
-    }
-}
-
-impl DomainSource {
-    /// Reads one. A text with a `/` or a `:`, or that ends like a file (`.txt`, `.dat`, `.list` and the like), is a
-    /// list; any other is a name. `folder` is where relative paths start.
-    fn parse(text: &str, folder: &Path) -> Result<Self, Refusal> {
-        let help = "write a name like example.com, a list like names.txt, or a part of one like geosite.dat:cn";
-        let refuse = |message: String| Err(Refusal::new(message, help));
-        let last = text.rsplit('.').next().unwrap_or_default();
-        let is_file = text.contains('.')
-            && EXTENSIONS
-                .iter()
-                .any(|known| known.eq_ignore_ascii_case(last));
-        if !is_file && !text.contains(['/', ':']) {
-            return match domain(text) {
-                Some(name) => Ok(Self::Domain(name)),
-                None => refuse(format!("`{}` is not the name of a domain", excerpt(text))),
-            };
-        }
-        // The colon of a part stands behind the last slash.
-        let name_at = text.rfind('/').map_or(0, |slash| slash + 1);
-        let (file, part) = match text[name_at..].find(':') {
-            None => (text, None),
-            Some(at) => {
-                let (file, part) = text.split_at(name_at + at);
-                (file, Some(&part[1..]))
-            }
-        };
-        if file.is_empty() || file.ends_with('/') || part == Some("") {
-            return refuse(format!("`{}` names no list", excerpt(text)));
-        }
-        if file == lists::STANDARD_INPUT || text.contains('\0') {
-            return refuse(format!("`{}` is not a path", excerpt(text)));
-        }
-        Ok(Self::List {
-            file: folder.join(file),
-            part: part.map(str::to_owned),
-        })
-    }
-}
-
-/// The name as questions have it.
-fn domain(text: &str) -> Option<String> {
-    let text = text.strip_suffix('.').unwrap_or(text);
-    let Ok(Host::Domain(name)) = Host::parse(text) else {
-        return None;
-    };
-    let sound = |label: &str| {
-        (1..=63).contains(&label.len())
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
-    };
-    (name.len() <= 253 && name.split('.').all(sound)).then_some(name)
-}
-
-impl fmt::Display for DomainSource {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Domain(name) => f.write_str(name),
-            Self::List { file, part } => {
-                write!(f, "{}", file.display())?;
-                match part {
-                    None => Ok(()),
-                    Some(part) => write!(f, ":{part}"),
-                }
-            }
-        }
-    }
-}
-
-impl Serialize for DomainSource {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
     }
 }
 
@@ -169,17 +73,12 @@ pub(super) fn read(root: &mut Table<'_>, folder: &Path) -> Option<Dns> {
             let server = text("a DNS server", "tls://192.0.2.1", str::parse::<Upstream>);
             list("DNS servers", server)
         };
-        let sources = list(
-            "names and lists",
-            text("a name or a list", "example.com", |text| {
-                DomainSource::parse(text, folder)
-            }),
-        );
+        let (what, source) = domains(folder);
         let direct = table.place("direct");
         table.optional("direct", &mut dns.direct, servers());
         let proxy = table.required("proxy", servers());
         let domains = table.place("direct_domains");
-        table.optional("direct_domains", &mut dns.direct_domains, sources);
+        table.optional("direct_domains", &mut dns.direct_domains, list(what, source));
         let capacity = integer("a number of answers", 0..=LARGEST_CACHE);
         table.optional("cache", &mut dns.cache, capacity);
         table.optional("stale", &mut dns.stale, at_least(Duration::ZERO));

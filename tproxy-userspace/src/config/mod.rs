@@ -2,6 +2,8 @@
 //!
 //! A key is a field with its default in [`Config::preset`], and one line in `parse.rs`.
 
+mod dns;
+mod domain;
 mod duration;
 mod error;
 mod exempt;
@@ -10,6 +12,7 @@ mod outbound;
 mod parse;
 mod read;
 mod refusal;
+mod rule;
 mod secret;
 mod source;
 mod value;
@@ -26,12 +29,15 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
+pub use dns::Dns;
+pub use domain::DomainSource;
 pub use duration::{LONGEST as LONGEST_DURATION, format_duration, parse_duration};
 pub use error::{ConfigError, Finding, Findings};
 pub use exempt::{CgroupPath, IdOrName, Mark};
 pub use link::{LinkPattern, WanPattern};
 pub use outbound::{OutboundUrl, Scheme};
 pub use refusal::Refusal;
+pub use rule::Rule;
 pub use source::Position;
 
 use crate::policy::source::Source;
@@ -55,8 +61,16 @@ pub struct Config {
     /// default `direct://`.
     #[serde(rename = "outbound")]
     pub outbounds: Vec<Outbound>,
+    /// `[[rule]]`: which connections take another outbound. In their order: the first that matches decides.
+    /// Default: none.
+    #[serde(rename = "rule", skip_serializing_if = "Vec::is_empty")]
+    pub rules: Vec<Rule>,
     /// `[bypass]`: destinations that go direct.
     pub bypass: Bypass,
+    /// `[dns]`: the splitting resolver. Default: none, so DNS is traffic like any other.
+    pub dns: Option<Dns>,
+    /// `[sniff]`: reading which name a connection is for.
+    pub sniff: Sniff,
     /// `[exempt]`: who on the gateway goes direct.
     pub exempt: Exempt,
     /// `[tcp]`: limits of TCP connections.
@@ -145,6 +159,21 @@ pub struct Bypass {
     /// `files`: lists of prefixes in any format ([`crate::policy::formats`]), `PATH` or `PATH:CODE`; relative
     /// paths start at the folder of the configuration. Default: none.
     pub files: Vec<Source>,
+}
+
+/// Reading which name a device asks for from the first bytes of a connection (TLS, HTTP) or flow (QUIC). They are
+/// looked at only if a rule could decide otherwise with a name, and passed on as they came.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Sniff {
+    /// `enabled`: false decides by addresses alone. Default true.
+    pub enabled: bool,
+    /// `timeout`: how long a connection may wait for its device's first bytes, 1ms to 5s. It is the most that a
+    /// connection waits on which the server speaks first. Default 30ms.
+    #[serde(serialize_with = "duration::serialize")]
+    pub timeout: Duration,
+    /// `rewrite`: an outbound that takes names (SOCKS5, TCP) is asked for the name that was read, not for the address
+    /// that the device chose. Every connection is looked at then. Default false.
+    pub rewrite: bool,
 }
 
 /// Who on the gateway goes direct, whatever the destination. All but marks need cgroup2.
@@ -247,10 +276,17 @@ impl Config {
                 },
             },
             outbounds: vec![Outbound::direct()],
+            rules: Vec::new(),
             bypass: Bypass {
                 private: stage != Stage::One,
                 prefixes: Vec::new(),
                 files: Vec::new(),
+            },
+            dns: None,
+            sniff: Sniff {
+                enabled: true,
+                timeout: Duration::from_millis(30),
+                rewrite: false,
             },
             exempt: Exempt::default(),
             tcp: Tcp {
@@ -318,11 +354,15 @@ impl Config {
 }
 
 impl Outbound {
+    /// The name of the way out that is always there: the gateway connects itself. An `[[outbound]]` of that name
+    /// takes its place.
+    pub const DIRECT: &str = "direct";
+
     /// The gateway connects itself.
     #[must_use]
     pub fn direct() -> Self {
         Self {
-            name: "direct".to_owned(),
+            name: Self::DIRECT.to_owned(),
             url: OutboundUrl::direct(),
         }
     }

@@ -9,7 +9,7 @@ use super::read::{Faults, Table, document};
 use super::value::{at_least, boolean, choice, integer, list, number_or_text, text, within};
 use super::{
     CgroupPath, Config, IdOrName, LinkPattern, Mark, OnProxyDown, Outbound, OutboundUrl, Refusal,
-    Stage, WanPattern,
+    Stage, WanPattern, dns, rule,
 };
 use crate::policy::prefix;
 use crate::policy::source::{STANDARD_INPUT, Source};
@@ -19,6 +19,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const LARGEST_LIMIT: i128 = 10_000_000;
 /// The longest `TCP_KEEPIDLE` is 32,767 s (`MAX_TCP_KEEPIDLE` in the kernel's include/net/tcp.h).
 const LONGEST_KEEPALIVE: Duration = Duration::from_hours(9);
+/// A connection to a server that speaks first waits for as long.
+const LONGEST_SNIFF: Duration = Duration::from_secs(5);
 const LONGEST_OUTBOUND_NAME: usize = 64;
 
 pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
@@ -56,6 +58,7 @@ fn read(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
         );
     });
     outbounds(root, &mut config.outbounds);
+    config.rules = rule::read(root, &config.outbounds, folder);
     root.table("bypass", |bypass| {
         bypass.optional("private", &mut config.bypass.private, boolean);
         prefixes(bypass, "prefixes", &mut config.bypass.prefixes);
@@ -63,6 +66,13 @@ fn read(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
             file(folder, text)
         });
         bypass.optional("files", &mut config.bypass.files, list("paths", file));
+    });
+    config.dns = dns::read(root, folder);
+    root.table("sniff", |sniff| {
+        sniff.optional("enabled", &mut config.sniff.enabled, boolean);
+        let limit = within(Duration::from_millis(1)..=LONGEST_SNIFF);
+        sniff.optional("timeout", &mut config.sniff.timeout, limit);
+        sniff.optional("rewrite", &mut config.sniff.rewrite, boolean);
     });
     root.table("exempt", |exempt| {
         let id = || number_or_text("a number or a name", "proxy", str::parse::<IdOrName>);
@@ -167,7 +177,8 @@ fn outbound_name(text: &str) -> Result<String, Refusal> {
     ))
 }
 
-fn file(folder: &Path, text: &str) -> Result<Source, Refusal> {
+/// A list of a configuration.
+pub(super) fn file(folder: &Path, text: &str) -> Result<Source, Refusal> {
     match text {
         "" => Err(Refusal::new("there is no path", "name a file")),
         STANDARD_INPUT => Err(Refusal::new(

@@ -194,6 +194,16 @@ impl<'d> Table<'d> {
         }
     }
 
+    /// The document has this table.
+    pub fn exists(&self) -> bool {
+        self.entries.is_some()
+    }
+
+    /// Where the value of a key stands, if it is there.
+    pub fn place(&self, key: &str) -> Option<Range<usize>> {
+        self.entries?.get(key).map(Spanned::span)
+    }
+
     /// Reports a fault in this table.
     pub fn fault(&self, span: Range<usize>, message: String, help: Option<String>) {
         self.faults.add(span, message, help);

@@ -1,5 +1,7 @@
 //! Why one value was refused.
 
+use crate::policy::domain::DomainError;
+use crate::policy::port::PortError;
 use crate::policy::prefix::PrefixError;
 
 /// Why a text is not the value that it should be. `Display` gives both halves.
@@ -27,5 +29,17 @@ impl From<PrefixError> for Refusal {
             message: error.message(),
             help: error.help(),
         }
+    }
+}
+
+impl From<DomainError> for Refusal {
+    fn from(error: DomainError) -> Self {
+        Self::new(error.message(), error.help())
+    }
+}
+
+impl From<PortError> for Refusal {
+    fn from(error: PortError) -> Self {
+        Self::new(error.message(), error.help())
     }
 }

@@ -1,6 +1,9 @@
-use proptest::prelude::*;
+mod random;
 
 use super::*;
+use crate::data::dns::Prefer;
+use crate::policy::domain::Domain;
+use crate::policy::rule::Protocol;
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
     Config::parse(text, Path::new("conf/c.toml"))
@@ -44,6 +47,11 @@ private = true
 prefixes = []
 files = []
 
+[sniff]
+enabled = true
+timeout = "30ms"
+rewrite = false
+
 [exempt]
 gids = []
 uids = []
@@ -73,6 +81,18 @@ fn every_key_has_its_default() {
     let config = parse("").unwrap();
     assert_eq!(config, Config::default());
     assert_eq!(config.to_string(), DEFAULTS);
+    assert_eq!(config.dns, None);
+    let dns = parse("dns.proxy = [\"192.0.2.1\"]").unwrap().dns.unwrap();
+    let proxy = vec!["192.0.2.1".parse().unwrap()];
+    assert_eq!(
+        dns,
+        Dns {
+            proxy,
+            ..Dns::default()
+        }
+    );
+    assert!(dns.hijack && dns.ipv6 && dns.prefer == Prefer::Both);
+    assert_eq!((dns.cache, dns.stale), (10_000, Duration::from_hours(24)));
     // The one key that TOML has no way to print.
     assert_eq!(config.tcp.max_connections, None);
     assert_eq!(config.outbound(), &Outbound::direct());
@@ -111,10 +131,34 @@ fn every_key_is_read() {
         [[outbound]]
         name = "other"
         url = "direct://"
+        [[rule]]
+        name = "all of it"
+        domain = ["x.com", ".Y.com", "full:z.com", "keyword:v", "regexp:^a:[/]$", "domains.txt", "/srv/geosite:cn"]
+        prefix = ["198.51.100.0/24", "192.0.2.1"]
+        prefix_files = ["/srv/prefixes", "geoip.dat:cn"]
+        source = ["10.8.0.0/16"]
+        port = ["443", "1000-2000", 53]
+        protocol = "udp"
+        outbound = "other"
+        [[rule]]
+        outbound = "proxy"
         [bypass]
         private = true
         prefixes = ["203.0.113.0/24", "2001:db8::1"]
         files = ["china_ip_list.txt", "/srv/list"]
+        [dns]
+        hijack = false
+        direct = ["223.5.5.5", "tls://dns.example:8853#Other.example"]
+        proxy = ["https://1.1.1.1"]
+        direct_domains = ["Example.COM.", "geosite.dat:cn", "/srv/list", "bücher.example"]
+        cache = 0
+        stale = "0s"
+        ipv6 = false
+        prefer = "v4"
+        [sniff]
+        enabled = false
+        timeout = "5ms"
+        rewrite = true
         [exempt]
         gids = [990, "proxy"]
         uids = ["www-data", 0x10]
@@ -162,6 +206,36 @@ fn every_key_is_read() {
                 url: OutboundUrl::direct(),
             },
         ],
+        rules: vec![
+            Rule {
+                name: "all of it".to_owned(),
+                domain: vec![
+                    DomainSource::Domain(Domain::Suffix("x.com".to_owned())),
+                    DomainSource::Domain(Domain::Below("y.com".to_owned())),
+                    DomainSource::Domain(Domain::Full("z.com".to_owned())),
+                    DomainSource::Domain(Domain::Keyword("v".to_owned())),
+                    DomainSource::Domain(Domain::Regex("^a:[/]$".to_owned())),
+                    DomainSource::List(Source::new("conf/domains.txt")),
+                    DomainSource::List(Source::new("/srv/geosite:cn")),
+                ],
+                prefix: vec![prefix("192.0.2.1/32"), prefix("198.51.100.0/24")],
+                prefix_files: ["/srv/prefixes", "conf/geoip.dat:cn"].map(Source::new).to_vec(),
+                source: vec![prefix("10.8.0.0/16")],
+                port: vec![443.into(), "1000-2000".parse().unwrap(), 53.into()],
+                protocol: Some(Protocol::Udp),
+                outbound: "other".to_owned(),
+            },
+            Rule {
+                name: "rule 2".to_owned(),
+                domain: vec![],
+                prefix: vec![],
+                prefix_files: vec![],
+                source: vec![],
+                port: vec![],
+                protocol: None,
+                outbound: "proxy".to_owned(),
+            },
+        ],
         bypass: Bypass {
             private: true,
             prefixes: vec![prefix("203.0.113.0/24"), prefix("2001:db8::1/128")],
@@ -176,6 +250,29 @@ fn every_key_is_read() {
             marks: ["0x10", "0x80000/0xff0000", "16"]
                 .map(|mark| mark.parse().unwrap())
                 .to_vec(),
+        },
+        dns: Some(Dns {
+            hijack: false,
+            direct: vec![
+                "udp://223.5.5.5".parse().unwrap(),
+                "tls://dns.example:8853#other.example".parse().unwrap(),
+            ],
+            proxy: vec!["https://1.1.1.1/dns-query".parse().unwrap()],
+            direct_domains: vec![
+                DomainSource::Domain(Domain::Suffix("example.com".to_owned())),
+                DomainSource::List(Source::new("conf/geosite.dat:cn")),
+                DomainSource::List(Source::new("/srv/list")),
+                DomainSource::Domain(Domain::Suffix("xn--bcher-kva.example".to_owned())),
+            ],
+            cache: 0,
+            stale: Duration::ZERO,
+            ipv6: false,
+            prefer: Prefer::V4,
+        }),
+        sniff: Sniff {
+            enabled: false,
+            timeout: Duration::from_millis(5),
+            rewrite: true,
         },
         tcp: Tcp {
             idle: Duration::from_secs(5400),
@@ -201,6 +298,7 @@ fn every_key_is_read() {
     assert!(!format!("{config} {config:?}").contains("secret"));
     let json = serde_json::to_value(&config).unwrap();
     assert_eq!(json["outbound"][0]["url"], "socks5://me:***@192.0.2.1:1080");
+    assert_eq!(json["dns"]["direct_domains"][1], "conf/geosite.dat:cn");
     assert_eq!(json["tcp"]["idle"], "1h30m");
     assert_eq!(json["lan"]["sources"][0], "10.8.0.0/16");
 }
@@ -326,7 +424,7 @@ fn unknown_keys_lead_to_known_ones() {
         (
             "colour = 1",
             "unknown key `colour`",
-            "known here: stage, on_proxy_down, lan, wan, outbound, bypass, exempt, tcp, udp, gateway, proxy",
+            "known here: stage, on_proxy_down, lan, wan, outbound, rule, bypass, dns, sniff, exempt, tcp, udp, gateway, proxy",
         ),
     ] {
         assert_eq!(only_finding(text), (message.to_owned(), help.to_owned()));
@@ -412,6 +510,31 @@ fn wrong_types_and_values_are_told_with_what_is_right() {
             "name a file",
         ),
         (
+            "dns.direct = [\"192.0.2.1\"]",
+            "`proxy` is missing in [dns]",
+            "",
+        ),
+        (
+            "dns.proxy = []",
+            "no DNS server is named for the names that do not go direct",
+            "name one, like \"tls://1.1.1.1\"; to leave DNS alone write hijack = false",
+        ),
+        (
+            "[dns]\nproxy = [\"192.0.2.1\"]\ndirect_domains = [\"cn\"]",
+            "no DNS server answers these names",
+            "name one in `direct`, like direct = [\"223.5.5.5\"]",
+        ),
+        (
+            "[dns]\nproxy = [\"192.0.2.1\"]\nprefer = \"v6\"\nipv6 = false",
+            "prefer = \"v6\" needs IPv6 addresses, and ipv6 = false gives out none",
+            "remove one of the two",
+        ),
+        (
+            "[dns]\nproxy = [\"192.0.2.1\"]\ndirect = [\"192.0.2.2\"]\ndirect_domains = [\"a b\"]",
+            "`a b` is not a domain name: ' ' cannot stand in a name",
+            "write x.com, .x.com (only what is below it), full:x.com, keyword:x or regexp:x",
+        ),
+        (
             "exempt.gids = [4294967295]",
             "4294967295 is too large for a uid or gid",
             "the largest is 4294967294",
@@ -450,6 +573,52 @@ fn wrong_types_and_values_are_told_with_what_is_right() {
             "outbound = [{ name = \"a\", url = \"direct://\" }, { name = \"a\", url = \"direct://\" }]",
             "a second outbound has the name `a`",
             "give each a name of its own",
+        ),
+        ("rule = [{}]", "`outbound` is missing in [[rule]]", ""),
+        (
+            "rule = [{ outbound = \"drect\" }]",
+            "there is no outbound `drect`",
+            "did you mean `direct`?",
+        ),
+        (
+            "rule = [{ outbound = \"elsewhere\" }]",
+            "there is no outbound `elsewhere`",
+            "there are: direct",
+        ),
+        (
+            "rule = [{ domains = [\"x.com\"], outbound = \"direct\" }]",
+            "unknown key `domains` in [[rule]]",
+            "did you mean `domain`?",
+        ),
+        (
+            "rule = [{ domain = [], outbound = \"direct\" }]",
+            "an empty list matches nothing",
+            "leave the key out if anything may match",
+        ),
+        (
+            "rule = [{ domain = [\"*.x.com\"], outbound = \"direct\" }]",
+            "`*.x.com` is not a domain name: '*' cannot stand in a name",
+            "write .x.com for all below it",
+        ),
+        (
+            "rule = [{ port = [\"https\"], outbound = \"direct\" }]",
+            "`https` is not a port (0 to 65535)",
+            "write a port like 443, or a range like 1000-2000",
+        ),
+        (
+            "rule = [{ port = [65536], outbound = \"direct\" }]",
+            "65536 is not a port",
+            "write a number from 0 to 65535",
+        ),
+        (
+            "rule = [{ protocol = \"icmp\", outbound = \"direct\" }]",
+            "expected \"tcp\" or \"udp\", found \"icmp\"",
+            "write \"tcp\" or \"udp\"",
+        ),
+        (
+            "rule = [{ name = \"\", outbound = \"direct\" }]",
+            "`` is not a name for a rule",
+            "write 1 to 64 characters in one line",
         ),
     ] {
         assert_eq!(
@@ -535,145 +704,5 @@ fn deep_nesting_is_refused() {
         "a.".repeat(100_000),
     ] {
         assert!(parse(&text).is_err());
-    }
-}
-
-fn any_duration() -> impl Strategy<Value = Duration> {
-    (1..1_000_000_u64, 0..1_000_u64).prop_map(|(s, ms)| Duration::from_millis(1000 * s + ms))
-}
-
-fn any_prefixes() -> impl Strategy<Value = Vec<IpNet>> {
-    prop::collection::vec(any::<std::net::IpAddr>(), 0..4).prop_map(|addresses| {
-        let mut prefixes = addresses.into_iter().map(IpNet::from).collect();
-        crate::policy::prefix::normalize(&mut prefixes);
-        prefixes
-    })
-}
-
-prop_compose! {
-    fn any_exempt()(
-        gids in prop::collection::vec("[0-9]{1,9}|[a-z_][a-z0-9-]{0,9}", 0..3),
-        uids in prop::collection::vec("[0-9]{1,9}|[a-z_][a-z0-9-]{0,9}", 0..3),
-        cgroups in prop::collection::vec("(/[a-z0-9@-]{1,9}){1,3}", 0..3),
-        marks in prop::collection::vec((1..0x10_u32, 0..2_u32), 0..3),
-    ) -> Exempt {
-        Exempt {
-            gids: gids.iter().map(|gid| gid.parse().unwrap()).collect(),
-            uids: uids.iter().map(|uid| uid.parse().unwrap()).collect(),
-            cgroups: cgroups.iter().map(|path| path.parse().unwrap()).collect(),
-            marks: marks
-                .iter()
-                .map(|(value, all)| Mark::new(*value, 0xf | (u32::MAX * all)).unwrap())
-                .collect(),
-        }
-    }
-}
-
-prop_compose! {
-    fn any_config()(
-        stage in 0..4_usize,
-        drop: bool,
-        links in prop::collection::vec("[a-z*?.-]{3,15}", 0..3),
-        sources in any_prefixes(),
-        wan in prop::collection::vec("default|[a-z*?.-]{3,15}", 0..3),
-        names in prop::collection::btree_set("[A-Za-z0-9_.-]{1,64}", 1..4),
-        host in "[a-z]{1,20}",
-        private: bool,
-        prefixes in any_prefixes(),
-        files in prop::collection::vec("/[^\0]{1,20}", 0..3),
-        exempt in any_exempt(),
-        (tcp_idle, connect_timeout, keepalive) in (any_duration(), any_duration(), 1..=32_400_u64),
-        max_connections in prop::option::of(1..10_000_000_u32),
-        (udp_idle, dns_idle, drain) in (any_duration(), any_duration(), any_duration()),
-        max_associations in 1..10_000_000_u32,
-        (forward, masquerade) in any::<(bool, bool)>(),
-        port: u16,
-    ) -> Config {
-        let url: OutboundUrl = format!("socks5://{host}:{}", port.max(1)).parse().unwrap();
-        Config {
-            stage: Stage::ALL[stage],
-            on_proxy_down: if drop { OnProxyDown::Drop } else { OnProxyDown::Pass },
-            lan: Lan {
-                interfaces: links.iter().map(|link| link.parse().unwrap()).collect(),
-                sources,
-            },
-            wan: Wan {
-                interfaces: wan.iter().map(|link| link.parse().unwrap()).collect(),
-            },
-            outbounds: names
-                .into_iter()
-                .map(|name| Outbound { name, url: url.clone() })
-                .collect(),
-            bypass: Bypass {
-                private,
-                prefixes,
-                files: files.into_iter().map(Source::new).collect(),
-            },
-            exempt,
-            tcp: Tcp {
-                idle: tcp_idle,
-                connect_timeout,
-                keepalive: Duration::from_secs(keepalive),
-                max_connections,
-            },
-            udp: Udp { idle: udp_idle, dns_idle, max_associations },
-            gateway: Gateway { forward, masquerade },
-            proxy: Proxy { port, drain },
-        }
-    }
-}
-
-const WITH_SECRET: &str = "stage = 2\n[[outbound]]\nname = \"a\"\n\
-                           url = \"socks5://me:hunter2@h.example:1080\" # mine\nfoo = 1\n";
-
-proptest! {
-    #[test]
-    fn what_is_printed_is_read_back(config in any_config()) {
-        let text = config.to_string();
-        match parse(&text) {
-            Ok(read) => prop_assert_eq!(read, config),
-            Err(error) => prop_assert!(false, "{}", error),
-        }
-    }
-
-    #[test]
-    fn no_bytes_make_it_panic(bytes: Vec<u8>, text: String) {
-        for bytes in [&bytes[..], text.as_bytes()] {
-            if let Err(error) = Config::parse_bytes(bytes, Path::new("c.toml")) {
-                prop_assert!(!error.findings().is_empty());
-                prop_assert!(!error.to_string().is_empty());
-            }
-        }
-    }
-
-    #[test]
-    fn no_pieces_of_toml_make_it_panic(pieces in prop::collection::vec(prop::sample::select(&[
-        "stage", "lan", "outbound", "url", "name", "interfaces", "bypass", "files", "tcp", "idle",
-        " = ", "=", ".", "[", "]", "[[", "]]", "{", "}", ",", "\n", "\r\n", "\"", "'", "\"\"\"", "#",
-        "\\", "1", "0x", "1.5", "true", "1979-05-27", "10s", "\"10s\"", "\"eth0\"", "socks5://a:b@c:1",
-        "10.0.0.1/8", "\t", "\u{feff}", "代", "\u{0}",
-    ][..]), 0..40)) {
-        if let Err(error) = parse(&pieces.concat()) {
-            prop_assert!(!error.to_string().is_empty());
-            for finding in error.findings() {
-                let position = finding.position.unwrap();
-                prop_assert!(position.line > 0 && position.column > 0);
-            }
-        }
-    }
-
-    /// One slip anywhere but in the user name and the password themselves.
-    #[test]
-    fn no_slip_shows_the_password(at in 0..WITH_SECRET.len(), insert in prop::option::of("[ -~\n]")) {
-        let user_info = WITH_SECRET.find("me:").unwrap()..WITH_SECRET.find("@h").unwrap();
-        prop_assume!(!user_info.contains(&at));
-        let mut text = WITH_SECRET.to_owned();
-        match insert {
-            Some(insert) => text.insert_str(at, &insert),
-            None => { text.remove(at); }
-        }
-        if let Err(error) = parse(&text) {
-            prop_assert!(!error.to_string().contains("hunter2"), "{}", error);
-        }
     }
 }

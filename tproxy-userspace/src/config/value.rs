@@ -201,3 +201,22 @@ pub(super) fn list<T>(
         found.into_iter().collect()
     }
 }
+
+/// The same, with at least one element: where an empty list would match nothing, it is a slip.
+pub(super) fn some<T>(
+    what: &'static str,
+    read: impl Fn(&Value<'_>, &Faults) -> Option<T>,
+) -> impl Fn(&Value<'_>, &Faults) -> Option<Vec<T>> {
+    let list = list(what, read);
+    move |value, faults| {
+        let found = list(value, faults)?;
+        if found.is_empty() {
+            faults.add(
+                value.span(),
+                "an empty list matches nothing".to_owned(),
+                Some("leave the key out if anything may match".to_owned()),
+            );
+        }
+        Some(found)
+    }
+}
