@@ -179,6 +179,15 @@ impl Settings {
         self.flags & flag != 0
     }
 
+    /// Sets or clears this flag.
+    pub const fn set(&mut self, flag: u32, on: bool) {
+        if on {
+            self.flags |= flag;
+        } else {
+            self.flags &= !flag;
+        }
+    }
+
     /// Is this a port that the kernel never gives to a socket by itself, so that a service must have
     /// asked for it? Network order.
     #[inline(always)]

@@ -18,8 +18,8 @@ use tproxy_userspace::control::{Netlink, preflight};
 use tproxy_userspace::observe::socket::{Request, ask};
 
 use super::run::{load, parse_patterns, policy};
-use super::session::{bypass_prefixes, select, way};
-use super::{AttachArgs, DetachArgs, Role, output, small_runtime};
+use super::session::{select, way};
+use super::{AttachArgs, DetachArgs, Role, lists, output, small_runtime};
 
 /// Longer than any proxy drains by default; one that is told to drain longer is waited for in vain.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -34,7 +34,7 @@ pub fn attach(args: AttachArgs) -> Result<ExitCode> {
     if let Some(policy) = args.on_proxy_down {
         config.on_proxy_down = policy.into();
     }
-    let prefixes = bypass_prefixes(&config)?;
+    let prefixes = lists::bypass(&config)?.entries;
     exempt::check(&config.exempt)?;
     let kernel = preflight::check_machine()?.kernel;
     let place = Place::current()?;

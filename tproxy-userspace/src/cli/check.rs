@@ -7,7 +7,7 @@ use serde_json::json;
 use tproxy_userspace::config::Config;
 use tproxy_userspace::control::exempt;
 
-use super::session::bypass_lists;
+use super::lists::Lists;
 use super::{CheckArgs, output};
 
 pub fn check(args: &CheckArgs) -> Result<ExitCode> {
@@ -20,7 +20,7 @@ pub fn check(args: &CheckArgs) -> Result<ExitCode> {
         Err(error) => return Err(error.into()),
     };
     let names = || exempt::resolve(&config.exempt).map_err(anyhow::Error::from);
-    let lists = match bypass_lists(&config).and_then(|found| names().map(|_| found)) {
+    let lists = match Lists::load(&config).and_then(|found| names().map(|_| found)) {
         Ok(lists) => lists,
         Err(error) if args.read.json => {
             let finding = json!({ "message": output::one_message(&error) });
@@ -29,7 +29,7 @@ pub fn check(args: &CheckArgs) -> Result<ExitCode> {
         }
         Err(error) => return Err(error),
     };
-    let prefixes = lists.entries.len();
+    let prefixes = lists.bypass.len();
     if args.read.json {
         output::json(&json!({
             "valid": true, "bypass_prefixes": prefixes, "notes": lists.notes, "config": config

@@ -6,6 +6,7 @@ mod check;
 mod counters;
 mod doctor;
 mod exempt;
+mod lists;
 mod output;
 mod progress;
 mod run;

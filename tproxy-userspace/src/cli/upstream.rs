@@ -3,14 +3,16 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use anyhow::Result;
 use tproxy_userspace::config::{self, Config};
 use tproxy_userspace::control::bypass::Terms;
 use tproxy_userspace::control::links::Snapshot;
-use tproxy_userspace::data::{Named, Sockets, Upstream};
+use tproxy_userspace::data::{Named, Routing, Sniff, Sockets, Upstream, dns};
 use tproxy_userspace::net::SocketFactory;
 
+use super::lists::Lists;
 use super::session::limits;
 
 /// The gateway's own addresses.
@@ -39,7 +41,7 @@ pub fn terms() -> Terms {
 }
 
 /// The outbounds of a configuration, the default one first.
-pub fn outbounds(config: &Config) -> Result<Vec<Named>> {
+fn outbounds(config: &Config) -> Result<Vec<Named>> {
     let named = |outbound: &config::Outbound| {
         Ok(Named {
             name: outbound.name.clone(),
@@ -49,15 +51,42 @@ pub fn outbounds(config: &Config) -> Result<Vec<Named>> {
     config.outbounds.iter().map(named).collect()
 }
 
+/// What decides where traffic goes.
+pub fn routing(config: &Config, lists: &Lists) -> Result<Routing> {
+    let sniff = &config.sniff;
+    Ok(Routing {
+        outbounds: outbounds(config)?,
+        rules: Arc::clone(&lists.rules),
+        direct_names: lists.direct_names,
+        sniff: sniff.enabled.then_some(Sniff {
+            timeout: sniff.timeout,
+            rewrite: sniff.rewrite,
+        }),
+    })
+}
+
+/// How questions to port 53 are answered. None: they are traffic like any other.
+pub fn dns(config: &Config) -> Option<dns::Settings> {
+    let dns = config.dns.as_ref().filter(|dns| dns.hijack)?;
+    Some(dns::Settings {
+        direct: dns.direct.clone(),
+        proxy: dns.proxy.clone(),
+        cache: dns.cache as usize,
+        stale: dns.stale,
+        ipv6: dns.ipv6,
+        prefer: dns.prefer,
+    })
+}
+
 /// What the proxy needs before the gateway is touched: its sockets, and the addresses of its outbound's server.
 pub async fn open(
     config: &Config,
-    outbounds: Vec<Named>,
+    routing: Routing,
     own: BTreeSet<IpAddr>,
 ) -> Result<(Sockets, Upstream)> {
     let factory = SocketFactory::default();
     let port = Some(config.proxy.port).filter(|port| *port != 0);
     let sockets = Sockets::bind(&factory, port, &limits(config))?;
-    let upstream = Upstream::open(outbounds, &sockets, own, factory).await?;
+    let upstream = Upstream::open(routing, &sockets, own, factory).await?;
     Ok((sockets, upstream))
 }

@@ -78,7 +78,11 @@ pub(super) fn read(root: &mut Table<'_>, folder: &Path) -> Option<Dns> {
         table.optional("direct", &mut dns.direct, servers());
         let proxy = table.required("proxy", servers());
         let domains = table.place("direct_domains");
-        table.optional("direct_domains", &mut dns.direct_domains, list(what, source));
+        table.optional(
+            "direct_domains",
+            &mut dns.direct_domains,
+            list(what, source),
+        );
         let capacity = integer("a number of answers", 0..=LARGEST_CACHE);
         table.optional("cache", &mut dns.cache, capacity);
         table.optional("stale", &mut dns.stale, at_least(Duration::ZERO));

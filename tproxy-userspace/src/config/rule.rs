@@ -106,8 +106,8 @@ fn port(value: &Value<'_>, faults: &Faults) -> Option<PortRange> {
 
 /// A name that fits into one line of what is printed.
 fn name(text: &str) -> Result<String, Refusal> {
-    let fits = (1..=LONGEST_NAME).contains(&text.chars().count())
-        && !text.chars().any(char::is_control);
+    let fits =
+        (1..=LONGEST_NAME).contains(&text.chars().count()) && !text.chars().any(char::is_control);
     if fits {
         return Ok(text.to_owned());
     }

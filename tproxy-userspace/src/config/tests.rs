@@ -219,7 +219,9 @@ fn every_key_is_read() {
                     DomainSource::List(Source::new("/srv/geosite:cn")),
                 ],
                 prefix: vec![prefix("192.0.2.1/32"), prefix("198.51.100.0/24")],
-                prefix_files: ["/srv/prefixes", "conf/geoip.dat:cn"].map(Source::new).to_vec(),
+                prefix_files: ["/srv/prefixes", "conf/geoip.dat:cn"]
+                    .map(Source::new)
+                    .to_vec(),
                 source: vec![prefix("10.8.0.0/16")],
                 port: vec![443.into(), "1000-2000".parse().unwrap(), 53.into()],
                 protocol: Some(Protocol::Udp),

@@ -225,15 +225,18 @@ impl Gateway {
     /// [`Error::Bpf`].
     pub fn set_policy(&mut self, policy: Policy) -> Result<(), Error> {
         let mut settings = self.maps.settings()?;
-        let mut set = |flag: u32, on| {
-            settings.flags = if on {
-                settings.flags | flag
-            } else {
-                settings.flags & !flag
-            };
-        };
-        set(Settings::BYPASS_PRIVATE, policy.bypass_private);
-        set(Settings::DOWN_DROPS, policy.down_drops);
+        settings.set(Settings::BYPASS_PRIVATE, policy.bypass_private);
+        settings.set(Settings::DOWN_DROPS, policy.down_drops);
+        Ok(self.maps.set_settings(settings)?)
+    }
+
+    /// Steers DNS questions to the proxy, whatever server they are for, or leaves them alone.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`].
+    pub fn hijack_dns(&mut self, on: bool) -> Result<(), Error> {
+        let mut settings = self.maps.settings()?;
+        settings.set(Settings::HIJACK_DNS, on);
         Ok(self.maps.set_settings(settings)?)
     }
 
@@ -266,7 +269,8 @@ impl Gateway {
         for listener in Listener::ALL {
             self.maps.set_listener(listener, None)?;
         }
-        Ok(())
+        // Who answers questions is gone for good, and whom they are for may be there.
+        self.hijack_dns(false)
     }
 
     /// The attached links, without `lo`.

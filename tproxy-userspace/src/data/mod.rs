@@ -5,6 +5,7 @@
 
 pub mod dns;
 mod guard;
+mod hands;
 mod limits;
 pub mod outbound;
 mod proxy;
@@ -23,7 +24,7 @@ pub use self::outbound::{Outbound, OutboundError};
 pub use self::proxy::{DrainReport, Proxy};
 pub use self::record::Outcome;
 pub use self::resolve::LookupError;
-pub use self::router::Named;
+pub use self::router::{Named, Routing, Sniff};
 pub use self::sockets::Sockets;
 pub use self::stats::Stats;
 pub use self::way::Upstream;
@@ -31,6 +32,7 @@ pub use self::way::Upstream;
 use std::io;
 use std::net::SocketAddr;
 
+use self::dns::TlsError;
 use crate::net::NetError;
 
 /// Why the proxy could not be started.
@@ -45,6 +47,17 @@ pub enum Error {
     /// There must be one for all that nothing else is said of.
     #[error("there is no outbound; name one, such as direct://")]
     NoOutbound,
+    /// A rule sends what it is about nowhere.
+    #[error("there is no outbound \"{outbound}\", which the rule \"{rule}\" names")]
+    UnknownOutbound {
+        /// The rule.
+        rule: String,
+        /// What it names.
+        outbound: String,
+    },
+    /// The DNS servers that speak TLS cannot be asked.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The outbound's server has no address.
     #[error(transparent)]
     Lookup(#[from] LookupError),

@@ -6,17 +6,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::Error;
+use super::dns::{self, Choose, Dns, DnsStats, Group, Learned};
 use super::guard::Guard;
+use super::hands::Hands;
 use super::limits::{Budget, Limits};
 use super::outbound::Dialer;
 use super::record::Shared;
 use super::resolve::Resolver;
-use super::router::{Named, Router};
+use super::router::{Router, Routing};
 use super::sockets::Sockets;
 use super::stats::Stats;
 use super::tcp::{self, TcpRelay};
@@ -30,11 +32,27 @@ pub struct Proxy {
     shared: Arc<Shared>,
     resolver: Resolver,
     guard: Arc<Guard>,
+    dialer: Dialer,
+    dns: Arc<dns::Slot>,
     tcp: Arc<TcpRelay>,
     udp: Arc<UdpRelay>,
     budget: Budget,
     accepting: Vec<AbortHandle>,
     receiving: Vec<AbortHandle>,
+}
+
+/// Which DNS servers are asked for a name, as the rules that are in use say.
+#[derive(Debug)]
+struct ByRules(Arc<Shared>);
+
+impl Choose for ByRules {
+    fn group(&self, name: &str) -> Group {
+        if self.0.router().is_direct_name(name) {
+            Group::Direct
+        } else {
+            Group::Proxy
+        }
+    }
 }
 
 /// What [`Proxy::drain`] did.
@@ -73,13 +91,21 @@ impl Proxy {
             keepalive: limits.keepalive,
             guard: Arc::clone(&guard),
         };
-        let tcp = TcpRelay::new(Arc::clone(&shared), dialer.clone(), budget, limits);
-        let udp = UdpRelay::new(Arc::clone(&shared), dialer, budget, limits);
+        let dns = Arc::<dns::Slot>::default();
+        let hands = Hands {
+            shared: Arc::clone(&shared),
+            dialer: dialer.clone(),
+            dns: Arc::clone(&dns),
+        };
+        let tcp = TcpRelay::new(hands.clone(), budget, limits);
+        let udp = UdpRelay::new(hands, budget, limits);
         let following = follow(Arc::clone(&shared), resolver.clone(), Arc::clone(&guard));
         let mut proxy = Self {
             shared,
             resolver,
             guard,
+            dialer,
+            dns,
             budget,
             accepting: Vec::new(),
             receiving: Vec::new(),
@@ -100,15 +126,53 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// Takes other outbounds for new connections and associations; those that live keep theirs. The
-    /// servers are looked up first, and an error changes nothing.
+    /// Takes other outbounds and rules for new connections and associations; those that live keep theirs. The
+    /// servers of outbounds that are new are looked up first, and an error changes nothing.
     ///
     /// # Errors
     /// When a server has no address, or one of them is the proxy's own listener.
-    pub async fn set_outbounds(&self, outbounds: Vec<Named>) -> Result<(), Error> {
-        let router = Router::open(outbounds, &self.resolver, &self.guard).await?;
+    pub async fn set_routing(&self, routing: Routing) -> Result<(), Error> {
+        let present = self.shared.router();
+        let router = Router::open(routing, Some(&present), &self.resolver, &self.guard).await?;
         self.shared.replace(router);
         Ok(())
+    }
+
+    /// Answers questions to port 53 itself from now on, as `settings` say, or relays them as all else. What comes
+    /// back tells the addresses of the names that were asked for.
+    ///
+    /// # Errors
+    /// When a DNS server wants TLS and it cannot be had. Then nothing changes.
+    pub fn set_dns(
+        &self,
+        settings: Option<&dns::Settings>,
+    ) -> Result<Option<mpsc::Receiver<Learned>>, Error> {
+        let Some(settings) = settings else {
+            self.dns.set(None);
+            return Ok(None);
+        };
+        let (dns, learned) = Dns::new(
+            settings,
+            Box::new(ByRules(Arc::clone(&self.shared))),
+            self.dialer.factory,
+            dns::Path::Outbound(self.dialer.clone(), Arc::clone(&self.shared)),
+            self.resolver.clone(),
+            None,
+        )?;
+        self.dns.set(Some(dns));
+        Ok(Some(learned))
+    }
+
+    /// What the resolver did so far, if there is one.
+    #[must_use]
+    pub fn dns_stats(&self) -> Option<DnsStats> {
+        self.dns.get().map(|dns| dns.stats())
+    }
+
+    /// Does everything that asks for this name at this address go to its destination itself, whoever it is?
+    #[must_use]
+    pub fn is_always_direct(&self, name: &str, address: IpAddr) -> bool {
+        self.shared.router().is_always_direct(name, address)
     }
 
     /// The gateway's own addresses, whenever they change: a server at one of them may be this proxy.

@@ -9,9 +9,10 @@ use std::time::Instant;
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
-use super::outbound::Outbound;
-use super::router::Router;
+use super::router::{Choice, Router};
 use super::stats::Counters;
+pub use crate::policy::rule::Protocol;
+use crate::policy::rule::Query;
 
 macro_rules! outcomes {
     ($($(#[$doc:meta])* $name:ident = $word:literal, $failure:literal;)*) => {
@@ -83,22 +84,15 @@ outcomes! {
     Failed = "failed", true;
 }
 
-/// TCP or UDP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Protocol {
-    /// A connection.
-    Tcp,
-    /// An association.
-    Udp,
-}
-
 /// One connection or association. When it is dropped, it counts its outcome and emits the one access
 /// event (target `access`).
 #[derive(Debug)]
 pub struct Record {
     shared: Arc<Shared>,
-    /// What it began with, though another may have taken its place since.
-    outbound: Arc<Outbound>,
+    /// The outbound that it took, and the rule that says so. None before the choice, and for what takes none.
+    pub choice: Option<Choice>,
+    /// The name that the device asks for, if it was read.
+    pub name: Option<Box<str>>,
     started: Instant,
     client: SocketAddr,
     /// Where the device wanted to go (UDP: with its first datagram).
@@ -182,10 +176,10 @@ impl Record {
     ) -> Self {
         shared.counters.total(protocol).fetch_add(1, Relaxed);
         shared.counters.now(protocol).fetch_add(1, Relaxed);
-        let outbound = Arc::clone(&shared.router().default_way().outbound);
         Self {
             shared,
-            outbound,
+            choice: None,
+            name: None,
             started: Instant::now(),
             client,
             destination,
@@ -200,6 +194,23 @@ impl Record {
     #[must_use]
     pub fn client(&self) -> SocketAddr {
         self.client
+    }
+
+    /// Where the device wanted to go.
+    #[must_use]
+    pub fn destination(&self) -> SocketAddr {
+        self.destination
+    }
+
+    /// What the rules are asked about.
+    #[must_use]
+    pub fn query(&self) -> Query<'_> {
+        Query {
+            protocol: self.protocol,
+            source: self.client,
+            destination: self.destination,
+            name: self.name.as_deref(),
+        }
     }
 
     /// What it shares with the others.
@@ -219,7 +230,9 @@ impl Drop for Record {
             protocol = match self.protocol { Protocol::Tcp => "tcp", Protocol::Udp => "udp" },
             client = %self.client,
             destination = %self.destination,
-            outbound = %self.outbound,
+            name = self.name.as_deref(),
+            outbound = self.choice.as_ref().map(|choice| &*choice.way.name),
+            rule = self.choice.as_ref().and_then(|choice| choice.rule.as_deref()),
             up = self.up,
             down = self.down,
             milliseconds = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
@@ -248,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_ends_in_one_access_event_that_keeps_the_password_secret() {
+    fn a_record_ends_in_one_access_event_that_names_the_rule_and_no_password() {
         let lines = Lines::default();
         let writer = lines.clone();
         let subscriber = tracing_subscriber::fmt()
@@ -262,6 +275,11 @@ mod tests {
             let mut record = Record::new(Arc::clone(&shared), Protocol::Tcp, address, address);
             assert_eq!(shared.counters.now(Protocol::Tcp).load(Relaxed), 1);
             (record.up, record.down) = (17, 18);
+            record.name = Some("www.example".into());
+            record.choice = Some(Choice {
+                rule: Some("video".into()),
+                ..shared.router().default_choice()
+            });
             record.outcome = Outcome::Idle;
         });
         assert_eq!(shared.counters.now(Protocol::Tcp).load(Relaxed), 0);
@@ -271,7 +289,7 @@ mod tests {
             "access",
             "up=17 down=18",
             "outcome=\"idle\"",
-            "me@192.0.2.1",
+            "name=\"www.example\" outbound=\"fixed\" rule=\"video\"",
         ];
         assert!(parts.iter().all(|part| lines.contains(part)), "{lines}");
         assert!(!lines.contains("secret"));

@@ -15,7 +15,7 @@ use super::guard::Guard;
 use super::outbound::Outbound;
 use super::record::Shared;
 use super::resolve::{Answer, LookupError, Resolver};
-use super::router::{Named, Router};
+use super::router::{Named, Router, Routing};
 use super::sockets::Sockets;
 use crate::net::SocketFactory;
 
@@ -37,19 +37,19 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Looks the outbounds' servers up; the first is for all that nothing else is said of. `sockets` are the proxy's own and `own` the gateway's addresses.
+    /// Looks the outbounds' servers up. `sockets` are the proxy's own and `own` the gateway's addresses.
     ///
     /// # Errors
     /// When a server has no address, or one of them is the proxy's own listener.
     pub async fn open(
-        outbounds: Vec<Named>,
+        routing: Routing,
         sockets: &Sockets,
         own: BTreeSet<IpAddr>,
         factory: SocketFactory,
     ) -> Result<Self, Error> {
         let guard = Arc::new(Guard::new(sockets, own));
         let resolver = Resolver::system(factory);
-        let router = Router::open(outbounds, &resolver, &guard).await?;
+        let router = Router::open(routing, None, &resolver, &guard).await?;
         Ok(Self {
             router,
             resolver,

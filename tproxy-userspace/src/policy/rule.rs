@@ -120,6 +120,8 @@ pub struct Rules {
 struct Compiled {
     name: String,
     outbound: String,
+    /// It has domains.
+    named: bool,
     protocol: Option<Protocol>,
     ports: Option<Box<[PortRange]>>,
     source: Option<PrefixSet>,
@@ -127,6 +129,11 @@ struct Compiled {
 }
 
 impl Compiled {
+    /// Of source, port and protocol it asks nothing.
+    fn is_for_everything(&self) -> bool {
+        self.source.is_none() && self.ports.is_none() && self.protocol.is_none()
+    }
+
     /// Do the conditions hold that are not about the name? The cheap ones come first.
     fn holds(&self, query: &Query<'_>) -> bool {
         let contains = |set: &Option<PrefixSet>, address: IpAddr| {
@@ -157,6 +164,7 @@ impl Rules {
         let mut domains = Vec::new();
         for rule in rules {
             let index = u32::try_from(compiled.len()).map_err(|_| RuleError::TooMany)?;
+            let has_domains = rule.domain.is_some();
             match rule.domain {
                 Some(of_rule) => {
                     named.push(index);
@@ -168,6 +176,7 @@ impl Rules {
             compiled.push(Compiled {
                 name: rule.name,
                 outbound: rule.outbound,
+                named: has_domains,
                 protocol: rule.protocol,
                 ports: rule.port.map(Into::into),
                 source: set(rule.source),
@@ -181,6 +190,12 @@ impl Rules {
             domains: DomainSet::new(domains)?,
             default: default.into(),
         })
+    }
+
+    /// No rules.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::new([], "").expect("there is nothing to refuse")
     }
 
     /// The outbound for this query: that of the first rule that matches, or the default.
@@ -226,6 +241,43 @@ impl Rules {
             .take_while(|index| plain.is_none_or(|plain| **index < plain))
             .map(|index| self.rule(*index))
             .any(|rule| rule.outbound != *outbound && rule.holds(query))
+    }
+
+    /// Is this name one of the domains of the rule (by its place)?
+    #[must_use]
+    pub fn has_domain(&self, rule: usize, name: &str) -> bool {
+        let most = u32::try_from(rule).unwrap_or(u32::MAX);
+        let is_rule = |index| index as usize == rule;
+        self.domains.first(name, most, is_rule).is_some()
+    }
+
+    /// Does `accept` take every rule (None: the default) that could decide for something that asks for this name at
+    /// this address, whatever its source, port and protocol?
+    #[must_use]
+    pub fn all(&self, name: &str, address: IpAddr, accept: impl Fn(Option<usize>) -> bool) -> bool {
+        let mut named = Vec::new();
+        self.domains.first(name, u32::MAX, |index| {
+            named.push(index as usize);
+            false
+        });
+        for (index, rule) in self.rules.iter().enumerate() {
+            let is_about = (!rule.named || named.contains(&index))
+                && rule.prefix.as_ref().is_none_or(|set| set.contains(address));
+            if is_about {
+                if !accept(Some(index)) {
+                    return false;
+                }
+                if rule.is_for_everything() {
+                    return true;
+                }
+            }
+        }
+        accept(None)
+    }
+
+    /// What each rule is called, and the name of its outbound.
+    pub fn names_and_outbounds(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.rules.iter().map(|rule| (&*rule.name, &*rule.outbound))
     }
 
     /// The index of the first rule that matches without a name.

@@ -2,16 +2,16 @@
 //! undo.
 
 use anyhow::Result;
-use ipnet::IpNet;
 use tproxy_common::abi::Origin;
 use tproxy_userspace::config::Config;
 use tproxy_userspace::control::place::Place;
 use tproxy_userspace::control::{bypass, cgroup, exempt, preflight};
 
+use super::super::lists::Lists;
 use super::super::upstream;
 use super::Session;
 use super::links::selection;
-use super::start::{bypass_prefixes, enforce};
+use super::start::enforce;
 
 /// Without it the proxy runs all the same: a cgroup that is made anew is then exempt with the next edit.
 pub(super) fn watch_cgroups(place: &Place) -> Option<cgroup::Watch> {
@@ -32,7 +32,7 @@ impl Session<'_> {
     /// Puts the configuration into force as it is now: the difference, and all of it or nothing.
     pub(super) async fn reload(&mut self) -> Result<()> {
         let config = (self.reread)()?;
-        let prefixes = bypass_prefixes(&config)?;
+        let lists = Lists::load_and_tell(&config)?;
         exempt::check(&config.exempt)?;
         preflight::check_links(&selection(&config), &self.snapshot)?;
         for (key, differs) in [
@@ -44,32 +44,15 @@ impl Session<'_> {
                 tracing::warn!("{key} has changed, which takes a restart to come into force");
             }
         }
-        let other_outbounds = config.outbounds != self.config.outbounds;
-        // First: their servers must be found, and may be refused.
-        if other_outbounds {
-            self.proxy
-                .set_outbounds(upstream::outbounds(&config)?)
-                .await?;
-        }
-        if let Err(error) = self.enforce(&config, &prefixes) {
-            let (config, prefixes) = (self.config.clone(), self.prefixes.clone());
-            let mut undone = self.enforce(&config, &prefixes);
-            if other_outbounds {
-                let outbounds = upstream::outbounds(&config)?;
-                undone = undone.and(
-                    self.proxy
-                        .set_outbounds(outbounds)
-                        .await
-                        .map_err(Into::into),
-                );
-            }
-            if let Err(undo) = undone {
+        if let Err(error) = self.put_into_force(&config, &lists).await {
+            let (config, lists) = (self.config.clone(), self.lists.clone());
+            if let Err(undo) = self.put_into_force(&config, &lists).await {
                 tracing::error!("taking back a reload that failed: {undo:#}");
             }
             return Err(error);
         }
         let before = std::mem::replace(&mut self.config, config);
-        self.prefixes = prefixes;
+        self.lists = lists;
         if before.gateway.forward && !self.config.gateway.forward {
             let _lock = self.place.lock()?;
             self.gateway.disable_forwarding()?;
@@ -81,9 +64,18 @@ impl Session<'_> {
     }
 
     /// What of a configuration needs no look at the links.
-    pub(super) fn enforce(&mut self, config: &Config, prefixes: &[IpNet]) -> Result<()> {
+    async fn put_into_force(&mut self, config: &Config, lists: &Lists) -> Result<()> {
+        // First: the servers of the outbounds must be found, and may be refused.
+        self.proxy
+            .set_routing(upstream::routing(config, lists)?)
+            .await?;
+        let dns = upstream::dns(config);
+        if dns != self.dns {
+            self.learned = self.proxy.set_dns(dns.as_ref())?;
+            self.dns = dns;
+        }
         let _lock = self.place.lock()?;
-        enforce(&mut self.gateway, config, prefixes)
+        enforce(&mut self.gateway, config, &lists.bypass)
     }
 
     pub(super) fn sweep(&mut self) -> Result<()> {

@@ -10,7 +10,6 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use ipnet::IpNet;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -19,17 +18,19 @@ use tproxy_userspace::control::gateway::Gateway;
 use tproxy_userspace::control::links::{Snapshot, Watch};
 use tproxy_userspace::control::place::Place;
 use tproxy_userspace::control::{self, cgroup, exempt, preflight};
+use tproxy_userspace::data::dns::Settings;
 use tproxy_userspace::data::{DrainReport, Proxy};
 use tproxy_userspace::observe::socket::{Asked, Request, Server};
 
 use self::follow::{cgroups_changed, watch_cgroups};
 use self::links::{Leaving, selection};
 use self::signals::{Caught, Signals};
-use self::start::{Presence, close, start};
+use self::start::{Presence, Reader, close, start};
+use super::lists::Lists;
 use super::upstream;
 
 pub use self::links::select;
-pub use self::start::{bypass_lists, bypass_prefixes, limits, way};
+pub use self::start::{limits, way};
 
 /// How often expired bypass prefixes are taken out of the tries (they count no more before), and what
 /// somebody else may have undone is done again.
@@ -46,8 +47,12 @@ struct Session<'a> {
     config: Config,
     /// Reads the configuration anew.
     reread: Reread<'a>,
-    /// What the configuration bypasses.
-    prefixes: Vec<IpNet>,
+    /// What the lists of the configuration hold.
+    lists: Lists,
+    /// The resolver that is in use.
+    dns: Option<Settings>,
+    /// Tells the addresses of the names that were asked for.
+    learned: Option<Reader>,
     started: Instant,
     place: Place,
     gateway: Gateway,
@@ -69,8 +74,8 @@ struct Session<'a> {
 /// Proxies until SIGINT or SIGTERM.
 pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
     // What can be wrong with the words is found before anything is touched.
-    let outbounds = upstream::outbounds(&config)?;
-    let prefixes = bypass_prefixes(&config)?;
+    let lists = Lists::load_and_tell(&config)?;
+    let routing = upstream::routing(&config, &lists)?;
     exempt::check(&config.exempt)?;
     let findings = preflight::check_machine()?;
     for warning in findings.warnings {
@@ -83,18 +88,18 @@ pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
     preflight::check_links(&selection(&config), &snapshot)?;
     let presence = Presence::new(&place)?;
     let opened = tokio::select! {
-        opened = upstream::open(&config, outbounds, upstream::own_addresses(&snapshot)) => opened.map(Some),
+        opened = upstream::open(&config, routing, upstream::own_addresses(&snapshot)) => opened.map(Some),
         () = signals.stop() => Ok(None),
     };
     let started = match opened {
-        Ok(Some(opened)) => start(&config, opened, &prefixes, &place, findings.kernel).await,
+        Ok(Some(opened)) => start(&config, opened, &lists.bypass, &place, findings.kernel).await,
         Ok(None) => {
             close(None, &place, &snapshot, presence).await;
             return Ok(());
         }
         Err(error) => Err((None, error)),
     };
-    let (gateway, proxy) = match started {
+    let (gateway, proxy, learned) = match started {
         Ok(started) => started,
         Err((gateway, error)) => {
             close(gateway, &place, &snapshot, presence).await;
@@ -102,9 +107,11 @@ pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
         }
     };
     let mut session = Session {
+        dns: upstream::dns(&config),
         config,
         reread,
-        prefixes,
+        lists,
+        learned,
         started: Instant::now(),
         cgroups: watch_cgroups(&place),
         place,
@@ -240,6 +247,8 @@ impl Session<'_> {
             "lan": self.config.lan.interfaces,
             "wan": self.config.wan.interfaces,
             "traffic": self.proxy.stats(),
+            "dns": self.proxy.dns_stats(),
+            "rules": self.lists.rules.len(),
         })
     }
 

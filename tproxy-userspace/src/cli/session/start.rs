@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use ipnet::IpNet;
+use tokio::sync::mpsc;
 use tproxy_common::abi::{Listener, Origin};
 use tproxy_userspace::config::Config;
 use tproxy_userspace::control::bpf::AttachWay;
@@ -14,14 +15,16 @@ use tproxy_userspace::control::gateway::Gateway;
 use tproxy_userspace::control::links::Snapshot;
 use tproxy_userspace::control::place::{Lock, Place};
 use tproxy_userspace::control::preflight::KernelVersion;
+use tproxy_userspace::data::dns::Learned;
 use tproxy_userspace::data::{Limits, Proxy, Sockets, Upstream};
 use tproxy_userspace::net::SocketFactory;
 use tproxy_userspace::observe::socket::Server;
-use tproxy_userspace::policy::list::{Loaded, load_prefixes};
-use tproxy_userspace::policy::prefix;
 
 use super::super::run::policy;
 use super::super::upstream;
+
+/// Tells the addresses of the names that were asked for.
+pub(super) type Reader = mpsc::Receiver<Learned>;
 
 /// What tells others that a proxy runs here.
 pub(super) struct Presence {
@@ -51,23 +54,6 @@ pub fn way(kernel: KernelVersion) -> AttachWay {
     }
 }
 
-/// The prefixes that the configuration bypasses, and what its lists hold beside them.
-pub fn bypass_lists(config: &Config) -> Result<Loaded<IpNet>> {
-    let mut lists = load_prefixes(&config.bypass.files, &mut |_| {})?;
-    lists.entries.extend(&config.bypass.prefixes);
-    prefix::normalize(&mut lists.entries);
-    Ok(lists)
-}
-
-/// The prefixes that the configuration bypasses. What its lists hold beside them is logged.
-pub fn bypass_prefixes(config: &Config) -> Result<Vec<IpNet>> {
-    let lists = bypass_lists(config)?;
-    for note in lists.notes {
-        tracing::info!("{note}");
-    }
-    Ok(lists.entries)
-}
-
 /// What the proxy allows.
 pub fn limits(config: &Config) -> Limits {
     Limits {
@@ -88,7 +74,7 @@ pub(super) async fn start(
     prefixes: &[IpNet],
     place: &Place,
     kernel: KernelVersion,
-) -> Result<(Gateway, Proxy), (Option<Gateway>, anyhow::Error)> {
+) -> Result<(Gateway, Proxy, Option<Reader>), (Option<Gateway>, anyhow::Error)> {
     let opened = match place.lock() {
         Ok(_lock) => Gateway::open(place.clone(), way(kernel))
             .await
@@ -99,10 +85,12 @@ pub(super) async fn start(
     let servers = ready.addresses();
     let started = prepare(&mut gateway, config, prefixes, &servers, &sockets).and_then(|()| {
         let factory = SocketFactory::default();
-        Ok(Proxy::start(sockets, ready, &limits(config), factory)?)
+        let proxy = Proxy::start(sockets, ready, &limits(config), factory)?;
+        let learned = proxy.set_dns(upstream::dns(config).as_ref())?;
+        Ok((proxy, learned))
     });
     match started {
-        Ok(proxy) => Ok((gateway, proxy)),
+        Ok((proxy, learned)) => Ok((gateway, proxy, learned)),
         Err(error) => Err((Some(gateway), error)),
     }
 }
@@ -134,6 +122,7 @@ pub(super) fn prepare(
 /// Puts policy, bypass set and settings of the machine into force, at the start and by a reload.
 pub(super) fn enforce(gateway: &mut Gateway, config: &Config, prefixes: &[IpNet]) -> Result<()> {
     gateway.set_policy(policy(config))?;
+    gateway.hijack_dns(upstream::dns(config).is_some())?;
     bypass::replace(gateway.maps(), prefixes, &Terms::default(), Origin::Config)?;
     exempt::configure(gateway.maps(), &config.exempt)?;
     if config.gateway.forward {

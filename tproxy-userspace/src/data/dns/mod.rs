@@ -32,7 +32,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -55,6 +55,9 @@ pub use self::stats::DnsStats;
 pub use self::transport::{Path, Roots, TlsError};
 pub use self::upstream::{Transport, Upstream, UpstreamError};
 
+/// The port of DNS servers (RFC 1035 section 4.2), a plain number.
+pub const PORT: u16 = 53;
+
 /// Which addresses a client gets of a name that has both kinds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -69,7 +72,7 @@ pub enum Prefer {
 }
 
 /// How the resolver is to work.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Who is asked directly, in the order of preference.
     pub direct: Vec<Upstream>,
@@ -88,6 +91,26 @@ pub struct Settings {
 /// The resolver.
 #[derive(Clone)]
 pub struct Dns(Arc<Server>);
+
+/// The resolver that is in use, if there is one.
+#[derive(Debug, Default)]
+pub struct Slot(RwLock<Option<Dns>>);
+
+impl Slot {
+    /// The one that is in use now.
+    #[must_use]
+    pub fn get(&self) -> Option<Dns> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// From now on this one is. What the one before was asked it answers still.
+    pub fn set(&self, dns: Option<Dns>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = dns;
+    }
+}
 
 impl fmt::Debug for Dns {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -310,6 +310,34 @@ fn outcome_of(error: &io::Error) -> Outcome {
     }
 }
 
+/// Where something is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target<'n> {
+    /// The original destination.
+    pub address: SocketAddr,
+    /// The name to ask an outbound for that takes names.
+    pub name: Option<&'n str>,
+}
+
+impl From<SocketAddr> for Target<'_> {
+    fn from(address: SocketAddr) -> Self {
+        Self {
+            address,
+            name: None,
+        }
+    }
+}
+
+/// As it is asked for: the address, or name and port.
+impl fmt::Display for Target<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.name {
+            None => self.address.fmt(f),
+            Some(name) => write!(f, "{name}:{}", self.address.port()),
+        }
+    }
+}
+
 /// Opens TCP connections to the upstream side.
 #[derive(Clone, Debug)]
 pub struct Dialer {
@@ -324,23 +352,20 @@ pub struct Dialer {
 }
 
 impl Dialer {
-    /// Connects to `destination` by an outbound. What comes back carries the destination's bytes.
+    /// Connects to `target` by an outbound. What comes back carries the target's bytes.
     ///
     /// # Errors
     /// What failed, on which machine.
-    pub async fn connect(
-        &self,
-        way: &Way,
-        destination: SocketAddr,
-    ) -> Result<TcpStream, DialError> {
+    pub async fn connect(&self, way: &Way, target: Target<'_>) -> Result<TcpStream, DialError> {
         let deadline = Instant::now() + self.limit;
         match &*way.outbound {
             Outbound::Direct => {
-                self.within(deadline, self.limit, &destination, self.tcp(destination))
+                let connecting = self.tcp(target.address);
+                self.within(deadline, self.limit, &target.address, connecting)
                     .await
             }
             Outbound::Socks5(server) => {
-                let connecting = socks5::connect(self, way, server, destination, deadline);
+                let connecting = socks5::connect(self, way, server, target, deadline);
                 self.within(deadline, self.limit, server, connecting).await
             }
         }

@@ -8,20 +8,20 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::wire::{self, Command, LONGEST_REPLY, Malformed, Method, Reply};
-use super::{DialError, Dialer, Socks5Server};
+use super::{DialError, Dialer, Socks5Server, Target};
 use crate::data::way::Way;
 
-/// Connects to `destination` through the server.
+/// Connects to `target` through the server.
 pub(super) async fn connect(
     dialer: &Dialer,
     way: &Way,
     server: &Socks5Server,
-    destination: SocketAddr,
+    target: Target<'_>,
     deadline: Instant,
 ) -> Result<TcpStream, DialError> {
     let mut session = Session::open(dialer, way, deadline).await?;
     session.authenticate(server).await?;
-    session.ask(Command::Connect, destination).await?;
+    session.ask(Command::Connect, target).await?;
     Ok(session.stream)
 }
 
@@ -45,7 +45,7 @@ impl Dialer {
                 SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
                 SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
             };
-            let bound = session.ask(Command::UdpAssociate, any).await?;
+            let bound = session.ask(Command::UdpAssociate, any.into()).await?;
             let mut relay = bound.unwrap_or(session.server);
             if relay.ip().is_unspecified() {
                 relay.set_ip(session.server.ip());
@@ -103,11 +103,19 @@ impl Session {
     async fn ask(
         &mut self,
         command: Command,
-        destination: SocketAddr,
+        target: Target<'_>,
     ) -> Result<Option<SocketAddr>, DialError> {
         let step = "waiting for its reply";
-        let request = wire::request(command, destination);
-        let sent = self.stream.write_all(request.as_slice()).await;
+        let sent = match target.name {
+            None => {
+                let request = wire::request(command, target.address);
+                self.stream.write_all(request.as_slice()).await
+            }
+            Some(name) => {
+                let request = wire::request_by_name(command, name, target.address.port());
+                self.stream.write_all(&request).await
+            }
+        };
         sent.map_err(self.broke_off(step))?;
         let mut bytes = [0; LONGEST_REPLY];
         let mut read = 0;
@@ -124,7 +132,7 @@ impl Session {
                     return Err(DialError::Refused {
                         server: self.server,
                         request: match command {
-                            Command::Connect => format!("a connection to {destination}"),
+                            Command::Connect => format!("a connection to {target}"),
                             Command::UdpAssociate => "to relay datagrams".to_owned(),
                         },
                         refusal,

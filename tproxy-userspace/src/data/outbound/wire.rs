@@ -134,6 +134,17 @@ pub fn request(command: Command, destination: SocketAddr) -> Prefix {
     bytes
 }
 
+/// A request for a name of at most 255 bytes and a port in host byte order.
+///
+/// # Panics
+/// With a longer name; no domain name is.
+#[must_use]
+pub fn request_by_name(command: Command, name: &str, port: u16) -> Vec<u8> {
+    let length = u8::try_from(name.len()).expect("a domain name has at most 253 bytes");
+    let head = [VERSION, command as u8, 0, NAME, length];
+    [&head, name.as_bytes(), &port.to_be_bytes()].concat()
+}
+
 /// The header of a datagram (RFC 1928 section 7).
 #[must_use]
 pub fn datagram_header(peer: SocketAddr) -> Prefix {

@@ -1,5 +1,5 @@
 use super::*;
-use crate::data::Outbound;
+use crate::data::{Named, Outbound};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -81,10 +81,16 @@ async fn another_outbound_holds_for_what_is_new_and_a_bad_one_changes_nothing() 
     let bad = Named::fixed(&format!("socks5://{own}"));
     let also_bad = vec![Named::fixed("direct://"), bad.clone()];
     for outbounds in [vec![bad], also_bad] {
-        let error = proxy.set_outbounds(outbounds).await.expect_err("a loop");
+        let error = proxy
+            .set_routing(Routing::plain(outbounds))
+            .await
+            .expect_err("a loop");
         assert!(matches!(error, Error::Loop { .. }), "{error}");
     }
-    let error = proxy.set_outbounds(Vec::new()).await.expect_err("none");
+    let error = proxy
+        .set_routing(Routing::plain(Vec::new()))
+        .await
+        .expect_err("none");
     assert!(matches!(error, Error::NoOutbound), "{error}");
     assert_eq!(
         *proxy.shared.router().default_way().outbound,
@@ -96,7 +102,10 @@ async fn another_outbound_holds_for_what_is_new_and_a_bad_one_changes_nothing() 
     let address = server.local_addr().expect("bound");
     let good = Named::fixed(&format!("socks5://{address}"));
     let good = vec![good, Named::fixed("socks5://192.0.2.9:1")];
-    proxy.set_outbounds(good).await.expect("no loop");
+    proxy
+        .set_routing(Routing::plain(good))
+        .await
+        .expect("no loop");
     servers.changed().await.expect("it runs");
     assert_eq!(
         *servers.borrow(),

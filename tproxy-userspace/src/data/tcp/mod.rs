@@ -1,5 +1,6 @@
 //! TCP: a connection accepted, the upstream side dialled, bytes relayed.
 
+mod first;
 pub mod pool;
 mod relay;
 #[cfg(test)]
@@ -12,15 +13,20 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::AbortHandle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
+use self::first::First;
 use self::pool::PipePool;
+use super::dns::{self, Dns};
+use super::hands::Hands;
 use super::limits::{Budget, Limits};
-use super::outbound::Dialer;
-use super::record::{Outcome, Protocol, Record, Shared};
+use super::outbound::Target;
+use super::record::{Outcome, Protocol, Record};
+use super::stats::Counters;
 use crate::net::reset_on_close;
 
 /// How long accepting rests when this machine has no file or memory left.
@@ -29,8 +35,7 @@ const ACCEPT_REST: Duration = Duration::from_millis(100);
 /// What all connections share.
 #[derive(Debug)]
 pub struct TcpRelay {
-    shared: Arc<Shared>,
-    dialer: Dialer,
+    hands: Hands,
     pool: Arc<PipePool>,
     idle: Duration,
     most: u64,
@@ -49,10 +54,9 @@ struct Live {
 impl TcpRelay {
     /// A relay without connections.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, dialer: Dialer, budget: Budget, limits: &Limits) -> Arc<Self> {
+    pub fn new(hands: Hands, budget: Budget, limits: &Limits) -> Arc<Self> {
         Arc::new(Self {
-            shared,
-            dialer,
+            hands,
             pool: Arc::new(PipePool::new(budget.pipes)),
             idle: limits.tcp_idle,
             most: budget.connections as u64,
@@ -68,7 +72,7 @@ impl TcpRelay {
                 Ok((device, client)) => self.admit(device, client, own),
                 Err(error) => match error.raw_os_error() {
                     Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
-                        self.shared.counters.accept_failed.fetch_add(1, Relaxed);
+                        self.counters().accept_failed.fetch_add(1, Relaxed);
                         tracing::debug!(%error, "accepting a connection failed; trying again");
                         sleep(ACCEPT_REST).await;
                     }
@@ -85,22 +89,29 @@ impl TcpRelay {
         let Ok(destination) = device.local_addr() else {
             return;
         };
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.hands.shared);
         let mut record = Record::new(shared, Protocol::Tcp, client, destination);
         let device = ResetOnDrop::new(device);
         if destination == own {
             record.outcome = Outcome::OwnPort;
-        } else if self.shared.counters.now(Protocol::Tcp).load(Relaxed) > self.most {
+        } else if self.counters().now(Protocol::Tcp).load(Relaxed) > self.most {
             record.outcome = Outcome::LimitReached;
+        } else if destination.port() == dns::PORT
+            && let Some(dns) = self.hands.dns.get()
+        {
+            self.start(|member| answer(member, record, device, dns));
         } else {
-            self.start(device, destination, record);
+            self.start(|member| serve(member, record, device));
         }
     }
 
-    fn start(self: &Arc<Self>, device: ResetOnDrop, destination: SocketAddr, record: Record) {
+    fn start<F>(self: &Arc<Self>, work: impl FnOnce(Member) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
         let member = Member::enter(self);
         let id = member.id;
-        let task = tokio::spawn(serve(member, record, device, destination));
+        let task = tokio::spawn(work(member));
         if let Some(handle) = self.live().tasks.get_mut(&id) {
             *handle = Some(task.abort_handle());
         }
@@ -114,9 +125,9 @@ impl TcpRelay {
         client: SocketAddr,
         destination: SocketAddr,
     ) {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.hands.shared);
         let record = Record::new(shared, Protocol::Tcp, client, destination);
-        self.start(ResetOnDrop::new(device), destination, record);
+        self.start(|member| serve(member, record, ResetOnDrop::new(device)));
     }
 
     /// Waits until no connection lives.
@@ -138,6 +149,10 @@ impl TcpRelay {
     /// How many connections live.
     pub fn count(&self) -> usize {
         self.live().tasks.len()
+    }
+
+    fn counters(&self) -> &Counters {
+        &self.hands.shared.counters
     }
 
     fn live(&self) -> std::sync::MutexGuard<'_, Live> {
@@ -203,25 +218,14 @@ impl Drop for ResetOnDrop {
 
 /// One connection from its acceptance to its end. Locals drop in reverse: first the streams, then the
 /// record, then the place among the live ones.
-async fn serve(
-    member: Member,
-    mut record: Record,
-    mut device: ResetOnDrop,
-    destination: SocketAddr,
-) {
+async fn serve(member: Member, mut record: Record, mut device: ResetOnDrop) {
     let relay = &*member.relay;
     // In a box, so that its size is not part of every idle connection.
-    let dialled = Box::pin(
-        relay
-            .dialer
-            .connect(relay.shared.router().default_way(), destination),
-    )
-    .await;
-    let mut upstream = match dialled {
-        Ok(stream) => ResetOnDrop::new(stream),
-        Err(error) => {
-            tracing::debug!(%destination, %error, "a connection got no upstream side");
-            record.outcome = error.outcome();
+    let opened = Box::pin(open(&relay.hands, &mut record, &device.stream)).await;
+    let mut upstream = match opened {
+        Ok(stream) => stream,
+        Err(outcome) => {
+            record.outcome = outcome;
             return;
         }
     };
@@ -237,6 +241,65 @@ async fn serve(
         device.armed = false;
         upstream.armed = false;
     }
+}
+
+/// Chooses the way of a connection, by its name where that matters, and connects to its destination. What was
+/// read of the device is handed on.
+async fn open(
+    hands: &Hands,
+    record: &mut Record,
+    device: &TcpStream,
+) -> Result<ResetOnDrop, Outcome> {
+    let router = hands.shared.router();
+    let sniff = router.sniff(&record.query());
+    let first = match sniff {
+        None => First::default(),
+        Some(sniff) => {
+            let first = first::read(device, sniff.timeout).await;
+            first.map_err(|_| Outcome::DeviceReset)?
+        }
+    };
+    record.name = first.name;
+    let choice = router.choose(&record.query());
+    let way = Arc::clone(&choice.way);
+    record.choice = Some(choice);
+    drop(router);
+    let rewrite = sniff.is_some_and(|sniff| sniff.rewrite);
+    let target = Target {
+        address: record.destination(),
+        name: record.name.as_deref().filter(|_| rewrite),
+    };
+    let connected = hands.dialer.connect(&way, target).await;
+    let mut upstream = connected.map(ResetOnDrop::new).map_err(|error| {
+        tracing::debug!(%target, %error, "a connection got no upstream side");
+        error.outcome()
+    })?;
+    if !first.bytes.is_empty() {
+        let writing = upstream.stream.write_all(&first.bytes);
+        match timeout(hands.dialer.limit, writing).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(Outcome::UpstreamReset),
+            Err(_) => return Err(Outcome::UpstreamLost),
+        }
+        let bytes = first.bytes.len() as u64;
+        record.up += bytes;
+        hands.shared.counters.up.fetch_add(bytes, Relaxed);
+    }
+    Ok(upstream)
+}
+
+/// Answers the DNS questions of a connection.
+async fn answer(member: Member, mut record: Record, mut device: ResetOnDrop, dns: Dns) {
+    // In a box, as above.
+    let served = Box::pin(dns.serve(&mut device.stream, record.client())).await;
+    record.outcome = match served {
+        Ok(()) => Outcome::Finished,
+        Err(_) => Outcome::DeviceReset,
+    };
+    device.armed = served.is_err();
+    drop(device);
+    drop(record);
+    drop(member);
 }
 
 /// Hands a bound listener to the runtime.

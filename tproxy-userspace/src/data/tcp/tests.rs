@@ -1,6 +1,5 @@
 use super::*;
 use crate::data::router::Router;
-use crate::net::SocketFactory;
 use std::io::ErrorKind;
 use std::net::Shutdown;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -9,20 +8,17 @@ use tokio::time::timeout;
 const SOON: Duration = Duration::from_secs(20);
 
 fn relay_with(connections: usize, pipes: usize, outbound: &str, limits: &Limits) -> Arc<TcpRelay> {
-    let shared = Arc::new(Shared::new(Router::fixed(outbound)));
-    let dialer = Dialer {
-        factory: SocketFactory::default(),
-        limit: limits.connect_timeout,
-        keepalive: limits.keepalive,
-        guard: Arc::default(),
-    };
     let budget = Budget {
         open_files: 1024,
         connections,
         associations: 1,
         pipes,
     };
-    TcpRelay::new(shared, dialer, budget, limits)
+    TcpRelay::new(
+        Hands::fixed(Router::fixed(outbound), limits),
+        budget,
+        limits,
+    )
 }
 
 async fn listen() -> (TcpListener, SocketAddr) {
@@ -61,8 +57,15 @@ impl Pair {
     async fn outcome(self) -> Outcome {
         let ended = timeout(SOON, self.relay.ended()).await;
         ended.expect("the connection ends");
-        let ended =
-            |outcome: &&Outcome| self.relay.shared.counters.ended(**outcome).load(Relaxed) > 0;
+        let ended = |outcome: &&Outcome| {
+            self.relay
+                .hands
+                .shared
+                .counters
+                .ended(**outcome)
+                .load(Relaxed)
+                > 0
+        };
         let mut outcomes = Outcome::ALL.iter().filter(ended);
         *outcomes.next().expect("it has an outcome")
     }
@@ -191,7 +194,7 @@ async fn transfer(pair: Pair, bytes: usize) -> Outcome {
     timeout(SOON, work).await.expect("in time").expect("whole");
     assert!(up == sent, "the way up changed bytes");
     assert!(down == sent, "the way down changed bytes");
-    let counted = relay.shared.counters.up.load(Relaxed);
+    let counted = relay.hands.shared.counters.up.load(Relaxed);
     assert_eq!(counted, bytes as u64);
     let (device, server) = (
         device_read.reunite(device_write).expect("of one stream"),
@@ -210,7 +213,7 @@ async fn large_transfers_stay_equal_through_pipes() {
     let pair = Pair::new().await;
     let relay = Arc::clone(&pair.relay);
     assert_eq!(transfer(pair, 48 << 20).await, Outcome::Finished);
-    assert_eq!(relay.shared.counters.pipe_missing.load(Relaxed), 0);
+    assert_eq!(relay.hands.shared.counters.pipe_missing.load(Relaxed), 0);
     assert_eq!(relay.pool.lent(), 0);
 }
 
@@ -219,7 +222,7 @@ async fn large_transfers_stay_equal_without_pipes() {
     let pair = Pair::over(relay_with(10, 0, "direct://", &Limits::default())).await;
     let relay = Arc::clone(&pair.relay);
     assert_eq!(transfer(pair, 8 << 20).await, Outcome::Finished);
-    assert!(relay.shared.counters.pipe_missing.load(Relaxed) > 0);
+    assert!(relay.hands.shared.counters.pipe_missing.load(Relaxed) > 0);
 }
 
 #[tokio::test]
@@ -279,7 +282,7 @@ async fn upstream_failures_reset_the_device() {
     relay.relay_to(accepted, client, nobody);
     assert!(is_reset(&mut device).await);
     relay.ended().await;
-    let counters = &relay.shared.counters;
+    let counters = &relay.hands.shared.counters;
     assert_eq!(counters.ended(Outcome::ConnectRefused).load(Relaxed), 1);
     assert_eq!(counters.now(Protocol::Tcp).load(Relaxed), 0);
 }
@@ -291,7 +294,7 @@ async fn the_own_port_is_refused() {
     tokio::spawn(Arc::clone(&relay).accept(front, own));
     let mut device = TcpStream::connect(own).await.expect("it listens");
     assert!(is_reset(&mut device).await);
-    let counters = &relay.shared.counters;
+    let counters = &relay.hands.shared.counters;
     assert_eq!(counters.ended(Outcome::OwnPort).load(Relaxed), 1);
 }
 
@@ -305,7 +308,7 @@ async fn over_the_limit_is_reset_and_counted_and_others_live() {
     tokio::spawn(Arc::clone(&relay).accept(front, elsewhere));
     let mut second = TcpStream::connect(front_address).await.expect("accepted");
     assert!(is_reset(&mut second).await);
-    let refused = relay.shared.counters.ended(Outcome::LimitReached);
+    let refused = relay.hands.shared.counters.ended(Outcome::LimitReached);
     assert_eq!(refused.load(Relaxed), 1);
     first.device.write_all(b"x").await.expect("connected");
     assert_eq!(read(&mut first.server, 1).await, b"x");
@@ -338,14 +341,9 @@ async fn an_idle_connection_is_small() {
     read(&mut pair.server, 1).await;
     let (front, address) = listen().await;
     let device = TcpStream::connect(address).await.expect("it listens");
-    let shared = Arc::clone(&relay.shared);
+    let shared = Arc::clone(&relay.hands.shared);
     let record = Record::new(shared, Protocol::Tcp, address, address);
-    let future = serve(
-        Member::enter(&relay),
-        record,
-        ResetOnDrop::new(device),
-        address,
-    );
+    let future = serve(Member::enter(&relay), record, ResetOnDrop::new(device));
     let size = size_of_val(&future);
     assert!(
         size <= 1024,
@@ -383,10 +381,14 @@ mod socks5 {
             &Limits::default(),
         );
         let playing = tokio::spawn(server(listener, steps));
-        let destination = "192.0.2.1:443".parse().expect("a literal");
+        let destination: SocketAddr = "192.0.2.1:443".parse().expect("a literal");
         let stream = relay
+            .hands
             .dialer
-            .connect(relay.shared.router().default_way(), destination)
+            .connect(
+                relay.hands.shared.router().default_way(),
+                destination.into(),
+            )
             .await?;
         Ok((stream, playing.await.expect("no assertion failed")))
     }
@@ -468,7 +470,7 @@ mod socks5 {
         let (front, front_address) = listen().await;
         let mut device = TcpStream::connect(front_address).await.expect("it listens");
         let (accepted, client) = front.accept().await.expect("the device came");
-        let destination = "192.0.2.1:443".parse().expect("a literal");
+        let destination: SocketAddr = "192.0.2.1:443".parse().expect("a literal");
         relay.relay_to(accepted, client, destination);
         let steps = vec![
             (&b"\x05\x01\x00"[..], vec![5, 0]),
@@ -486,7 +488,7 @@ mod socks5 {
         drop(device);
         assert!(is_end(&mut server).await);
         timeout(SOON, relay.ended()).await.expect("it ends");
-        let finished = relay.shared.counters.ended(Outcome::Finished);
+        let finished = relay.hands.shared.counters.ended(Outcome::Finished);
         assert_eq!(finished.load(Relaxed), 1);
     }
 }

@@ -183,8 +183,8 @@ impl Association {
         way: &Way,
         server: &Socks5Server,
     ) -> Result<TcpStream, DialError> {
-        let (control, address) = relay.dialer.associate(way, server).await?;
-        let socket = relay.dialer.factory.udp_outgoing(address)?;
+        let (control, address) = relay.hands.dialer.associate(way, server).await?;
+        let socket = relay.hands.dialer.factory.udp_outgoing(address)?;
         let failed = |source| DialError::Connect {
             peer: address,
             source,
@@ -199,8 +199,9 @@ impl Association {
                 let waited = waited.iter().map(|(peer, payload)| (*peer, &**payload));
                 scratch.send.send(&connected, waited.map(wrap))
             });
-            relay.shared.counters.count_sent(&report);
+            relay.hands.shared.counters.count_sent(&report);
             relay
+                .hands
                 .shared
                 .counters
                 .up
@@ -256,6 +257,7 @@ impl Association {
                 let answer = recv.get(index).and_then(|one| self.unwrap(one, wrapped));
                 if answer.is_none() {
                     relay
+                        .hands
                         .shared
                         .counters
                         .datagrams_dropped
@@ -266,7 +268,7 @@ impl Association {
             Some(send.send(&self.receiver.socket, answers))
         });
         let Some(report) = report else { return };
-        let counters = &relay.shared.counters;
+        let counters = &relay.hands.shared.counters;
         counters.count_sent(&report);
         counters.down.fetch_add(report.bytes as u64, Relaxed);
         self.down.fetch_add(report.bytes as u64, Relaxed);

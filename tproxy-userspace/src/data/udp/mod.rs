@@ -18,15 +18,15 @@ use tokio::net::UdpSocket;
 
 use self::association::Association;
 use self::table::{Class, Table};
+use super::dns;
+use super::hands::Hands;
 use super::limits::{Budget, Limits};
-use super::outbound::{Dialer, Outbound};
-use super::record::{Outcome, Protocol, Record, Shared};
+use super::outbound::Outbound;
+use super::record::{Outcome, Protocol, Record};
 use crate::net::mmsg::{BATCH, Received, RecvBatch, SendBatch};
 
 /// How often associations are looked at for idling.
 const SWEEP: Duration = Duration::from_secs(1);
-/// RFC 1035 section 4.2.1.
-const DNS_PORT: u16 = 53;
 
 /// Buffers of one worker thread. No datagram waits in them: each batch is sent or dropped at once.
 #[derive(Default)]
@@ -54,8 +54,7 @@ pub struct Receiver {
 /// What all associations share. Any number of tasks may receive for it at once.
 #[derive(Debug)]
 pub struct UdpRelay {
-    shared: Arc<Shared>,
-    dialer: Dialer,
+    hands: Hands,
     table: Mutex<Table<Arc<Association>>>,
     closed: AtomicBool,
 }
@@ -63,11 +62,10 @@ pub struct UdpRelay {
 impl UdpRelay {
     /// A relay without associations.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, dialer: Dialer, budget: Budget, limits: &Limits) -> Arc<Self> {
+    pub fn new(hands: Hands, budget: Budget, limits: &Limits) -> Arc<Self> {
         let table = Table::new(budget.associations, limits.udp_dns_idle, limits.udp_idle);
         Arc::new(Self {
-            shared,
-            dialer,
+            hands,
             table: Mutex::new(table),
             closed: AtomicBool::new(false),
         })
@@ -125,16 +123,16 @@ impl UdpRelay {
                     datagram.take_if(|(other, ..)| *other == client)
                 {
                     *place = Some((destination, payload));
-                    if destination.port() != DNS_PORT {
+                    if destination.port() != dns::PORT {
                         class = Class::General;
                     }
                 }
             }
             let group = group[first..].iter().copied().flatten();
             match self.association(receiver, client, destination, class, now) {
-                Some(association) => association.send(send, group, &self.shared),
+                Some(association) => association.send(send, group, &self.hands.shared),
                 None => {
-                    let dropped = &self.shared.counters.datagrams_dropped;
+                    let dropped = &self.hands.shared.counters.datagrams_dropped;
                     dropped.fetch_add(group.count() as u64, Relaxed);
                 }
             }
@@ -147,7 +145,7 @@ impl UdpRelay {
         own: SocketAddr,
         received: Option<Received<'a>>,
     ) -> Option<(SocketAddr, SocketAddr, &'a [u8])> {
-        let counters = &self.shared.counters;
+        let counters = &self.hands.shared.counters;
         let count = |counter: &AtomicU64| counter.fetch_add(1, Relaxed);
         let Some(Received {
             peer,
@@ -206,12 +204,14 @@ impl UdpRelay {
         client: SocketAddr,
         destination: SocketAddr,
     ) -> Option<Arc<Association>> {
-        let shared = Arc::clone(&self.shared);
+        let shared = Arc::clone(&self.hands.shared);
         let mut record = Record::new(shared, Protocol::Udp, client, destination);
-        let way = Arc::clone(self.shared.router().default_way());
+        let choice = self.hands.shared.router().choose(&record.query());
+        let way = Arc::clone(&choice.way);
+        record.choice = Some(choice);
         let (association, server) = match &*way.outbound {
             Outbound::Direct => {
-                let socket = self.dialer.factory.udp_outgoing(client);
+                let socket = self.hands.dialer.factory.udp_outgoing(client);
                 let socket = socket
                     .map_err(|error| error.to_string())
                     .and_then(|socket| UdpSocket::from_std(socket).map_err(|e| e.to_string()));

@@ -19,13 +19,6 @@ impl Bench {
     fn new(outbound: &str, associations: usize, address: &str) -> Self {
         let limits = Limits::default();
         let factory = SocketFactory::default();
-        let shared = Arc::new(Shared::new(Router::fixed(outbound)));
-        let dialer = Dialer {
-            factory,
-            limit: limits.connect_timeout,
-            keepalive: limits.keepalive,
-            guard: Arc::default(),
-        };
         let budget = Budget {
             open_files: 1024,
             connections: 1,
@@ -37,7 +30,11 @@ impl Bench {
             .expect("root");
         let own = socket.local_addr().expect("bound");
         Self {
-            relay: UdpRelay::new(shared, dialer, budget, &limits),
+            relay: UdpRelay::new(
+                Hands::fixed(Router::fixed(outbound), &limits),
+                budget,
+                &limits,
+            ),
             receiver: UdpRelay::register(socket, own).expect("in a runtime"),
         }
     }
@@ -57,7 +54,7 @@ impl Bench {
     }
 
     fn counters(&self) -> &Counters {
-        &self.relay.shared.counters
+        &self.relay.hands.shared.counters
     }
 }
 

@@ -260,10 +260,13 @@ fn socks_way(addresses: Vec<SocketAddr>) -> Way {
 }
 
 async fn dial(dialer: &Dialer, way: &Way) -> Result<TcpStream, DialError> {
-    let destination = ([192, 0, 2, 1], 443).into();
-    timeout(Duration::from_secs(20), dialer.connect(way, destination))
-        .await
-        .expect("within the dialer's own limit")
+    let destination = SocketAddr::from(([192, 0, 2, 1], 443));
+    timeout(
+        Duration::from_secs(20),
+        dialer.connect(way, destination.into()),
+    )
+    .await
+    .expect("within the dialer's own limit")
 }
 
 #[tokio::test]

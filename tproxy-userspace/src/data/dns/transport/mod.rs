@@ -173,7 +173,7 @@ impl Path {
             }
             Self::Outbound(dialer, shared) => {
                 let way = Arc::clone(shared.router().default_way());
-                Ok(timeout(limit, dialer.connect(&way, server)).await??)
+                Ok(timeout(limit, dialer.connect(&way, server.into())).await??)
             }
         }
     }
