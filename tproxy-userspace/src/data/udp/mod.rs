@@ -1,6 +1,7 @@
 //! UDP: steered datagrams in, each to the association of its device socket, and the answers back.
 
 mod association;
+mod questions;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -17,6 +18,7 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 use self::association::Association;
+use self::questions::Questions;
 use self::table::{Class, Table};
 use super::dns;
 use super::hands::Hands;
@@ -51,11 +53,15 @@ pub struct Receiver {
     own: SocketAddr,
 }
 
+/// Client, destination and payload.
+type Datagram<'a> = (SocketAddr, SocketAddr, &'a [u8]);
+
 /// What all associations share. Any number of tasks may receive for it at once.
 #[derive(Debug)]
 pub struct UdpRelay {
     hands: Hands,
     table: Mutex<Table<Arc<Association>>>,
+    questions: Questions,
     closed: AtomicBool,
 }
 
@@ -67,6 +73,7 @@ impl UdpRelay {
         Arc::new(Self {
             hands,
             table: Mutex::new(table),
+            questions: Questions::default(),
             closed: AtomicBool::new(false),
         })
     }
@@ -110,6 +117,11 @@ impl UdpRelay {
         for (place, received) in datagrams.iter_mut().zip(batch) {
             *place = self.accept(receiver.own, received);
         }
+        if let Some(dns) = self.hands.dns.get() {
+            let shared = &self.hands.shared;
+            self.questions
+                .take(&dns, &mut datagrams, receiver, send, shared);
+        }
         let now = Instant::now();
         for first in 0..BATCH {
             let Some((client, destination, _)) = datagrams[first] else {
@@ -139,12 +151,8 @@ impl UdpRelay {
         }
     }
 
-    /// Client, destination and payload of a datagram that can be relayed.
-    fn accept<'a>(
-        &self,
-        own: SocketAddr,
-        received: Option<Received<'a>>,
-    ) -> Option<(SocketAddr, SocketAddr, &'a [u8])> {
+    /// A datagram that can be relayed.
+    fn accept<'a>(&self, own: SocketAddr, received: Option<Received<'a>>) -> Option<Datagram<'a>> {
         let counters = &self.hands.shared.counters;
         let count = |counter: &AtomicU64| counter.fetch_add(1, Relaxed);
         let Some(Received {
