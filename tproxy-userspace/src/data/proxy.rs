@@ -11,7 +11,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::Error;
-use super::dns::{self, Choose, Dns, DnsStats, Group, Learned};
+use super::dns::{self, Announcement, Choose, Dns, DnsStats, Group};
 use super::guard::Guard;
 use super::hands::Hands;
 use super::limits::{Budget, Limits};
@@ -146,7 +146,7 @@ impl Proxy {
     pub fn set_dns(
         &self,
         settings: Option<&dns::Settings>,
-    ) -> Result<Option<mpsc::Receiver<Learned>>, Error> {
+    ) -> Result<Option<mpsc::Receiver<Announcement>>, Error> {
         let Some(settings) = settings else {
             self.dns.set(None);
             return Ok(None);

@@ -48,7 +48,7 @@ use self::transport::{Addresses, Bootstrap, Exchange, Stream, Timing, Udp};
 use super::resolve::Resolver;
 use crate::net::SocketFactory;
 
-pub use self::learned::Learned;
+pub use self::learned::{Announcement, Learned};
 pub use self::server::Over;
 pub use self::split::{Choose, Group, Suffixes};
 pub use self::stats::DnsStats;
@@ -135,7 +135,7 @@ impl Dns {
         outbound: Path,
         system: Resolver,
         roots: Option<Roots>,
-    ) -> Result<(Self, mpsc::Receiver<Learned>), TlsError> {
+    ) -> Result<(Self, mpsc::Receiver<Announcement>), TlsError> {
         let mut all = settings.direct.iter().chain(&settings.proxy);
         let encrypted = all.any(|upstream| upstream.transport.is_encrypted());
         let roots = match roots {
@@ -160,7 +160,7 @@ impl Dns {
         direct: group::Group,
         proxy: group::Group,
         builder: Builder,
-    ) -> (Self, mpsc::Receiver<Learned>) {
+    ) -> (Self, mpsc::Receiver<Announcement>) {
         let (announcer, learned) = Announcer::new(learned::QUEUE);
         let lookup = Lookup {
             choose,

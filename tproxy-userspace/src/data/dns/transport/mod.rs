@@ -73,6 +73,8 @@ pub struct Timing {
     pub idle: Duration,
     /// A client waits so long for a fresh answer when there is a stale one.
     pub patience: Duration,
+    /// An answer waits so long for those who act on the addresses in it.
+    pub hearing: Duration,
 }
 
 impl Default for Timing {
@@ -84,6 +86,7 @@ impl Default for Timing {
             reused: Duration::from_secs(2),
             idle: Duration::from_secs(30),
             patience: Duration::from_millis(300),
+            hearing: Duration::from_millis(20),
         }
     }
 }
