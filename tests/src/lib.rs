@@ -30,5 +30,5 @@ pub use links::Lan;
 pub use ns::Namespace;
 pub use process::{Output, Process};
 pub use snapshot::Snapshot;
-pub use topology::{Builder, Lab, Shape, Site, Split, SplitServers, Unsupported, or_skip};
+pub use topology::{Builder, Lab, Shape, Site, Split, SplitServers, Unsupported, names, or_skip};
 pub use ways::{Far, Wire};

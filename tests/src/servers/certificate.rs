@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 /// A server's certificate, and the authority that gave it: made for one lab and trusted by nobody else. Files in
 /// PEM.
@@ -27,6 +27,10 @@ impl Certificate {
     /// When a name is none, or the files cannot be written.
     pub fn make(dir: &Path, names: &[&str]) -> Result<Self> {
         let mut authority = CertificateParams::new(Vec::new())?;
+        // A certificate whose own name is that of its issuer counts as its own issuer.
+        authority
+            .distinguished_name
+            .push(DnType::CommonName, "authority of the lab");
         authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
         let names: Vec<String> = names.iter().map(ToString::to_string).collect();
