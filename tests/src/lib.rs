@@ -6,7 +6,9 @@
 //! Needs root.
 
 pub mod addr;
+pub mod capture;
 pub mod foreign;
+pub mod forger;
 pub mod gateway;
 pub mod interrupt;
 pub mod links;
@@ -28,5 +30,5 @@ pub use links::Lan;
 pub use ns::Namespace;
 pub use process::{Output, Process};
 pub use snapshot::Snapshot;
-pub use topology::{Builder, Lab, Shape, Site, Unsupported, or_skip};
+pub use topology::{Builder, Lab, Shape, Site, Split, SplitServers, Unsupported, names, or_skip};
 pub use ways::{Far, Wire};

@@ -67,6 +67,8 @@ const LAB: &[Package] = &[
     package("iperf3", "iperf3", "TCP and UDP streams"),
     package("bind9-dnsutils", "dig", "DNS questions"),
     package("dnsmasq-base", "dnsmasq", "their answers"),
+    package("unbound", "unbound", "answers over TLS too"),
+    package("dnsperf", "dnsperf", "many DNS questions at once"),
     package("microsocks", "microsocks", "a SOCKS5 upstream for TCP"),
     package(
         "dante-server",
