@@ -12,7 +12,10 @@
 //! traffic from going there directly. The near DNS server lies about far names, as one that is poisoned does, and the
 //! far one sees near names from afar.
 
-use std::net::{IpAddr, UdpSocket};
+pub mod names;
+mod servers;
+
+use std::{net::IpAddr, path::Path};
 
 use anyhow::Result;
 
@@ -22,46 +25,13 @@ use crate::{
     addr::{FAR_COUNT, NEAR_COUNT, in_lan},
     capture::{Capture, Packet},
     links::veth,
-    probe::udp_at,
-    servers::{Danted, Dnsmasq, Log, Nginx, Serve, Unbound, Zone},
 };
 
-/// The names that the two DNS servers know, each in its own way.
-pub mod names {
-    /// The zone of near names. Those that are not named below stand for [`near_site`](super::Split::near_site).
-    pub const NEAR_ZONE: &str = "near.test";
-    /// The zone of far names. The near server says of each that it is [`forged`](super::Split::forged).
-    pub const FAR_ZONE: &str = "far.test";
-    /// A near site.
-    pub const NEAR: &str = "www.near.test";
-    /// A far site.
-    pub const FAR: &str = "www.far.test";
-    /// A near site at an address that a far one has, too.
-    pub const SHARED_NEAR: &str = "shared.near.test";
-    /// A far site at an address that a near one has, too.
-    pub const SHARED_FAR: &str = "shared.far.test";
-    /// Another name (CNAME) of [`NEAR`].
-    pub const ALIAS_NEAR: &str = "alias.near.test";
-    /// Another name (CNAME) of [`FAR`].
-    pub const ALIAS_FAR: &str = "alias.far.test";
-    /// A TXT record of over 3,000 bytes: it is truncated over UDP.
-    pub const BIG_NEAR: &str = "big.near.test";
-    /// The same on the far side.
-    pub const BIG_FAR: &str = "big.far.test";
-    /// A name that does not exist (NXDOMAIN).
-    pub const GONE_NEAR: &str = "gone.near.test";
-    /// The same on the far side.
-    pub const GONE_FAR: &str = "gone.far.test";
-    /// A name that the near server never answers for.
-    pub const SILENT_NEAR: &str = "silent.near.test";
-    /// The same on the far side.
-    pub const SILENT_FAR: &str = "silent.far.test";
-}
+pub use servers::SplitServers;
 
 /// The network that is split. It has no servers yet: [`SplitServers`].
 #[derive(Debug)]
 pub struct Split {
-    // Before the lab, whose end removes it.
     /// The far world.
     pub far: Namespace,
     /// The others. Its internet is the near world.
@@ -229,6 +199,19 @@ impl Split {
         self.lab.tproxy(&["run", "-c", &self.lab.write(config)?])
     }
 
+    /// Runs it as [`Split::run`] does, where the system trusts this authority (PEM) and no other.
+    ///
+    /// # Errors
+    /// As [`Lab::tproxy`].
+    pub fn run_trusting(&self, config: &str, authority: &Path) -> Result<Tproxy> {
+        let path = self.lab.write(config)?;
+        let mut command = self.lab.tproxy_command(&["run", "-c", &path])?;
+        command
+            .env("SSL_CERT_FILE", authority)
+            .env_remove("SSL_CERT_DIR");
+        Lab::tproxy_by(command)
+    }
+
     /// Captures what comes and goes by the link to the provider.
     ///
     /// # Errors
@@ -266,115 +249,4 @@ const fn near_transit(family: Family) -> IpAddr {
 /// 100.64.0.2, 2001:db8:64::2.
 const fn far_transit(family: Family) -> IpAddr {
     family.pick([100, 64, 0, 2], [0x2001, 0xdb8, 0x64, 0, 0, 0, 0, 2])
-}
-
-/// The servers of both worlds.
-#[derive(Debug)]
-pub struct SplitServers {
-    /// The near DNS server, at every near address.
-    pub near_dns: Dnsmasq,
-    /// The far DNS server, also over TLS.
-    pub far_dns: Unbound,
-    /// HTTP at every near address, HTTPS for [`names::SHARED_NEAR`] and [`names::SHARED_FAR`].
-    pub near_web: Nginx,
-    /// HTTP at every far address, HTTPS for [`names::FAR`].
-    pub far_web: Nginx,
-    /// SOCKS5 in the far world.
-    pub socks: Danted,
-    _silent: UdpSocket,
-}
-
-impl SplitServers {
-    /// Starts them.
-    ///
-    /// # Errors
-    /// When one of them does not start; the message holds its log.
-    pub fn start(split: &Split) -> Result<Self> {
-        Self::start_with(split, Log::Questions)
-    }
-
-    /// Starts them, with DNS servers that log this.
-    ///
-    /// # Errors
-    /// As [`SplitServers::start`].
-    pub fn start_with(split: &Split, log: Log) -> Result<Self> {
-        let (near, far, dir) = (split.near(), &split.far, split.lab.dir());
-        let silent = udp_at(near, ([127, 0, 0, 1], 0).into())?;
-        let silent_port = silent.local_addr()?.port();
-        Ok(Self {
-            near_dns: Dnsmasq::start_with(near, log, &near_names(silent_port))?,
-            far_dns: Unbound::start(
-                far,
-                dir,
-                &Serve {
-                    addresses: &Family::BOTH.map(Split::far_dns),
-                    zones: &far_names(),
-                    unanswered: &[names::SILENT_FAR],
-                    log,
-                },
-            )?,
-            near_web: Nginx::start_sites(near, dir, &[names::SHARED_NEAR, names::SHARED_FAR])?,
-            far_web: Nginx::start_sites(far, dir, &[names::FAR])?,
-            socks: Danted::start(far, dir)?,
-            _silent: silent,
-        })
-    }
-}
-
-/// What makes a TXT record big: over 3,000 bytes.
-fn big() -> Vec<String> {
-    vec!["x".repeat(250); 13]
-}
-
-fn near_names(silent_port: u16) -> Vec<String> {
-    let host = |name: &str, address: fn(Family) -> IpAddr| {
-        let [v4, v6] = Family::BOTH.map(address);
-        format!("--host-record={name},{v4},{v6}")
-    };
-    let all_of = |zone: &str, address: IpAddr| format!("--address=/{zone}/{address}");
-    let mut arguments = vec![
-        "--local-ttl=60".to_owned(),
-        host(names::NEAR, Split::near_site),
-        host(names::SHARED_NEAR, Split::shared),
-        format!("--cname={},{}", names::ALIAS_NEAR, names::NEAR),
-        format!("--mx-host={},{},10", names::NEAR_ZONE, names::NEAR),
-        format!("--txt-record={},near", names::NEAR_ZONE),
-        format!("--txt-record={},{}", names::BIG_NEAR, big().join(",")),
-        // An address that is none: no such name.
-        format!("--address=/{}/", names::GONE_NEAR),
-        format!("--server=/{}/127.0.0.1#{silent_port}", names::SILENT_NEAR),
-    ];
-    for family in Family::BOTH {
-        arguments.push(all_of(names::NEAR_ZONE, Split::near_site(family)));
-        arguments.push(all_of(names::FAR_ZONE, Split::forged(family)));
-    }
-    arguments
-}
-
-fn far_names() -> [Zone; 2] {
-    let host = |name: &str, address: fn(Family) -> IpAddr| {
-        let [v4, v6] = Family::BOTH.map(address);
-        format!("{name} A {v4}\n{name} AAAA {v6}\n")
-    };
-    let big = big()
-        .iter()
-        .map(|text| format!(" \"{text}\""))
-        .collect::<String>();
-    [
-        Zone {
-            name: names::FAR_ZONE,
-            records: [
-                host("www", Split::far_site),
-                host("shared", Split::shared),
-                host("dns", Split::far_dns),
-                "alias CNAME www\n@ MX 10 www\n@ TXT \"far\"\n".to_owned(),
-                format!("big TXT{big}\n"),
-            ]
-            .concat(),
-        },
-        Zone {
-            name: names::NEAR_ZONE,
-            records: host("*", Split::near_from_afar),
-        },
-    ]
 }
