@@ -81,14 +81,16 @@ pub struct Choice {
     pub rule: Option<Arc<str>>,
 }
 
+/// Name and way of a rule.
+type OfRule = (Arc<str>, Arc<Way>);
+
 /// The outbounds in use, and the rules.
 #[derive(Debug)]
 pub struct Router {
     /// Never empty. The first is for all that no rule is about.
     ways: Vec<Arc<Way>>,
     rules: Arc<Rules>,
-    /// Of each rule its name and its way.
-    of_rules: Vec<(Arc<str>, Arc<Way>)>,
+    of_rules: Vec<OfRule>,
     direct_names: Option<usize>,
     sniff: Option<Sniff>,
 }
@@ -242,7 +244,7 @@ impl Router {
     }
 }
 
-fn of_rules(rules: &Rules, ways: &[Arc<Way>]) -> Result<Vec<(Arc<str>, Arc<Way>)>, Error> {
+fn of_rules(rules: &Rules, ways: &[Arc<Way>]) -> Result<Vec<OfRule>, Error> {
     let of_rule = |(rule, outbound): (&str, &str)| {
         let way = ways.iter().find(|way| *way.name == *outbound);
         let way = way.ok_or_else(|| Error::UnknownOutbound {
