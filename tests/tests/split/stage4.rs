@@ -54,7 +54,6 @@ impl Running {
 }
 
 #[test]
-#[ignore = "stage 4 is not wired yet"]
 fn near_names_are_asked_nearby_and_bypassed_in_the_kernel() -> Result<()> {
     for by in Family::BOTH {
         let running = Running::new(by)?;
@@ -93,7 +92,6 @@ fn near_names_are_asked_nearby_and_bypassed_in_the_kernel() -> Result<()> {
 }
 
 #[test]
-#[ignore = "stage 4 is not wired yet"]
 fn far_names_are_asked_and_reached_through_the_proxy() -> Result<()> {
     for by in Family::BOTH {
         let running = Running::new(by)?;
@@ -126,7 +124,6 @@ fn far_names_are_asked_and_reached_through_the_proxy() -> Result<()> {
 }
 
 #[test]
-#[ignore = "stage 4 is not wired yet"]
 fn whatever_server_is_asked_the_answer_is_the_same() -> Result<()> {
     let running = Running::new(Family::V4)?;
     let lab = &running.scene.split.lab;
@@ -167,7 +164,6 @@ fn whatever_server_is_asked_the_answer_is_the_same() -> Result<()> {
 }
 
 #[test]
-#[ignore = "stage 4 is not wired yet"]
 fn the_provider_never_hears_of_a_far_name() -> Result<()> {
     for by in Family::BOTH {
         let running = Running::new(by)?;
@@ -206,7 +202,6 @@ fn the_provider_never_hears_of_a_far_name() -> Result<()> {
 }
 
 #[test]
-#[ignore = "stage 4 is not wired yet"]
 fn an_address_that_a_proxied_name_shares_is_not_bypassed() -> Result<()> {
     for orders in [
         [names::SHARED_NEAR, names::SHARED_FAR],
@@ -244,7 +239,6 @@ fn an_address_that_a_proxied_name_shares_is_not_bypassed() -> Result<()> {
 }
 
 #[test]
-#[ignore = "stage 4 is not wired yet"]
 fn over_tls_not_even_the_proxy_hears_of_a_far_name() -> Result<()> {
     for by in Family::BOTH {
         let scene = Scene::new()?;
@@ -280,7 +274,6 @@ fn over_tls_not_even_the_proxy_hears_of_a_far_name() -> Result<()> {
 }
 
 #[test]
-#[ignore = "stage 4 is not wired yet"]
 fn a_server_that_speaks_first_is_not_kept_waiting_for_a_name() -> Result<()> {
     let running = Running::new(Family::V4)?;
     let _far = TcpEcho::start_speaking(&running.scene.split.far, 25)?;
@@ -301,7 +294,6 @@ fn a_server_that_speaks_first_is_not_kept_waiting_for_a_name() -> Result<()> {
 }
 
 #[test]
-#[ignore = "stage 4 is not wired yet"]
 fn nobody_believes_a_forger() -> Result<()> {
     for by in Family::BOTH {
         let running = Running::new(by)?;
