@@ -4,58 +4,27 @@
 use std::{
     fs,
     io::{Read, Write},
-    path::PathBuf,
-    time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use lab::{
-    Family, Far, Lab, Snapshot, Tproxy,
+    Family, Far, Lab, Reloadable, Snapshot,
     probe::at,
     servers::{Danted, TcpEcho},
     traffic::{connect, whoami},
     wait::SOON,
     ways::soon,
 };
-use nix::sys::signal::Signal;
 
-/// A proxy whose configuration can be changed.
-struct Reloadable<'a> {
-    lab: &'a Lab,
-    path: PathBuf,
-    tproxy: Tproxy,
-}
-
-impl<'a> Reloadable<'a> {
-    fn start(lab: &'a Lab, text: &str) -> Result<Self> {
-        let path = lab.dir().join("reload.toml");
-        fs::write(&path, text)?;
-        let file = path.to_str().context("the path of the lab is not UTF-8")?;
-        let tproxy = lab.tproxy(&["run", "-c", file])?;
-        Ok(Self { lab, path, tproxy })
-    }
-
-    /// Changes the configuration, asks for a reload, and waits for the line that tells of it.
-    fn reload(&self, text: &str, line: &str) -> Result<String> {
-        fs::write(&self.path, text)?;
-        self.again(line)
-    }
-
-    fn again(&self, line: &str) -> Result<String> {
-        let process = self.tproxy.process();
-        process.signal(Signal::SIGHUP)?;
-        process.wait_for_line(line, Duration::from_secs(10))
-    }
-
-    fn bypassed(&self) -> Result<Vec<String>> {
-        let list = self.lab.bypass_list()?;
-        let mut prefixes: Vec<_> = list
-            .iter()
-            .filter_map(|entry| Some(entry["prefix"].as_str()?.to_owned()))
-            .collect();
-        prefixes.sort();
-        Ok(prefixes)
-    }
+/// What is bypassed, in order.
+fn bypassed(lab: &Lab) -> Result<Vec<String>> {
+    let list = lab.bypass_list()?;
+    let mut prefixes: Vec<_> = list
+        .iter()
+        .filter_map(|entry| Some(entry["prefix"].as_str()?.to_owned()))
+        .collect();
+    prefixes.sort();
+    Ok(prefixes)
 }
 
 #[test]
@@ -87,7 +56,7 @@ fn the_difference_comes_into_force() -> Result<()> {
     proxy.reload(&second, "reloaded")?;
     far.sees_device(&lab)?;
     assert_eq!(
-        proxy.bypassed()?,
+        bypassed(&lab)?,
         ["198.18.9.0/24", "2001:db8:f::/48", "203.0.113.0/24"]
     );
     let status = lab.status()?;
@@ -103,13 +72,13 @@ fn the_difference_comes_into_force() -> Result<()> {
     // And back.
     proxy.reload(&first, "detached from wan0")?;
     far.sees_proxy(&lab)?;
-    assert_eq!(proxy.bypassed()?, ["198.18.1.0/24", "198.18.9.0/24"]);
+    assert_eq!(bypassed(&lab)?, ["198.18.1.0/24", "198.18.9.0/24"]);
     assert_eq!(exempt()?, [""; 0]);
     assert_eq!(lab.attached_links()?, [lan]);
     proxied.write_all(b"x")?;
     proxied.read_exact(&mut [0])?;
     drop(proxied);
-    proxy.tproxy.stop()?;
+    proxy.stop()?;
     drop(far);
     lab.restored(&before)
 }
@@ -134,11 +103,8 @@ fn another_outbound_takes_new_connections() -> Result<()> {
         Family::V6.upstream(1)
     );
     let server = format!("{}/32", Family::V4.upstream(1));
-    assert!(
-        proxy.bypassed()?.contains(&server),
-        "{:?}",
-        proxy.bypassed()
-    );
+    let present = bypassed(&lab)?;
+    assert!(present.contains(&server), "{present:?}");
     // An outbound that cannot be is refused.
     proxy.reload(
         &with("socks5://no.such.host.invalid:1080"),
@@ -150,7 +116,7 @@ fn another_outbound_takes_new_connections() -> Result<()> {
     );
     proxy.reload(&with("direct://"), "reloaded")?;
     soon("the old way", || far.sees_proxy(&lab))?;
-    assert_eq!(proxy.bypassed()?, [""; 0]);
+    assert_eq!(bypassed(&lab)?, [""; 0]);
     before.write_all(b"x")?;
     before.read_exact(&mut [0])?;
     Ok(())
@@ -186,7 +152,7 @@ fn settings_of_the_machine_follow() -> Result<()> {
             Ok(())
         })?;
     }
-    proxy.tproxy.stop()?;
+    proxy.stop()?;
     lab.restored(&before)
 }
 
@@ -212,15 +178,15 @@ fn a_broken_configuration_changes_nothing() -> Result<()> {
     ];
     for (text, word) in &broken {
         proxy.reload(text, word)?;
-        assert_eq!(proxy.bypassed()?, ["198.18.1.0/24"]);
+        assert_eq!(bypassed(&lab)?, ["198.18.1.0/24"]);
         assert_eq!(lab.attached_links()?, [lan]);
     }
     let failed = "the old configuration goes on to hold";
-    let lines = proxy.tproxy.process().lines();
+    let lines = proxy.process().lines();
     let told = lines.iter().filter(|line| line.contains(failed)).count();
     assert_eq!(told, broken.len(), "{lines:?}");
-    fs::remove_file(&proxy.path)?;
-    proxy.again("reload.toml")?;
+    fs::remove_file(proxy.path())?;
+    proxy.again("config.toml")?;
     far.sees_proxy(&lab)?;
     // What takes a restart is told.
     proxy.reload(

@@ -1,6 +1,10 @@
 //! The ground for splitting by destination: a near and a far world whose DNS servers disagree. First the ground
 //! itself, then what stage 4 does there.
 
+#[path = "split/resolver.rs"]
+mod resolver;
+#[path = "split/rules.rs"]
+mod rules;
 #[path = "split/stage4.rs"]
 mod stage4;
 

@@ -105,7 +105,7 @@ impl Answer {
     }
 }
 
-/// Asks `server` once; `None` when no answer comes within 3 s, the connection fails, or the server's certificate is not
+/// Asks `server` once; `None` when no answer comes within 5 s, the connection fails, or the server's certificate is not
 /// good.
 ///
 /// # Errors
@@ -135,7 +135,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 
 fn command(ns: &Namespace, server: IpAddr, name: &str, kind: &str, over: &Over) -> Command {
     let mut command = ns.command("dig");
-    command.args(["+time=3", "+tries=1", "+ignore"]);
+    command.args(["+time=5", "+tries=1", "+ignore"]);
     match over {
         Over::Udp => command.arg("+notcp"),
         Over::Tcp => command.arg("+tcp"),
