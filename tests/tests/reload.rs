@@ -2,16 +2,20 @@
 //! broken.
 
 use std::{
+    fmt::Write as _,
     fs,
     io::{Read, Write},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use lab::{
     Family, Far, Lab, Reloadable, Snapshot,
+    addr::url,
     probe::at,
     servers::{Danted, TcpEcho},
-    traffic::{connect, whoami},
+    traffic::{HeldDownload, connect, whoami},
     wait::SOON,
     ways::soon,
 };
@@ -194,4 +198,78 @@ fn a_broken_configuration_changes_nothing() -> Result<()> {
         "[tcp] has changed",
     )?;
     Ok(())
+}
+
+/// Under load, with sets of 10,000 prefixes that have nothing in common but what matters here.
+#[test]
+fn ten_thousand_prefixes_change_and_what_stays_goes_its_way() -> Result<()> {
+    const PREFIXES: u32 = 10_000;
+    let lab = Lab::new()?;
+    let far = Far::start(&lab)?;
+    let (path, content) = far.nginx.offer(96 << 20)?;
+    let kept = Family::BOTH.map(|family| family.far(1));
+    let list = |first: u8| -> Result<()> {
+        let mut text = format!("{}\n{}\n", kept[0], kept[1]);
+        // Every other /24 and /48, so that no two of them become one.
+        for n in 0..PREFIXES / 2 {
+            let [_, _, high, low] = (2 * n).to_be_bytes();
+            writeln!(text, "{first}.{high}.{low}.0/24")?;
+            writeln!(text, "2a{first:02x}:{:x}::/48", 2 * n)?;
+        }
+        Ok(fs::write(lab.dir().join("list.txt"), text)?)
+    };
+    let lan = lab.lan();
+    let config = format!("[lan]\ninterfaces = [\"{lan}\"]\n[bypass]\nfiles = [\"list.txt\"]\n");
+    list(20)?;
+    let proxy = Reloadable::start(&lab, &config)?;
+    let start = |n: u8| HeldDownload::start(&lab.device, &url(Family::V4.far(n), &path));
+    // One that is bypassed and one that is proxied, before, during and after all of it.
+    let mut downloads = [start(1)?, start(5)?];
+    for download in &mut downloads {
+        download.advance(1 << 20)?;
+    }
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| -> Result<()> {
+        let asking = scope.spawn(|| -> Result<u32> {
+            let mut rounds = 0;
+            while !done.load(Relaxed) {
+                for (family, server) in Family::BOTH.into_iter().zip(kept) {
+                    far.sees(family.device(), &lab.device, server)?;
+                }
+                rounds += 1;
+            }
+            Ok(rounds)
+        });
+        let reloading = (|| -> Result<()> {
+            for round in 0..6 {
+                let first = 21 + round % 2;
+                list(first)?;
+                proxy.reload(&config, "reloaded")?;
+                let present = bypassed(&lab)?;
+                assert_eq!(present.len() as u32, PREFIXES + 2);
+                assert!(present.contains(&format!("{first}.0.0.0/24")));
+                for download in &mut downloads {
+                    download.advance(8 << 20)?;
+                }
+            }
+            Ok(())
+        })();
+        done.store(true, Relaxed);
+        let rounds = asking.join().map_err(|_| anyhow!("asking panicked"))??;
+        reloading?;
+        assert!(rounds > 3, "{rounds}");
+        Ok(())
+    })?;
+    for download in downloads {
+        assert_eq!(download.finish()?.sha256, content.sha256);
+    }
+    assert_eq!(
+        (
+            lab.packets("udp_steered")?,
+            lab.packets("fragment_steered")?
+        ),
+        (0, 0)
+    );
+    assert_eq!(lab.proxy_count("/connections_total")?, 1);
+    proxy.stop()
 }
