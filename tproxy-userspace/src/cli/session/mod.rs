@@ -253,6 +253,7 @@ impl Session<'_> {
             "pid": std::process::id(),
             "uptime_seconds": self.started.elapsed().as_secs(),
             "outbound": self.outbound(),
+            "outbounds": self.config.outbounds,
             "servers": *self.servers.borrow(),
             "lan": self.config.lan.interfaces,
             "wan": self.config.wan.interfaces,
