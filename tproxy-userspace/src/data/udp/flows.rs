@@ -48,6 +48,18 @@ impl Flows {
             held: Held::default(),
         }
     }
+
+    /// Is this flow remembered?
+    #[cfg(test)]
+    pub fn knows(&self, flow: &Flow) -> bool {
+        self.known.get(flow).is_some()
+    }
+
+    /// How many flows are held.
+    #[cfg(test)]
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
 }
 
 impl UdpRelay {

@@ -14,7 +14,7 @@ use super::packet::Version;
 pub(super) const ID: &[u8] = &[0x83, 0x94, 0xc8, 0xf0, 0x3e, 0x51, 0x57, 0x08];
 
 /// The first datagrams of a connection of quinn.
-pub(super) fn quinn_datagrams(server: &str, protocols: usize) -> Vec<Vec<u8>> {
+pub fn quinn_datagrams(server: &str, protocols: usize) -> Vec<Vec<u8>> {
     let crypto = QuicClientConfig::try_from(rustls_config(protocols)).unwrap();
     let config = ClientConfig::new(Arc::new(crypto));
     let mut endpoint = Endpoint::new(Arc::new(EndpointConfig::default()), None, true, None);
