@@ -17,6 +17,7 @@ use super::table::{Class, Table};
 use super::{Arrival, Beginning, Datagram, Receiver, Scratch, UdpRelay, with_scratch};
 use crate::data::limits::{Budget, Limits};
 use crate::data::router::{Choice, Router};
+use crate::data::way::Way;
 use crate::net::mmsg::{BATCH, SendBatch};
 
 /// How many flows are remembered for each association that there may be.
@@ -33,7 +34,9 @@ pub struct Flows {
 #[derive(Debug)]
 struct Known {
     /// Which of the client's associations it has.
-    way: WayKey,
+    key: WayKey,
+    /// The way that this one takes. By the same key another may come to go elsewhere, after a reload.
+    way: Arc<Way>,
     /// The name that the device asked for.
     name: Option<Box<str>>,
 }
@@ -126,9 +129,11 @@ impl UdpRelay {
         if let Some(known) = flows.known.touch(&flow, class, arrival.now) {
             let key = Key {
                 client: flow.client,
-                way: known.way.clone(),
+                way: known.key.clone(),
             };
-            if let Some(association) = self.table().touch(&key, class, arrival.now) {
+            if let Some(association) = self.table().touch(&key, class, arrival.now)
+                && Arc::ptr_eq(&association.way, &known.way)
+            {
                 return Some(Arc::clone(association));
             }
             name.clone_from(&known.name);
@@ -213,7 +218,7 @@ impl UdpRelay {
             client: flow.client,
             way: self.way_key(flow, &choice, arrival.router),
         };
-        let way = key.way.clone();
+        let way_key = key.way.clone();
         let class = Class::of_port(flow.destination.port());
         let association = self.association(arrival, key, class, || Beginning {
             destination: flow.destination,
@@ -227,19 +232,18 @@ impl UdpRelay {
             Some(_) => {}
             None => self.count_dropped(done.datagrams.len()),
         }
+        flows.known.remove(&flow);
         // Without rules there is nothing to remember; without an association nothing was decided.
-        if arrival.router.has_rules() && association.is_some() {
+        if let Some(association) = association.as_ref().filter(|_| arrival.router.has_rules()) {
             let known = Known {
-                way,
+                key: way_key,
+                way: Arc::clone(&association.way),
                 name: done.name,
             };
-            flows.known.remove(&flow);
             let evicted = flows.known.insert(flow, known, class, arrival.now);
             if evicted.is_some() {
                 counters.flows_evicted.fetch_add(1, Relaxed);
             }
-        } else {
-            flows.known.remove(&flow);
         }
         self.count_flows(flows);
         association

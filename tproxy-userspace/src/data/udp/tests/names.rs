@@ -1,6 +1,6 @@
 //! Flows by the names in their first datagrams.
 
-use super::rules::Ways;
+use super::rules::{Ways, to};
 use super::*;
 use crate::data::router::Sniff;
 use crate::data::sniff::quic::samples::{incomplete, quinn_datagrams, two_datagrams};
@@ -151,6 +151,20 @@ async fn a_name_that_does_not_come_is_not_waited_for_any_longer() {
     assert_eq!(bench.reach(client, &peer, &second).await, upstream);
     let (other, _) = bind("127.0.0.1:0").await;
     assert_eq!(bench.reach(client, &other, b"not QUIC").await, upstream);
+}
+
+#[tokio::test]
+async fn a_name_that_no_rule_needs_is_not_waited_for() {
+    let ways = Ways::new(&[("near", "direct://"), ("far", "direct://")]);
+    let sniff = Sniff {
+        timeout: NEVER,
+        rewrite: true,
+    };
+    let router = ways.router(vec![to("127.0.0.2/32", "far"), video("far")], Some(sniff));
+    let bench = Bench::with_router(router, 10, "127.0.0.1:0");
+    let client = "192.0.2.1:5000".parse().expect("literal");
+    let (peer, _) = bind("127.0.0.2:0").await;
+    bench.reach(client, &peer, &incomplete()).await;
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ impl Ways {
 }
 
 /// What goes to this network takes this outbound.
-fn to(network: &str, outbound: &str) -> Rule {
+pub fn to(network: &str, outbound: &str) -> Rule {
     Rule {
         name: format!("to {outbound}"),
         domain: None,
@@ -181,6 +181,26 @@ async fn another_default_leaves_the_association_that_lives() {
     let client = "192.0.2.1:5001".parse().expect("literal");
     let first = bench.reach(client, &near, b"5").await;
     assert_eq!(bench.reach(client, &far, b"6").await, first);
+}
+
+#[tokio::test]
+async fn what_a_rule_is_about_does_not_follow_another_default() {
+    let ways = Ways::new(&THREE[..2]);
+    let rule = || vec![to("127.0.0.2/32", "near")];
+    let bench = Bench::with_router(ways.router(rule(), None), 10, "127.0.0.1:0");
+    let client = "192.0.2.1:5000".parse().expect("literal");
+    let (ruled, _) = bind("127.0.0.2:0").await;
+    let (other, _) = bind("127.0.0.1:0").await;
+    let by_near = bench.reach(client, &ruled, b"1").await;
+    assert_eq!(bench.reach(client, &other, b"2").await, by_near);
+    bench.replace(ways.turned().router(rule(), None));
+    assert_eq!(bench.reach(client, &other, b"3").await, by_near);
+    // The default association is made anew, by the other outbound.
+    bench.evict_all();
+    let by_far = bench.reach(client, &other, b"4").await;
+    let by_near = bench.reach(client, &ruled, b"5").await;
+    assert_ne!(by_near, by_far);
+    assert_eq!(bench.reach(client, &other, b"6").await, by_far);
 }
 
 #[tokio::test]
