@@ -81,7 +81,7 @@ pub struct Choice {
     pub rule: Option<Arc<str>>,
 }
 
-/// A rule's name and its way.
+/// Name and way of a rule.
 type OfRule = (Arc<str>, Arc<Way>);
 
 /// The outbounds in use, and the rules.
