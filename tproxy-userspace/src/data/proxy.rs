@@ -126,7 +126,7 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// Takes other outbounds and rules for new connections and associations; those that live keep theirs. The
+    /// Takes other outbounds and rules for new connections and UDP flows; those that live keep theirs. The
     /// servers of outbounds that are new are looked up first, and an error changes nothing.
     ///
     /// # Errors

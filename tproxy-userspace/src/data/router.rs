@@ -12,7 +12,7 @@ use super::guard::Guard;
 use super::outbound::Outbound;
 use super::resolve::Resolver;
 use super::way::Way;
-use crate::policy::rule::{Query, Rules};
+use crate::policy::rule::{Protocol, Query, Rules};
 
 /// The outbound that rules may name although no configuration has it.
 const DIRECT: &str = "direct";
@@ -150,8 +150,8 @@ impl Router {
 
     /// These ways and rules, as a test has them.
     #[cfg(test)]
-    pub fn with_rules(ways: Vec<Way>, rules: Rules, sniff: Option<Sniff>) -> Self {
-        let ways: Vec<_> = ways.into_iter().map(Arc::new).collect();
+    pub fn with_rules(ways: Vec<impl Into<Arc<Way>>>, rules: Rules, sniff: Option<Sniff>) -> Self {
+        let ways: Vec<_> = ways.into_iter().map(Into::into).collect();
         let rules = Arc::new(rules);
         Self {
             of_rules: of_rules(&rules, &ways).expect("outbounds that are there"),
@@ -207,8 +207,10 @@ impl Router {
     /// How to read the name that this is for. None: there is no need to.
     #[must_use]
     pub fn sniff(&self, query: &Query<'_>) -> Option<Sniff> {
+        // Datagrams keep their addresses: the peer that answers is one of these.
+        let rewrites = |sniff: &Sniff| sniff.rewrite && query.protocol == Protocol::Tcp;
         self.sniff
-            .filter(|sniff| sniff.rewrite || self.rules.needs_name(query))
+            .filter(|sniff| rewrites(sniff) || self.rules.needs_name(query))
     }
 
     /// Is this one of the names that are looked up directly?
