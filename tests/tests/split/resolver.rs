@@ -142,3 +142,34 @@ fn what_is_not_dns_ends_the_connection_and_gets_no_answer() -> Result<()> {
     )?;
     proxy.stop()
 }
+
+#[test]
+fn questions_follow_the_policy_when_the_proxy_was_killed() -> Result<()> {
+    let scene = Scene::new()?;
+    let lab = &scene.split.lab;
+    let own = "--address=/www.near.test/192.0.2.53".to_owned();
+    let _dnsmasq = Dnsmasq::start_with(&lab.gateway, Log::Questions, &[own])?;
+    let gateway = Family::V4.gateway_lan();
+    let near = Split::near_dns(Family::V4);
+    let config = Split::config(&scene.servers, Family::V4);
+    for (policy, answers) in [("pass", true), ("drop", false)] {
+        let config = format!("on_proxy_down = \"{policy}\"\n{config}");
+        scene.split.run(&config)?.kill9();
+        for over in [Over::Udp, Over::Tcp] {
+            // The gateway itself stays reachable whatever the policy.
+            for (server, address, heard) in [
+                (near, Split::near_site(Family::V4), answers),
+                (gateway, IpAddr::from([192, 0, 2, 53]), true),
+            ] {
+                let answer = question(&lab.device, server, names::NEAR, "A", &over)?;
+                let addresses = answer.map(|answer| answer.addresses());
+                let wanted = heard.then(|| vec![address]);
+                assert_eq!(addresses, wanted, "{policy} {server} {over:?}");
+            }
+        }
+        lab.tproxy_run(&["detach"])?.ok()?;
+        let answer = question(&lab.device, gateway, names::NEAR, "A", &Over::Udp)?;
+        assert!(answer.is_some(), "{policy}: after detach");
+    }
+    Ok(())
+}
