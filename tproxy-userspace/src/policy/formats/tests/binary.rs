@@ -97,6 +97,7 @@ pub(super) fn an_srs(version: u8) -> Vec<u8> {
         [&[16], &write::srs_names(&owned(&["x"]))[1..]].concat(),
         vec![21, 1, 2, 1, 4, 10, 0, 0, 0, 8],
         vec![22, 1, 4, 10, 0, 0, 0, 8],
+        write::srs_texts(23, &["^com\\."]),
         write::srs_texts(3, &["hidden"]),
     ];
     let keyword = |text| write::srs_rule(&[write::srs_texts(3, &[text])], false);
@@ -243,7 +244,7 @@ fn geosite_dat() {
 
 #[test]
 fn rule_sets_of_sing_box() {
-    for version in 1..=4 {
+    for version in 1..=5 {
         let (prefixes, domains) = texts(an_srs(version), None);
         assert_eq!(
             prefixes, "1.0.1.0/24 1.0.2.0/23 2001:db8::/112",
@@ -276,7 +277,7 @@ fn rule_sets_of_sing_box() {
     );
     assert_eq!(
         refused(b"SRS\x09", None),
-        ", byte 3: its version is 9, and the newest that is known is 4; make the file for that version"
+        ", byte 3: its version is 9, and the newest that is known is 5; make the file for that version"
     );
 }
 
