@@ -21,7 +21,7 @@ pub fn query(bytes: &[u8]) {
     };
     let text = query.question.text();
     assert!(
-        text.is_ascii() && !text.chars().any(|character| character.is_control()),
+        text.is_ascii() && !text.chars().any(char::is_control),
         "{text:?}"
     );
     let parse = |answer| Response::parse(answer, query.id, &query.question);

@@ -17,13 +17,11 @@ pub mod memory;
 mod names;
 mod packets;
 mod prefixes;
-
 mod rewrite;
 #[cfg(test)]
 mod seeds;
 mod sniff;
 mod socks;
-
 #[cfg_attr(not(test), expect(dead_code, reason = "the seeds use the rest"))]
 #[path = "../../../tproxy-userspace/src/policy/formats/tests/write.rs"]
 mod write;
@@ -42,10 +40,13 @@ enum Which {
     List(Format),
     /// What a file of this format unpacks to: chance seldom passes a compression.
     Unpacked(Format),
-    Other(&'static str, fn(&[u8])),
+    Other(&'static str, Check),
 }
 
-const OTHERS: [(&str, fn(&[u8])); 12] = [
+/// Gives bytes to a parser and panics when it breaks its word.
+type Check = fn(&[u8]);
+
+const OTHERS: [(&str, Check); 12] = [
     ("config", configuration::text),
     ("dns-query", dns::query),
     ("dns-response", dns::response),

@@ -8,7 +8,7 @@ use tproxy_userspace::policy::aggregate::aggregate;
 use tproxy_userspace::policy::domain::Domain;
 use tproxy_userspace::policy::formats::{Entries, Format};
 
-use crate::write;
+use crate::{lists, write};
 
 /// Those of the entries for which the format has words.
 pub fn what_it_can_say(format: Format, entries: &Entries) -> Entries {
@@ -159,6 +159,10 @@ pub fn written(format: Format, entries: &Entries) -> Vec<u8> {
     }
 }
 
+fn packed(format: Format, bytes: &[u8]) -> Vec<u8> {
+    lists::packed(format, bytes).expect("it is a format that is compressed")
+}
+
 fn joined(prefixes: &[IpNet], between: &str) -> String {
     let texts: Vec<String> = prefixes.iter().map(ToString::to_string).collect();
     texts.join(between)
@@ -215,7 +219,8 @@ fn srs(prefixes: &[IpNet], domains: &[Domain]) -> Vec<u8> {
         write::srs_texts(4, &regexes),
         write::srs_addresses(6, &ranges(prefixes)),
     ];
-    write::srs(3, &[write::srs_rule(&rule, false)])
+    let rules = [write::varint(1), write::srs_rule(&rule, false)].concat();
+    packed(Format::Srs, &rules)
 }
 
 fn json(prefixes: &[IpNet], domains: &[Domain]) -> Vec<u8> {
@@ -276,7 +281,7 @@ fn in_json(text: &str) -> String {
 
 fn mrs(prefixes: &[IpNet], domains: &[Domain]) -> Vec<u8> {
     if domains.is_empty() {
-        return write::zstd(&write::mrs_addresses(&ranges(prefixes)));
+        return packed(Format::Mrs, &write::mrs_addresses(&ranges(prefixes)));
     }
     let names: Vec<String> = domains
         .iter()
@@ -286,5 +291,5 @@ fn mrs(prefixes: &[IpNet], domains: &[Domain]) -> Vec<u8> {
             other => vec![other.text().clone()],
         })
         .collect();
-    write::zstd(&write::mrs_names(&names))
+    packed(Format::Mrs, &write::mrs_names(&names))
 }

@@ -4,7 +4,7 @@
 //! them.
 
 use std::io::Read as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -107,13 +107,11 @@ fn texts(format: Format) -> &'static [&'static str] {
     }
 }
 
-fn ranges() -> Vec<SocketAddrRange> {
+fn ranges() -> Vec<(IpAddr, IpAddr)> {
     [("1.0.1.0", "1.0.3.255"), ("2001:db8::", "2001:db8::ffff")]
         .map(|(first, last)| (first.parse().unwrap(), last.parse().unwrap()))
         .to_vec()
 }
-
-type SocketAddrRange = (std::net::IpAddr, std::net::IpAddr);
 
 fn binary(format: Format) -> Vec<Vec<u8>> {
     match format {
@@ -157,11 +155,12 @@ fn binary(format: Format) -> Vec<Vec<u8>> {
                 &[
                     write::srs_rule(&conditions, false),
                     write::srs_logical(1, &[keyword.clone(), keyword.clone()]),
-                    write::srs_logical(0, &[keyword.clone()]),
+                    write::srs_logical(0, std::slice::from_ref(&keyword)),
                     write::srs_rule(&[keyword], true),
                 ],
             )]
         }
+        Format::Mrs => vec![write::zstd(&write::mrs_addresses(&ranges()))],
         Format::Mmdb => {
             let country = |code| {
                 Value::Map(vec![(

@@ -2,6 +2,7 @@
 
 use std::sync::LazyLock;
 
+use rustls::Tls13CipherSuite;
 use rustls::crypto::ring::cipher_suite::TLS13_AES_128_GCM_SHA256;
 use rustls::quic::{Keys, Version};
 use tproxy_userspace::data::sniff::quic::MOST_DATAGRAMS;
@@ -141,7 +142,7 @@ const ID: &[u8] = b"12345678";
 static KEYS: LazyLock<Keys> = LazyLock::new(|| {
     let suite = TLS13_AES_128_GCM_SHA256
         .tls13()
-        .and_then(|suite| suite.quic_suite());
+        .and_then(Tls13CipherSuite::quic_suite);
     let suite = suite.expect("QUIC has this suite for its first packets");
     suite.keys(ID, rustls::Side::Client, Version::V1)
 });

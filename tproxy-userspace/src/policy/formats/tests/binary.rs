@@ -435,14 +435,19 @@ fn a_file_that_is_cut_off_anywhere_is_refused() {
         let whole = texts(&file, code);
         for end in 0..file.len() {
             let cut = &file[..end];
+            let is_dat = matches!(format, Format::GeoIp | Format::GeoSite);
             match read_as(format, cut, selector.as_ref()) {
-                Err(troubles) => assert!(troubles.count() > 0),
-                // Between two lists a file of lists is whole.
+                Err(troubles) => match troubles.list[0].place {
+                    Some(Place::Byte(at)) => assert!(at <= end, "{format:?} cut at {end}: {at}"),
+                    // Between two lists a file of lists is whole, and may lack the one that is wanted.
+                    None if is_dat => assert!(
+                        matches!(troubles.list[0].fault, Fault::CodeUnknown { .. }),
+                        "{format:?} cut at {end}: {troubles:?}"
+                    ),
+                    other => panic!("{format:?} cut at {end}: {other:?}"),
+                },
                 Ok(_) => {
-                    assert!(
-                        matches!(format, Format::GeoIp | Format::GeoSite),
-                        "{format:?} cut at {end}"
-                    );
+                    assert!(is_dat, "{format:?} cut at {end}");
                     assert_eq!(texts(cut, code), whole, "{format:?} cut at {end}");
                 }
             }
