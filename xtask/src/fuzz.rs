@@ -194,7 +194,8 @@ struct Figures {
 impl Figures {
     /// From libFuzzer's last line of figures: `#524288 DONE cov: 12 ft: 34 corp: 5/67b … exec/s: 890 rss: 40Mb`.
     fn from_report(report: &str) -> Option<Self> {
-        let line = report.lines().rfind(|line| line.contains(" DONE "))?;
+        let is_last = |line: &&str| line.split_whitespace().nth(1) == Some("DONE");
+        let line = report.lines().rfind(is_last)?;
         let mut words = line.split_whitespace();
         let executions = words.next()?.strip_prefix('#')?.parse().ok()?;
         let mut number = |name: &str| -> Option<u64> {
