@@ -164,6 +164,8 @@ fn one(program: &Path, name: &str, seconds: NonZeroU64) -> Result<Result<Figures
     command
         .current_dir(shell::root())
         .env(TARGET, name)
+        // The message says what is wrong; `--input` shows the way there.
+        .env("RUST_BACKTRACE", "0")
         .arg(&corpus)
         .arg(Path::new("tests/fuzz/corpus").join(name))
         .arg(format!("-max_total_time={seconds}"))

@@ -53,7 +53,11 @@ fn independent(bytes: &[u8], packet: Result<Packet, Unparsed>) {
     let Ok(sliced) = SlicedPacket::from_ethernet(bytes) else {
         return;
     };
-    if sliced.link_exts.len() > 2 {
+    // A type of tags from before the standard, which Linux takes for no tag.
+    let old_tag = [12, 16]
+        .iter()
+        .any(|at| bytes.get(*at..at + 2) == Some(&[0x91, 0]));
+    if old_tag || sliced.link_exts.len() > 2 {
         return;
     }
     // A length of 0 stands for what is there with etherparse, and for nothing with us.
