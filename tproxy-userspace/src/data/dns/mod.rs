@@ -26,7 +26,7 @@ mod split;
 mod stats;
 mod transport;
 mod upstream;
-mod wire;
+pub mod wire;
 
 use std::collections::HashMap;
 use std::fmt;

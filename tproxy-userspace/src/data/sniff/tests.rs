@@ -237,6 +237,8 @@ fn requests_name_their_host() {
         "GET / HTTP/1.1 x\r\n",
         "GET /\r\n",
         "GET /\0",
+        "GET /\0 HTTP/1.1\r\n",
+        "GET /a\rb HTTP/1.1\r\n",
         "G:T",
         " GET",
         "\r\n\r\n\r\nGET / HTTP/1.1\r\n",
