@@ -3,6 +3,8 @@
 //! `show` stays up until Ctrl-C, `show --once` ends after the account. The exit code is 0 only if
 //! everything went as expected.
 
+mod split;
+
 use std::{
     io::{Read, Write},
     net::{IpAddr, Shutdown, SocketAddr},
@@ -81,6 +83,7 @@ fn run() -> Result<bool> {
     stage.play(&mut account);
     account.check("counters", || stage.counters());
     account.check("status", || stage.status());
+    split::play(&mut account)?;
     println!();
     if !once {
         stage.print_commands()?;
