@@ -35,6 +35,16 @@ fn a_dns_server_on_the_gateway_keeps_its_port_and_is_asked_when_dns_is_left_alon
     }
     proxy.reload(&config, "reloaded")?;
     assert_eq!(ask(&Over::Udp)?, [Split::near_site(Family::V4)]);
+    // It may be one of those that are asked, which is warned of.
+    let near = format!("\"{}\"", Split::near_dns(Family::V4));
+    proxy.stop()?;
+    let proxy = Reloadable::start(lab, &config.replace(&near, "\"127.0.0.1\""))?;
+    for over in [Over::Udp, Over::Tcp] {
+        assert_eq!(ask(&over)?, [IpAddr::from([192, 0, 2, 53])]);
+    }
+    let warning = "udp://127.0.0.1 runs on this gateway";
+    let lines = proxy.process().lines();
+    assert!(lines.iter().any(|line| line.contains(warning)), "{lines:?}");
     proxy.stop()?;
     assert_eq!(ask(&Over::Udp)?, [IpAddr::from([192, 0, 2, 53])]);
     Ok(())

@@ -78,12 +78,33 @@ pub fn dns(config: &Config) -> Option<dns::Settings> {
     })
 }
 
+/// The DNS servers that are asked and run on the gateway, where its own questions are answered by the resolver.
+fn own_dns_servers<'c>(
+    config: &'c Config,
+    own: &BTreeSet<IpAddr>,
+) -> impl Iterator<Item = &'c dns::Upstream> {
+    let dns = config.dns.as_ref().filter(|dns| dns.hijack);
+    let dns = dns.filter(|_| !config.wan.interfaces.is_empty());
+    dns.into_iter()
+        .flat_map(|dns| &dns.direct)
+        .filter(|server| {
+            let address = server.address();
+            address.is_some_and(|address| address.is_loopback() || own.contains(&address))
+        })
+}
+
 /// What the proxy needs before the gateway is touched: its sockets, and the addresses of its outbound's server.
 pub async fn open(
     config: &Config,
     routing: Routing,
     own: BTreeSet<IpAddr>,
 ) -> Result<(Sockets, Upstream)> {
+    for server in own_dns_servers(config, &own) {
+        tracing::warn!(
+            "the DNS server {server} runs on this gateway: exempt that program (by uid, gid or cgroup), or its own \
+             questions are answered by this one, which asks it again"
+        );
+    }
     let factory = SocketFactory::default();
     let port = Some(config.proxy.port).filter(|port| *port != 0);
     let sockets = Sockets::bind(&factory, port, &limits(config))?;
