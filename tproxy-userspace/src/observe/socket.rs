@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+
+use crate::policy::rule::Protocol;
 
 /// The longest request that is read, in bytes.
 const MAX_REQUEST: u64 = 64 * 1024;
@@ -23,6 +26,22 @@ const REQUEST_TIME: Duration = Duration::from_secs(5);
 pub enum Request {
     /// What it does now.
     Status,
+    /// What the rules say of something that is steered.
+    Explain {
+        /// TCP or UDP.
+        protocol: Protocol,
+        /// The device.
+        source: SocketAddr,
+        /// Where it wants to go.
+        destination: SocketAddr,
+        /// The name that it asks for, if there is one.
+        name: Option<String>,
+    },
+    /// The addresses that devices get for a name.
+    LookUp {
+        /// The name.
+        name: String,
+    },
     /// Give up these links when the connections have ended.
     Detach {
         /// Their names.
