@@ -128,7 +128,7 @@ fn what_is_explained_happens() -> Result<()> {
                     packet,
                     &json!({
                         "verdict": verdict, "reason": reason, "link": lab.lan(), "own": false,
-                        "destination": at(destination, 7).to_string(), "on_proxy_down": "pass",
+                        "destination": at(destination, 7).to_string(), "on_proxy_down": "pass", "outdated": false,
                     }),
                 );
                 ensure!(packet["admitted"].is_string(), "{packet:#}");
@@ -290,7 +290,7 @@ fn names_are_looked_up_as_devices_do() -> Result<()> {
     lab.refused(
         &["explain", "nowhere.invalid"],
         1,
-        &["nowhere.invalid", "no address"],
+        &["nowhere.invalid", "no DNS server", "[dns]"],
     )?;
     Ok(())
 }

@@ -74,6 +74,8 @@ pub struct Fate {
     pub local: Option<(IpNet, bool)>,
     /// The prefix by which the source may use the proxy.
     pub admitted: Option<IpNet>,
+    /// The program that is attached is another build's, so it may decide otherwise.
+    pub outdated: bool,
 }
 
 /// What the maps of a gateway say, read once.
@@ -219,7 +221,9 @@ impl Known {
             .map(|(_, prefix)| *prefix)
             .collect();
         prefixes.sort();
-        let hosts = |prefix: &IpNet| prefix.hosts().skip(1).take(8);
+        // Of IPv6 the first is the anycast address of all routers (RFC 4291, 2.6.1).
+        let routers = if like.is_ipv4() { 1 } else { 2 };
+        let hosts = |prefix: &IpNet| prefix.hosts().skip(routers).take(8);
         let only = |prefix: &IpNet| prefix.hosts().take(1);
         let mut all = prefixes
             .iter()
@@ -284,15 +288,13 @@ impl Explainer {
             bypass,
             local: known.local(made.destination.ip()),
             admitted: known.admitted(via, made.source.ip()),
+            outdated: known.links.iter().any(|link| {
+                link.index == via.link && self.rehearsal.is_outdated(program_of(via), &link.name)
+            }),
         })
     }
 
     fn run(&mut self, maps: &Maps, via: Via, made: Made) -> Result<Rehearsed, Error> {
-        let program = if via.own {
-            program::LOCAL_EGRESS
-        } else {
-            program::LAN_INGRESS
-        };
         let Some(frame) = made.frame(link_address(via.link)) else {
             return Ok(Rehearsed {
                 reason: None,
@@ -301,7 +303,7 @@ impl Explainer {
         };
         let destination = made.destination.ip();
         self.rehearsal
-            .run(maps, program, via.link, &frame, destination)
+            .run(maps, program_of(via), via.link, &frame, destination)
     }
 
     fn steered(&self, made: Made) -> Reason {
@@ -311,6 +313,16 @@ impl Explainer {
             Protocol::Tcp => Reason::TcpOpened,
             Protocol::Udp => Reason::UdpSteered,
         }
+    }
+}
+
+/// The program that sees such packets. Those of links without an Ethernet header decide in the same way; a trial
+/// packet has one always.
+fn program_of(via: Via) -> &'static str {
+    if via.own {
+        program::LOCAL_EGRESS
+    } else {
+        program::LAN_INGRESS
     }
 }
 

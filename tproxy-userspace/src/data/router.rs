@@ -16,7 +16,7 @@ use super::resolve::Resolver;
 use super::way::Way;
 use crate::policy::rule::{Query, Rules};
 
-pub use self::explain::{Explained, Resolving, Taken, Turning};
+pub use self::explain::{Explained, NamedRule, Resolving, Taken};
 
 /// The outbound that rules may name although no configuration has it.
 const DIRECT: &str = "direct";

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use clap::CommandFactory;
 use clap::error::ErrorKind;
 use serde_json::Value;
-use tproxy_common::abi::{Effect, Settings};
+use tproxy_common::abi::{Effect, Reason, Settings};
 use tproxy_userspace::control::Netlink;
 use tproxy_userspace::control::bpf::{Maps, Rehearsal};
 use tproxy_userspace::control::explain::{Course, Explainer, Known, NoCourse, Sender};
@@ -214,8 +214,9 @@ impl<'p> Gateway<'p> {
         packet.local = fate.local.map(Local::from);
         packet.bypass = fate.bypass.as_ref().map(Bypassed::from);
         packet.judge(fate.reason);
+        packet.outdated = fate.outdated;
         packet.may_be_exempt = via.own && self.exempt;
-        if fate.reason.map(|reason| reason.effect()) == Some(Effect::Steer) {
+        if fate.reason.map(Reason::effect) == Some(Effect::Steer) {
             let request = Request::Explain {
                 protocol: made.protocol,
                 source: made.source,

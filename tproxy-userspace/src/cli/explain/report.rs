@@ -10,7 +10,7 @@ use serde::Serialize;
 use tproxy_common::abi::{Effect, Origin, Reason};
 use tproxy_userspace::control::bpf::BypassEntry;
 use tproxy_userspace::control::bypass;
-use tproxy_userspace::data::{Explained, Taken, Turning};
+use tproxy_userspace::data::{Explained, NamedRule, Taken};
 use tproxy_userspace::policy::rule::Protocol;
 
 use super::super::counters::effect_word;
@@ -77,6 +77,8 @@ pub struct Packet {
     pub proxy: Proxy,
     /// Programs that are exempt send such packets past the proxy.
     pub may_be_exempt: bool,
+    /// The attached program is another build's, so it may decide otherwise.
+    pub outdated: bool,
 }
 
 #[derive(Serialize)]
@@ -143,6 +145,7 @@ impl Packet {
             on_proxy_down: if down_drops { "drop" } else { "pass" },
             proxy: Proxy::default(),
             may_be_exempt: false,
+            outdated: false,
         }
     }
 
@@ -231,6 +234,13 @@ fn steps(packet: &Packet, report: &Report) -> Vec<String> {
     }
     if packet.may_be_exempt {
         steps.push("from an exempt program it goes direct (`tproxy-bpf exempt list`)".to_owned());
+    }
+    if packet.outdated {
+        steps.push(
+            "all this is what the program of this tproxy-bpf does; the one that is attached is another build's \
+             (`tproxy-bpf attach` or a restart of the proxy renews it)"
+                .to_owned(),
+        );
     }
     steps
 }
@@ -340,7 +350,7 @@ fn rules(says: &Explained, report: &Report, steps: &mut Vec<String>) {
     });
 }
 
-fn rule_text(rule: &Turning) -> String {
+fn rule_text(rule: &NamedRule) -> String {
     format!("rule {} \"{}\"", rule.place, rule.name)
 }
 

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use aya::programs::{SchedClassifier, TcAttachType};
 use tproxy_common::abi::{Bypass, Reason, map, program};
 
 use super::programs::remove_pin;
@@ -73,6 +74,28 @@ impl Rehearsal {
         let names = [program::LAN_INGRESS, program::LOCAL_EGRESS];
         let (programs, maps) = Programs::load_apart(pins, &own.0, &names)?;
         Ok(Self { programs, maps })
+    }
+
+    /// Is the program that is attached to a link another than the one of this build? False, too, where it cannot
+    /// be told: at links without an Ethernet header, and with clsact.
+    pub fn is_outdated(&mut self, program: &'static str, link: &str) -> bool {
+        let direction = if program == program::LAN_INGRESS {
+            TcAttachType::Ingress
+        } else {
+            TcAttachType::Egress
+        };
+        let Ok((_, attached)) = SchedClassifier::query_tcx(link, direction) else {
+            return false;
+        };
+        let Ok(own) = self.programs.classifier(program).and_then(|it| it.info()) else {
+            return false;
+        };
+        // The tag is a hash of the instructions, whatever maps they are about.
+        let mut same_name = attached
+            .iter()
+            .filter(|other| other.name_as_str() == Some(program))
+            .peekable();
+        same_name.peek().is_some() && same_name.all(|other| other.tag() != own.tag())
     }
 
     /// Runs a program on a frame to `destination` that comes in or goes out by the link with this index.

@@ -13,7 +13,7 @@ pub struct Explained {
     /// The proxy's own resolver answers it, so it takes no outbound.
     pub resolver: Option<Resolving>,
     /// The rule that decides. None: no rule is about it, so it is the default.
-    pub rule: Option<Turning>,
+    pub rule: Option<NamedRule>,
     /// The outbound that it takes.
     pub outbound: Taken,
     /// The name that it asks for is read from what the device sends.
@@ -21,7 +21,7 @@ pub struct Explained {
     /// The outbound is asked for that name rather than for the address.
     pub by_name: bool,
     /// Rules that a name could make decide, though it is not known here: each with another outbound.
-    pub turned_by_name: Vec<Turning>,
+    pub turned_by_name: Vec<NamedRule>,
 }
 
 /// How a question for a name is answered.
@@ -33,7 +33,7 @@ pub struct Resolving {
 
 /// A rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Turning {
+pub struct NamedRule {
     /// Its place, from 1.
     pub place: usize,
     /// What it is called.
@@ -69,7 +69,7 @@ impl Router {
         let way = self.choose(&seen).way;
         let turned = if seen.name.is_none() {
             let places = self.rules.turned_by_name(&unnamed);
-            places.map(|place| self.turning(place)).collect()
+            places.map(|place| self.named_rule(place)).collect()
         } else {
             Vec::new()
         };
@@ -79,7 +79,7 @@ impl Router {
                 .rules
                 .decide(&seen)
                 .rule
-                .map(|(place, _)| self.turning(place)),
+                .map(|(place, _)| self.named_rule(place)),
             outbound: Taken {
                 name: way.name.to_string(),
                 url: way.outbound.to_string(),
@@ -91,9 +91,9 @@ impl Router {
         }
     }
 
-    fn turning(&self, place: usize) -> Turning {
+    fn named_rule(&self, place: usize) -> NamedRule {
         let (name, way) = &self.of_rules[place];
-        Turning {
+        NamedRule {
             place: place + 1,
             name: name.to_string(),
             outbound: way.name.to_string(),
@@ -162,8 +162,9 @@ mod tests {
             explained.outbound.servers,
             ["192.0.2.9:1080".parse().expect("a literal")]
         );
-        // The rule by name has the same outbound, so nothing is read.
-        assert!(!explained.reads_name && explained.turned_by_name.is_empty());
+        // A rule by name that comes before but has the same outbound turns nothing.
+        let turning = explained.turned_by_name.iter().map(|rule| &*rule.name);
+        assert_eq!(turning.collect::<Vec<_>>(), ["same"]);
     }
 
     #[test]
