@@ -51,6 +51,11 @@ pub enum NoCourse {
         /// Those that are.
         attached: Vec<String>,
     },
+    /// What the gateway sends by the link is not looked at.
+    #[error(
+        "{0} is attached for devices alone, so what the gateway itself sends by it goes on as without tproxy-bpf"
+    )]
+    NotWan(String),
     /// Nobody of this family is behind the links.
     #[error(
         "no {family} source is admitted on {link}, so there is no device to speak for; name one with --from"
@@ -128,6 +133,9 @@ impl Known {
             }
         };
         if own {
+            if let Some(link) = named.filter(|_| !has_wan) {
+                return Err(NoCourse::NotWan(link.name.clone()));
+            }
             return Ok(self.leaving(sender, named, way));
         }
         let lan = candidates.into_iter().filter(|link| link.roles().lan);

@@ -279,11 +279,13 @@ fn decided(packet: &Packet, reason: Reason, steps: &mut Vec<String>) {
                 steps.push("a proxy process is there, but takes no new traffic".to_owned());
             }
         }
-        (_, Effect::Pass) => {
-            let local = packet.local.as_ref();
-            let local = local.map_or(String::new(), |local| format!(" ({})", local.prefix));
-            steps.push(format!("goes direct: {sentence}{local}"));
+        (Reason::OwnAddress | Reason::OwnSubnet, _)
+            if let Some(Local { prefix, .. }) = &packet.local =>
+        {
+            let sentence = sentence.trim_end_matches('.');
+            steps.push(format!("goes direct: {sentence} ({prefix})."));
         }
+        (_, Effect::Pass) => steps.push(format!("goes direct: {sentence}")),
         (_, Effect::Drop) => steps.push(format!("dropped: {sentence}")),
         (reason, Effect::Steer) => {
             if reason != Reason::DnsSteered {

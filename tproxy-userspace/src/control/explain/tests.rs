@@ -120,6 +120,9 @@ fn what_the_gateway_sends_leaves_by_its_way() {
     let stranger = Sender::Address(ip("198.51.100.1"));
     assert_eq!(course(stranger, Some("wan0")), leaving("198.51.100.1"));
 
+    let not_wan = course(Sender::Gateway, Some("lan0"));
+    assert_eq!(not_wan, Err(NoCourse::NotWan("lan0".to_owned())));
+
     let elsewhere = Some(WayOut {
         link: 9,
         source: Some(ip("192.0.2.1")),
