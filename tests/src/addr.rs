@@ -1,9 +1,12 @@
-//! The addresses of the lab, all from documentation ranges (RFC 5737, RFC 3849) but the LAN's.
+//! The addresses of the lab, all from documentation ranges (RFC 5737, RFC 3849) but the LAN's and the near ones
+//! (RFC 2544).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// How many far addresses of each family the internet has: 203.0.113.1.. and 2001:db8:f::1..
 pub const FAR_COUNT: u8 = 20;
+/// How many near addresses a lab with a near and a far internet has: 198.18.0.1.. and 2001:db8:e::1..
+pub const NEAR_COUNT: u8 = 20;
 /// How many addresses it has for upstream proxies: 198.51.100.1.. and 2001:db8:b::1..
 pub const UPSTREAM_COUNT: u8 = 4;
 
@@ -47,7 +50,8 @@ impl Family {
         }
     }
 
-    const fn pick(self, v4: [u8; 4], v6: [u16; 8]) -> IpAddr {
+    /// One of two, by the family.
+    pub(crate) const fn pick(self, v4: [u8; 4], v6: [u16; 8]) -> IpAddr {
         let [a, b, c, d] = v4;
         let [e, f, g, h, i, j, k, l] = v6;
         match self {
@@ -105,6 +109,13 @@ impl Family {
         self.pick([203, 0, 113, n], [0x2001, 0xdb8, 0xf, 0, 0, 0, 0, n as u16])
     }
 
+    /// The `n`th near address, 1 to [`NEAR_COUNT`]: 198.18.0.n, 2001:db8:e::n (n in hexadecimal there).
+    #[must_use]
+    pub const fn near(self, n: u8) -> IpAddr {
+        assert!(n >= 1 && n <= NEAR_COUNT);
+        self.pick([198, 18, 0, n], [0x2001, 0xdb8, 0xe, 0, 0, 0, 0, n as u16])
+    }
+
     /// The `n`th address for upstream proxies, 1 to [`UPSTREAM_COUNT`]: 198.51.100.n, 2001:db8:b::n.
     #[must_use]
     pub const fn upstream(self, n: u8) -> IpAddr {
@@ -114,6 +125,11 @@ impl Family {
             [0x2001, 0xdb8, 0xb, 0, 0, 0, 0, n as u16],
         )
     }
+}
+
+/// The `n`th address of the LAN: 10.77.0.n, 2001:db8:77::n (n in hexadecimal there).
+pub(crate) const fn in_lan(family: Family, n: u8) -> IpAddr {
+    family.pick([10, 77, 0, n], [0x2001, 0xdb8, 0x77, 0, 0, 0, 0, n as u16])
 }
 
 /// `address` as it stands in a URL: IPv6 in brackets.

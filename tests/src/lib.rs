@@ -6,15 +6,19 @@
 //! Needs root.
 
 pub mod addr;
+pub mod capture;
 pub mod foreign;
+pub mod forger;
 pub mod gateway;
 pub mod interrupt;
 pub mod links;
 pub mod ns;
 pub mod probe;
 pub mod process;
+pub mod reload;
 mod remains;
 pub mod servers;
+pub mod sing_box;
 pub mod snapshot;
 pub mod topology;
 pub mod traffic;
@@ -27,6 +31,8 @@ pub use gateway::Tproxy;
 pub use links::Lan;
 pub use ns::Namespace;
 pub use process::{Output, Process};
+pub use reload::Reloadable;
+pub use sing_box::SingBox;
 pub use snapshot::Snapshot;
-pub use topology::{Builder, Lab, Shape, Site, Unsupported, or_skip};
+pub use topology::{Builder, Lab, Shape, Site, Split, SplitServers, Unsupported, names, or_skip};
 pub use ways::{Far, Wire};

@@ -270,11 +270,18 @@ impl Lab {
     /// # Errors
     /// As [`Lab::tproxy`].
     pub fn tproxy_configured(&self, text: &str) -> Result<Tproxy> {
-        let path = self.dir().join("config.toml");
         let text = format!("[lan]\ninterfaces = [\"{}\"]\n{text}", self.lan());
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-        let path = path.to_str().context("the path of the lab is not UTF-8")?;
-        self.tproxy(&["run", "-c", path])
+        self.tproxy(&["run", "-c", &self.write(&text)?])
+    }
+
+    /// Writes a configuration to the lab's own file of it; gives its path.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn write(&self, config: &str) -> Result<String> {
+        let path = self.dir().join("config.toml");
+        fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
+        Ok(path.to_string_lossy().into_owned())
     }
 
     /// What the running proxy says of its traffic in `status --json`.

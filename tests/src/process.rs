@@ -223,8 +223,20 @@ impl Process {
     /// # Errors
     /// When it ends before, or does not do so within `limit`; the message holds its log.
     pub fn wait_for_line(&self, pattern: &str, limit: Duration) -> Result<String> {
+        self.wait_for_line_after(0, pattern, limit)
+    }
+
+    /// The same, where the first `seen` lines do not count.
+    ///
+    /// # Errors
+    /// As [`Process::wait_for_line`].
+    pub fn wait_for_line_after(
+        &self,
+        mut seen: usize,
+        pattern: &str,
+        limit: Duration,
+    ) -> Result<String> {
         let start = Instant::now();
-        let mut seen = 0;
         let mut state = self
             .log
             .state

@@ -1,6 +1,7 @@
 //! The lab itself: which namespaces there are and how they are joined.
 
 mod site;
+mod split;
 
 use std::{
     fmt, fs,
@@ -14,6 +15,7 @@ use std::{
 use anyhow::{Context, Result};
 
 pub use site::{Shape, Site};
+pub use split::{Split, SplitServers, names};
 
 use crate::{
     Lan, Namespace, Process,
@@ -238,6 +240,20 @@ impl Ground {
     }
 }
 
+/// A switch: a bridge in a namespace of its own, with a veth pair to `eth0` of each member.
+fn switch(ns: &Namespace, members: &[&Namespace]) -> Result<()> {
+    ns.ip(&[
+        "link add br0 type bridge mcast_snooping 0",
+        "link set br0 up",
+    ])?;
+    for (index, member) in members.iter().enumerate() {
+        let port = format!("port{index}");
+        links::veth((ns, &port), (member, "eth0"), 1500)?;
+        ns.ip(&[&format!("link set {port} master br0")])?;
+    }
+    Ok(())
+}
+
 /// Gives a link its addresses, and its namespace a default route by `via`.
 fn give(
     ns: &Namespace,
@@ -285,19 +301,21 @@ fn batch(ns: &Namespace, lines: &[String]) -> Result<()> {
 }
 
 fn far_addresses(internet: &Namespace) -> Result<()> {
-    let mut lines = Vec::new();
-    for family in Family::BOTH {
-        let far = (1..=FAR_COUNT).map(|n| family.far(n));
-        let upstream = (1..=UPSTREAM_COUNT).map(|n| family.upstream(n));
-        for address in far.chain(upstream) {
-            lines.push(format!(
-                "addr add {address}/{} dev lo{}",
-                family.host_bits(),
-                if family == Family::V6 { " nodad" } else { "" }
-            ));
-        }
-    }
-    batch(internet, &lines)
+    let all = Family::BOTH.into_iter().flat_map(|family| {
+        let far = (1..=FAR_COUNT).map(move |n| family.far(n));
+        far.chain((1..=UPSTREAM_COUNT).map(move |n| family.upstream(n)))
+    });
+    on_loopback(internet, all)
+}
+
+fn on_loopback(ns: &Namespace, addresses: impl Iterator<Item = IpAddr>) -> Result<()> {
+    let lines: Vec<String> = addresses
+        .map(|address| match Family::of(address) {
+            Family::V4 => format!("addr add {address}/32 dev lo"),
+            Family::V6 => format!("addr add {address}/128 dev lo nodad"),
+        })
+        .collect();
+    batch(ns, &lines)
 }
 
 /// Not translated, so a server sees the device's own address when its traffic went direct.

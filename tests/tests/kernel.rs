@@ -430,7 +430,7 @@ fn what_the_proxy_spares_leaves_the_entries_of_others_alone() {
             all.sort();
             all
         };
-        let [command, config, outbound, _] = Origin::ALL.map(|origin| origin as u32);
+        let [command, config, outbound, ..] = Origin::ALL.map(|origin| origin as u32);
         let is = |text: &str, origin| (text.to_owned(), origin);
         let (one, two, three) = ("192.0.2.1/32", "192.0.2.2/32", "2001:db8::3/128");
 

@@ -2,60 +2,33 @@
 //! broken.
 
 use std::{
+    fmt::Write as _,
     fs,
     io::{Read, Write},
-    path::PathBuf,
-    time::Duration,
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    thread,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use lab::{
-    Family, Far, Lab, Snapshot, Tproxy,
+    Family, Far, Lab, Reloadable, Snapshot,
+    addr::url,
     probe::at,
     servers::{Danted, TcpEcho},
-    traffic::{connect, whoami},
+    traffic::{HeldDownload, connect, whoami},
     wait::SOON,
     ways::soon,
 };
-use nix::sys::signal::Signal;
 
-/// A proxy whose configuration can be changed.
-struct Reloadable<'a> {
-    lab: &'a Lab,
-    path: PathBuf,
-    tproxy: Tproxy,
-}
-
-impl<'a> Reloadable<'a> {
-    fn start(lab: &'a Lab, text: &str) -> Result<Self> {
-        let path = lab.dir().join("reload.toml");
-        fs::write(&path, text)?;
-        let file = path.to_str().context("the path of the lab is not UTF-8")?;
-        let tproxy = lab.tproxy(&["run", "-c", file])?;
-        Ok(Self { lab, path, tproxy })
-    }
-
-    /// Changes the configuration, asks for a reload, and waits for the line that tells of it.
-    fn reload(&self, text: &str, line: &str) -> Result<String> {
-        fs::write(&self.path, text)?;
-        self.again(line)
-    }
-
-    fn again(&self, line: &str) -> Result<String> {
-        let process = self.tproxy.process();
-        process.signal(Signal::SIGHUP)?;
-        process.wait_for_line(line, Duration::from_secs(10))
-    }
-
-    fn bypassed(&self) -> Result<Vec<String>> {
-        let list = self.lab.bypass_list()?;
-        let mut prefixes: Vec<_> = list
-            .iter()
-            .filter_map(|entry| Some(entry["prefix"].as_str()?.to_owned()))
-            .collect();
-        prefixes.sort();
-        Ok(prefixes)
-    }
+/// What is bypassed, in order.
+fn bypassed(lab: &Lab) -> Result<Vec<String>> {
+    let list = lab.bypass_list()?;
+    let mut prefixes: Vec<_> = list
+        .iter()
+        .filter_map(|entry| Some(entry["prefix"].as_str()?.to_owned()))
+        .collect();
+    prefixes.sort();
+    Ok(prefixes)
 }
 
 #[test]
@@ -87,7 +60,7 @@ fn the_difference_comes_into_force() -> Result<()> {
     proxy.reload(&second, "reloaded")?;
     far.sees_device(&lab)?;
     assert_eq!(
-        proxy.bypassed()?,
+        bypassed(&lab)?,
         ["198.18.9.0/24", "2001:db8:f::/48", "203.0.113.0/24"]
     );
     let status = lab.status()?;
@@ -103,13 +76,13 @@ fn the_difference_comes_into_force() -> Result<()> {
     // And back.
     proxy.reload(&first, "detached from wan0")?;
     far.sees_proxy(&lab)?;
-    assert_eq!(proxy.bypassed()?, ["198.18.1.0/24", "198.18.9.0/24"]);
+    assert_eq!(bypassed(&lab)?, ["198.18.1.0/24", "198.18.9.0/24"]);
     assert_eq!(exempt()?, [""; 0]);
     assert_eq!(lab.attached_links()?, [lan]);
     proxied.write_all(b"x")?;
     proxied.read_exact(&mut [0])?;
     drop(proxied);
-    proxy.tproxy.stop()?;
+    proxy.stop()?;
     drop(far);
     lab.restored(&before)
 }
@@ -134,11 +107,8 @@ fn another_outbound_takes_new_connections() -> Result<()> {
         Family::V6.upstream(1)
     );
     let server = format!("{}/32", Family::V4.upstream(1));
-    assert!(
-        proxy.bypassed()?.contains(&server),
-        "{:?}",
-        proxy.bypassed()
-    );
+    let present = bypassed(&lab)?;
+    assert!(present.contains(&server), "{present:?}");
     // An outbound that cannot be is refused.
     proxy.reload(
         &with("socks5://no.such.host.invalid:1080"),
@@ -150,7 +120,7 @@ fn another_outbound_takes_new_connections() -> Result<()> {
     );
     proxy.reload(&with("direct://"), "reloaded")?;
     soon("the old way", || far.sees_proxy(&lab))?;
-    assert_eq!(proxy.bypassed()?, [""; 0]);
+    assert_eq!(bypassed(&lab)?, [""; 0]);
     before.write_all(b"x")?;
     before.read_exact(&mut [0])?;
     Ok(())
@@ -186,7 +156,7 @@ fn settings_of_the_machine_follow() -> Result<()> {
             Ok(())
         })?;
     }
-    proxy.tproxy.stop()?;
+    proxy.stop()?;
     lab.restored(&before)
 }
 
@@ -212,15 +182,15 @@ fn a_broken_configuration_changes_nothing() -> Result<()> {
     ];
     for (text, word) in &broken {
         proxy.reload(text, word)?;
-        assert_eq!(proxy.bypassed()?, ["198.18.1.0/24"]);
+        assert_eq!(bypassed(&lab)?, ["198.18.1.0/24"]);
         assert_eq!(lab.attached_links()?, [lan]);
     }
     let failed = "the old configuration goes on to hold";
-    let lines = proxy.tproxy.process().lines();
+    let lines = proxy.process().lines();
     let told = lines.iter().filter(|line| line.contains(failed)).count();
     assert_eq!(told, broken.len(), "{lines:?}");
-    fs::remove_file(&proxy.path)?;
-    proxy.again("reload.toml")?;
+    fs::remove_file(proxy.path())?;
+    proxy.again("config.toml")?;
     far.sees_proxy(&lab)?;
     // What takes a restart is told.
     proxy.reload(
@@ -228,4 +198,78 @@ fn a_broken_configuration_changes_nothing() -> Result<()> {
         "[tcp] has changed",
     )?;
     Ok(())
+}
+
+/// Under load, with sets of 10,000 prefixes that have nothing in common but what matters here.
+#[test]
+fn ten_thousand_prefixes_change_and_what_stays_goes_its_way() -> Result<()> {
+    const PREFIXES: u32 = 10_000;
+    let lab = Lab::new()?;
+    let far = Far::start(&lab)?;
+    let (path, content) = far.nginx.offer(96 << 20)?;
+    let kept = Family::BOTH.map(|family| family.far(1));
+    let list = |first: u8| -> Result<()> {
+        let mut text = format!("{}\n{}\n", kept[0], kept[1]);
+        // Every other /24 and /48, so that no two of them become one.
+        for n in 0..PREFIXES / 2 {
+            let [_, _, high, low] = (2 * n).to_be_bytes();
+            writeln!(text, "{first}.{high}.{low}.0/24")?;
+            writeln!(text, "2a{first:02x}:{:x}::/48", 2 * n)?;
+        }
+        Ok(fs::write(lab.dir().join("list.txt"), text)?)
+    };
+    let lan = lab.lan();
+    let config = format!("[lan]\ninterfaces = [\"{lan}\"]\n[bypass]\nfiles = [\"list.txt\"]\n");
+    list(20)?;
+    let proxy = Reloadable::start(&lab, &config)?;
+    let start = |n: u8| HeldDownload::start(&lab.device, &url(Family::V4.far(n), &path));
+    // One that is bypassed and one that is proxied, before, during and after all of it.
+    let mut downloads = [start(1)?, start(5)?];
+    for download in &mut downloads {
+        download.advance(1 << 20)?;
+    }
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| -> Result<()> {
+        let asking = scope.spawn(|| -> Result<u32> {
+            let mut rounds = 0;
+            while !done.load(Relaxed) {
+                for (family, server) in Family::BOTH.into_iter().zip(kept) {
+                    far.sees(family.device(), &lab.device, server)?;
+                }
+                rounds += 1;
+            }
+            Ok(rounds)
+        });
+        let reloading = (|| -> Result<()> {
+            for round in 0..6 {
+                let first = 21 + round % 2;
+                list(first)?;
+                proxy.reload(&config, "reloaded")?;
+                let present = bypassed(&lab)?;
+                assert_eq!(present.len() as u32, PREFIXES + 2);
+                assert!(present.contains(&format!("{first}.0.0.0/24")));
+                for download in &mut downloads {
+                    download.advance(8 << 20)?;
+                }
+            }
+            Ok(())
+        })();
+        done.store(true, Relaxed);
+        let rounds = asking.join().map_err(|_| anyhow!("asking panicked"))??;
+        reloading?;
+        assert!(rounds > 3, "{rounds}");
+        Ok(())
+    })?;
+    for download in downloads {
+        assert_eq!(download.finish()?.sha256, content.sha256);
+    }
+    assert_eq!(
+        (
+            lab.packets("udp_steered")?,
+            lab.packets("fragment_steered")?
+        ),
+        (0, 0)
+    );
+    assert_eq!(lab.proxy_count("/connections_total")?, 1);
+    proxy.stop()
 }

@@ -220,11 +220,19 @@ pub enum Origin {
     Outbound = 3,
     /// `exempt run`, for the cgroup that it starts commands in.
     Run = 4,
+    /// The running proxy, for the addresses of a name that goes direct.
+    Learned = 5,
 }
 
 impl Origin {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Command, Self::Config, Self::Outbound, Self::Run];
+    pub const ALL: [Self; 5] = [
+        Self::Command,
+        Self::Config,
+        Self::Outbound,
+        Self::Run,
+        Self::Learned,
+    ];
 
     /// The word for it.
     #[must_use]
@@ -234,6 +242,7 @@ impl Origin {
             Self::Config => "config",
             Self::Outbound => "outbound",
             Self::Run => "run",
+            Self::Learned => "learned",
         }
     }
 }

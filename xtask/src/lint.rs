@@ -47,7 +47,14 @@ fn clippy() -> Command {
     let mut command = shell::cargo(["clippy"]);
     command
         .args(HOST)
-        .args(["--all-targets", "--", "-D", "warnings"]);
+        // The fuzzer's program is not built otherwise.
+        .args([
+            "--features=fuzz-targets/libfuzzer",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]);
     command
 }
 

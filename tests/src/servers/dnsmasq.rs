@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 
 use crate::{
     Family, Namespace, Process,
+    servers::{Log, await_client},
     wait::{SOON, Transport, listening, until},
 };
 
@@ -31,7 +32,15 @@ impl Dnsmasq {
     /// # Errors
     /// When it does not listen in time; the message holds its log.
     pub fn start(ns: &Namespace) -> Result<Self> {
-        Self::start_with(ns, None)
+        Self::spawn(ns, None, Log::Questions, &[])
+    }
+
+    /// Starts it with more arguments, as `--address=/near.test/192.0.2.1`.
+    ///
+    /// # Errors
+    /// As [`Dnsmasq::start`].
+    pub fn start_with(ns: &Namespace, log: Log, arguments: &[String]) -> Result<Self> {
+        Self::spawn(ns, None, log, arguments)
     }
 
     /// Starts it with names that [`rename`](Self::rename) can change; its file is in `dir`.
@@ -41,10 +50,15 @@ impl Dnsmasq {
     pub fn start_renaming(ns: &Namespace, dir: &Path) -> Result<Self> {
         let hosts = dir.join("dnsmasq-hosts");
         fs::write(&hosts, "").with_context(|| format!("writing {}", hosts.display()))?;
-        Self::start_with(ns, Some(hosts))
+        Self::spawn(ns, Some(hosts), Log::Questions, &[])
     }
 
-    fn start_with(ns: &Namespace, hosts: Option<PathBuf>) -> Result<Self> {
+    fn spawn(
+        ns: &Namespace,
+        hosts: Option<PathBuf>,
+        log: Log,
+        arguments: &[String],
+    ) -> Result<Self> {
         let additional = hosts.as_deref().unwrap_or(Path::new("/dev/null")).display();
         let host = format!(
             "--host-record=host.lab,{},{}",
@@ -52,7 +66,7 @@ impl Dnsmasq {
             Family::V6.far(1)
         );
         let big = vec!["x".repeat(250); 13].join(",");
-        let process = ns.spawn(&[
+        let mut command = ns.argv(&[
             "dnsmasq",
             "--keep-in-foreground",
             "--conf-file=/dev/null",
@@ -63,12 +77,16 @@ impl Dnsmasq {
             "--no-hosts",
             "--no-poll",
             "--cache-size=0",
-            "--log-queries",
             "--log-facility=-",
             &host,
             &format!("--addn-hosts={additional}"),
             &format!("--txt-record=big.lab,{big}"),
-        ])?;
+        ]);
+        if log == Log::Questions {
+            command.arg("--log-queries");
+        }
+        command.args(arguments);
+        let process = Process::spawn(command)?;
         listening(ns, Transport::Tcp, 53)
             .and_then(|()| listening(ns, Transport::Udp, 53))
             .with_context(|| format!("dnsmasq said: {}", process.lines().join("\n")))?;
@@ -121,11 +139,6 @@ impl Dnsmasq {
     /// # Errors
     /// When they do not come.
     pub fn client_of(&self, name: &str, count: usize) -> Result<IpAddr> {
-        until(&format!("{count} questions for {name}"), SOON, || {
-            let clients = self.clients_of(name);
-            Ok((clients.len() >= count)
-                .then(|| clients.last().copied())
-                .flatten())
-        })
+        await_client(name, count, || self.clients_of(name))
     }
 }

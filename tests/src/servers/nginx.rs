@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{Content, files};
+use super::{Certificate, Content, files};
 use crate::{
     Namespace, Process,
     wait::{SOON, Transport, listening, until},
@@ -31,12 +31,13 @@ pub struct Request {
 
 /// nginx on port 80 of every address of a namespace, both families.
 ///
-/// `/whoami` answers with the client's address and the server's; `/upload/NAME` takes a PUT; everything else is
-/// a file that [`Nginx::offer`] put there.
+/// `/whoami` answers with the client's address and the server's; `/site` with these and, before them, the site
+/// that was asked for; `/upload/NAME` takes a PUT; everything else is a file that [`Nginx::offer`] put there.
 #[derive(Debug)]
 pub struct Nginx {
     process: Process,
     dir: PathBuf,
+    certificate: Option<Certificate>,
 }
 
 impl Nginx {
@@ -45,13 +46,27 @@ impl Nginx {
     /// # Errors
     /// When it does not listen in time; the message holds its log.
     pub fn start(ns: &Namespace, dir: &Path) -> Result<Self> {
+        Self::start_sites(ns, dir, &[])
+    }
+
+    /// Starts it for these sites, with TLS on port 443 too. There the site is what the client's hello names
+    /// (SNI, RFC 6066), on port 80 what the request does.
+    ///
+    /// # Errors
+    /// As [`Nginx::start`], and when no certificate can be made.
+    pub fn start_sites(ns: &Namespace, dir: &Path, sites: &[&str]) -> Result<Self> {
         let dir = dir.join(format!("nginx-{}", ns.inode()));
         for folder in ["files", "upload", "temporary"] {
             let folder = dir.join(folder);
             fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         }
+        let certificate = if sites.is_empty() {
+            None
+        } else {
+            Some(Certificate::make(&dir, sites)?)
+        };
         let config = dir.join("nginx.conf");
-        fs::write(&config, configuration(&dir))
+        fs::write(&config, configuration(&dir, certificate.as_ref()))
             .with_context(|| format!("writing {}", config.display()))?;
         let mut command = ns.command("nginx");
         command.args(["-e", "stderr", "-p"]).arg(&dir);
@@ -59,7 +74,19 @@ impl Nginx {
         let process = Process::spawn(command)?;
         listening(ns, Transport::Tcp, 80)
             .with_context(|| format!("nginx said: {}", process.lines().join("\n")))?;
-        Ok(Self { process, dir })
+        Ok(Self {
+            process,
+            dir,
+            certificate,
+        })
+    }
+
+    /// What it shows to clients of its sites.
+    ///
+    /// # Errors
+    /// When it was started without sites.
+    pub fn certificate(&self) -> Result<&Certificate> {
+        self.certificate.as_ref().context("it has no sites")
     }
 
     /// Its process.
@@ -132,8 +159,24 @@ fn request(line: &str) -> Option<Request> {
     })
 }
 
-fn configuration(dir: &Path) -> String {
+fn configuration(dir: &Path, certificate: Option<&Certificate>) -> String {
     let dir = dir.display();
+    let tls = certificate.map_or_else(String::new, |certificate| {
+        format!(
+            r#"
+    server {{
+        listen 443 ssl;
+        listen [::]:443 ssl ipv6only=on;
+        ssl_certificate {};
+        ssl_certificate_key {};
+        default_type text/plain;
+        location = /site {{ return 200 "$ssl_server_name $remote_addr $server_addr\n"; }}
+        location / {{ root {dir}/files; }}
+    }}"#,
+            certificate.chain.display(),
+            certificate.key.display()
+        )
+    });
     format!(
         r#"
 daemon off;
@@ -163,11 +206,15 @@ http {{
             default_type text/plain;
             return 200 "$remote_addr $server_addr\n";
         }}
+        location = /site {{
+            default_type text/plain;
+            return 200 "$host $remote_addr $server_addr\n";
+        }}
         location /upload/ {{
             root {dir};
             dav_methods PUT;
         }}
-    }}
+    }}{tls}
 }}
 "#
     )

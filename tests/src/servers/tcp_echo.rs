@@ -31,11 +31,27 @@ pub struct TcpEcho {
 }
 
 impl TcpEcho {
+    /// What a server says that speaks first.
+    pub const BANNER: &[u8] = b"220 lab ESMTP\r\n";
+
     /// Starts it at `port`.
     ///
     /// # Errors
     /// When the port is taken.
     pub fn start(ns: &Namespace, port: u16) -> Result<Self> {
+        Self::start_with(ns, port, b"")
+    }
+
+    /// Starts one that says [`BANNER`](Self::BANNER) to each client, as servers of SMTP and SSH do, before it
+    /// listens to it.
+    ///
+    /// # Errors
+    /// When the port is taken.
+    pub fn start_speaking(ns: &Namespace, port: u16) -> Result<Self> {
+        Self::start_with(ns, port, Self::BANNER)
+    }
+
+    fn start_with(ns: &Namespace, port: u16, banner: &'static [u8]) -> Result<Self> {
         let address = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
         let listener = ns
             .enter(|| TcpListener::bind(address))?
@@ -43,7 +59,7 @@ impl TcpEcho {
         let listener = Arc::new(listener);
         let shared = Arc::new(Shared::default());
         let (accepting, state) = (Arc::clone(&listener), Arc::clone(&shared));
-        let thread = thread::spawn(move || accept(&accepting, &state));
+        let thread = thread::spawn(move || accept(&accepting, &state, banner));
         Ok(Self {
             shared,
             listener,
@@ -85,7 +101,7 @@ impl Drop for TcpEcho {
     }
 }
 
-fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
+fn accept(listener: &TcpListener, shared: &Arc<Shared>, banner: &'static [u8]) {
     loop {
         match listener.accept() {
             Ok((stream, client)) => {
@@ -97,7 +113,7 @@ fn accept(listener: &TcpListener, shared: &Arc<Shared>) {
                 let shared = Arc::clone(shared);
                 thread::spawn(move || {
                     // A client that goes away is no concern of the server.
-                    echo(&stream).ok();
+                    echo(&stream, banner).ok();
                     let peer = stream.peer_addr().ok();
                     lock(&shared.streams).retain(|other| other.peer_addr().ok() != peer);
                 });
@@ -112,8 +128,9 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn echo(mut stream: &TcpStream) -> io::Result<()> {
+fn echo(mut stream: &TcpStream, banner: &[u8]) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    stream.write_all(banner)?;
     let mut buffer = vec![0; 65_536];
     loop {
         let read = stream.read(&mut buffer)?;

@@ -3,15 +3,17 @@
 //! A page holds one configuration, and a test runs just that. Of it only the words `user:password` are
 //! replaced: by those of the SOCKS server of the lab, which listens where the pages say.
 
-use std::{fs, net::IpAddr, path::Path, process::Command, time::Duration};
+use std::{net::IpAddr, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use super::{
-    Ground, Lab, Unsupported, answers, batch, far_addresses, give, hears, or_skip, ways_back,
+    Ground, Lab, Unsupported, answers, batch, far_addresses, give, hears, or_skip, switch,
+    ways_back,
 };
 use crate::{
     Family, Namespace, Tproxy,
+    addr::in_lan,
     links::veth,
     process,
     servers::{PASSWORD, USER},
@@ -118,14 +120,6 @@ impl Shape {
             Self::OneArmed | Self::SideRouter => in_lan(family, 3),
             _ => family.internet(),
         }
-    }
-}
-
-/// 10.77.0.n, 2001:db8:77::n.
-fn in_lan(family: Family, n: u8) -> IpAddr {
-    match family {
-        Family::V4 => IpAddr::from([10, 77, 0, n]),
-        Family::V6 => IpAddr::from([0x2001, 0xdb8, 0x77, 0, 0, 0, 0, u16::from(n)]),
     }
 }
 
@@ -283,10 +277,8 @@ impl Site {
     /// When it cannot be written.
     pub fn write(&self, config: &str) -> Result<String> {
         let password = PASSWORD.replace(' ', "%20");
-        let text = config.replace("user:password", &format!("{USER}:{password}"));
-        let path = self.lab.dir().join("config.toml");
-        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
-        Ok(path.to_string_lossy().into_owned())
+        self.lab
+            .write(&config.replace("user:password", &format!("{USER}:{password}")))
     }
 
     /// Runs tproxy-bpf on the gateway with this configuration, ready.
@@ -300,20 +292,12 @@ impl Site {
 
 /// Gateway, router and two devices on one switch. All have their way out by a link-local address
 /// over IPv6, without which there would be no redirects (RFC 4861, 8.2).
-fn shared_link(switch: &Namespace, members: [&Namespace; 4], shape: Shape) -> Result<()> {
-    switch.ip(&[
-        "link add br0 type bridge mcast_snooping 0",
-        "link set br0 up",
-    ])?;
+fn shared_link(between: &Namespace, members: [&Namespace; 4], shape: Shape) -> Result<()> {
     // Routers get theirs below.
     for router in &members[..2] {
         router.sysctl(&[("net/ipv6/conf/default/addr_gen_mode", "1")])?;
     }
-    for (index, member) in members.into_iter().enumerate() {
-        let port = format!("port{index}");
-        veth((switch, &port), (member, "eth0"), 1500)?;
-        switch.ip(&[&format!("link set {port} master br0")])?;
-    }
+    switch(between, &members)?;
     let [gateway, internet, device, device2] = members;
     let address = |address: fn(Shape, Family) -> IpAddr| Family::BOTH.map(|f| address(shape, f));
     let lines =

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use crate::{
     Namespace,
-    addr::url,
+    addr::{host, url},
     process,
     servers::{Hasher, hash_file},
 };
@@ -178,11 +178,70 @@ pub fn upload(ns: &Namespace, file: &Path, url: &str) -> Result<Duration> {
 pub fn whoami(ns: &Namespace, server: IpAddr) -> Result<IpAddr> {
     let mut command = curl(ns);
     command.args(["--max-time", "10", &url(server, "whoami")]);
+    first_address(command)
+}
+
+/// Asks `/whoami` as [`whoami`] does, through the proxy at `proxy`, a URL as outbounds have it.
+///
+/// # Errors
+/// When curl fails, or the proxy does not let it through.
+pub fn through_socks(ns: &Namespace, proxy: &str, server: IpAddr) -> Result<IpAddr> {
+    let mut command = ns.command("curl");
+    command.args(["-sS", "--fail", "--connect-timeout", "5", "--proxy", proxy]);
+    command.args(["--max-time", "10", &url(server, "whoami")]);
+    first_address(command)
+}
+
+fn first_address(command: Command) -> Result<IpAddr> {
     let output = process::run(command, Duration::from_secs(20))?.ok()?;
     let client = output.stdout.split_whitespace().next().unwrap_or_default();
     client
         .parse()
         .with_context(|| format!("reading the answer {:?}", output.stdout))
+}
+
+/// What a server said of one request for its `/site`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Visit {
+    /// The site that it took the request to be for.
+    pub site: String,
+    /// Who asked, as the server saw it.
+    pub client: IpAddr,
+    /// Which of its addresses was asked.
+    pub server: IpAddr,
+}
+
+/// Asks the site `name` at `server` who answers. No name is looked up. With an authority (PEM) by HTTPS, and then the
+/// server's certificate must be for that name; without one by HTTP.
+///
+/// # Errors
+/// When curl fails.
+pub fn visit(
+    ns: &Namespace,
+    name: &str,
+    server: IpAddr,
+    authority: Option<&Path>,
+) -> Result<Visit> {
+    let (scheme, port) = match authority {
+        Some(_) => ("https", 443),
+        None => ("http", 80),
+    };
+    let mut command = curl(ns);
+    if let Some(authority) = authority {
+        command.arg("--cacert").arg(authority);
+    }
+    command.args(["--resolve", &format!("{name}:{port}:{}", host(server))]);
+    command.args(["--max-time", "10", &format!("{scheme}://{name}/site")]);
+    let output = process::run(command, Duration::from_secs(20))?.ok()?;
+    let mut words = output.stdout.split_whitespace();
+    let mut read = || {
+        Some(Visit {
+            site: words.next()?.to_owned(),
+            client: words.next()?.parse().ok()?,
+            server: words.next()?.parse().ok()?,
+        })
+    };
+    read().with_context(|| format!("reading the answer {:?}", output.stdout))
 }
 
 /// Fetches `url` `count` times at once (up to 300), each on a connection of its own; gives the hashes. The

@@ -5,20 +5,23 @@ mod http;
 mod iperf;
 mod udp;
 
-pub use dns::{dig, dig_tcp};
-pub use http::{Download, HeldDownload, download, parallel_downloads, upload, whoami};
+pub use dns::{Answer, Answers, Load, Over, Record, dig, dig_tcp, dnsperf, question};
+pub use http::{
+    Download, HeldDownload, Visit, download, parallel_downloads, through_socks, upload, visit,
+    whoami,
+};
 pub use iperf::{Report, Test, iperf};
 pub use udp::{Peers, echo_sizes, open_udp, peers};
 
 use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 
-use crate::Namespace;
+use crate::{Namespace, servers::TcpEcho};
 
 /// Opens a TCP connection from `ns`. It can be used from any thread; reads and writes fail after 10 s.
 ///
@@ -49,4 +52,23 @@ pub fn echo_line(ns: &Namespace, target: SocketAddr) -> Result<()> {
         answer.escape_ascii().to_string()
     );
     Ok(())
+}
+
+/// Connects from `ns` to a server that [speaks first](TcpEcho::start_speaking) and says nothing; gives the time from
+/// the start of the connection to the whole banner.
+///
+/// # Errors
+/// When the connection fails, or something else comes.
+pub fn banner(ns: &Namespace, target: SocketAddr) -> Result<Duration> {
+    let start = Instant::now();
+    let mut stream = connect(ns, target)?;
+    let mut banner = [0; TcpEcho::BANNER.len()];
+    stream.read_exact(&mut banner)?;
+    let elapsed = start.elapsed();
+    ensure!(
+        banner == TcpEcho::BANNER,
+        "{target} sent {:?}",
+        banner.escape_ascii().to_string()
+    );
+    Ok(elapsed)
 }

@@ -30,16 +30,25 @@ pub fn check(args: &CheckArgs) -> Result<ExitCode> {
         Err(error) => return Err(error),
     };
     let prefixes = lists.bypass.len();
+    let (rules, domains) = (lists.rules.len(), lists.rules.domains());
     if args.read.json {
         output::json(&json!({
-            "valid": true, "bypass_prefixes": prefixes, "notes": lists.notes, "config": config
+            "valid": true,
+            "bypass_prefixes": prefixes,
+            "rules": rules,
+            "rule_domains": domains,
+            "notes": lists.notes,
+            "config": config,
         }))?;
     } else {
         output::text_out(&format!(
-            "{} is valid; with all defaults it comes to:\n\n{}\n\n{} prefixes are bypassed\n{}",
+            "{} is valid; with all defaults it comes to:\n\n{}\n\n{} prefixes are bypassed; {} rules \
+             have {} domains\n{}",
             args.file.display(),
             config,
             output::number(prefixes as u64),
+            output::number(rules as u64),
+            output::number(domains as u64),
             lists
                 .notes
                 .iter()

@@ -173,6 +173,41 @@ fn fill(status: &mut Status, maps: &Maps, snapshot: &Snapshot) -> Result<()> {
     Ok(())
 }
 
+/// The outbounds that rules may lead to.
+fn other_outbounds(detail: &Value) -> Option<String> {
+    let rules = detail["rules"].as_u64().filter(|rules| *rules > 0)?;
+    let others = detail["outbounds"].as_array()?.iter().skip(1);
+    let names: Vec<_> = others.filter_map(|one| one["name"].as_str()).collect();
+    let rules = match rules {
+        1 => "1 rule".to_owned(),
+        rules => format!("{} rules", output::number(rules)),
+    };
+    Some(match &names[..] {
+        [] => format!("direct; {rules}"),
+        names => format!("{}; {rules}", names.join(", ")),
+    })
+}
+
+/// What the resolver does.
+fn dns(detail: &Value) -> Option<String> {
+    let dns = detail["dns"].as_object()?;
+    let count = |key: &str| {
+        let count = dns.get(key).and_then(Value::as_u64);
+        output::number(count.unwrap_or(0))
+    };
+    let learned = detail["learned"]["bypassed"].as_u64().unwrap_or(0);
+    Some(format!(
+        "{} questions: {} of the cache, {} asked directly, {} through the outbound, {} failed; {} addresses of names \
+         go direct",
+        count("queries"),
+        count("cache_hits"),
+        count("direct"),
+        count("proxy"),
+        count("failures"),
+        output::number(learned)
+    ))
+}
+
 fn text(status: &Status) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
@@ -196,6 +231,12 @@ fn text(status: &Status) -> String {
                 .collect();
             if !servers.is_empty() {
                 line("server at", &servers.join(", "));
+            }
+            if let Some(names) = other_outbounds(detail) {
+                line("and by rules", &names);
+            }
+            if let Some(text) = dns(detail) {
+                line("dns", &text);
             }
             let traffic = &detail["traffic"];
             let count = |key: &str| output::number(traffic[key].as_u64().unwrap_or(0));

@@ -1,6 +1,7 @@
 //! Edits of the bypass set. Each edit is done whole or not at all.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -117,8 +118,8 @@ pub fn replace(
     let keeps = |value: &Bypass| match origin {
         // What is there for good is there, whoever put it there. Only the proxy's own entries go with it.
         Origin::Config => value.expires == 0 && value.origin != Origin::Outbound as u32,
-        Origin::Outbound => holds(value, now),
-        Origin::Command | Origin::Run => {
+        Origin::Outbound => serves(value, now),
+        Origin::Command | Origin::Run | Origin::Learned => {
             value.origin == origin as u32 && value.expires == 0 && terms.ttl.is_none()
         }
     };
@@ -156,7 +157,7 @@ pub fn restore(
     let mut missing = Vec::new();
     for prefix in prefixes {
         let present = maps.bypass_entry(*prefix).map_err(Error::Map)?;
-        if !present.is_some_and(|entry| holds(&entry.value, now)) {
+        if !present.is_some_and(|entry| serves(&entry.value, now)) {
             missing.push(entry(*prefix, terms, origin));
         }
     }
@@ -168,6 +169,51 @@ pub fn restore(
 /// Does an entry count?
 fn holds(value: &Bypass, now: u64) -> bool {
     time_left(value, now).is_none_or(|left| !left.is_zero())
+}
+
+/// Does an entry stand in for one that the proxy needs for its server? One that was learned goes when its name does.
+fn serves(value: &Bypass, now: u64) -> bool {
+    holds(value, now) && value.origin != Origin::Learned as u32
+}
+
+/// Adds an address that a name stands for, or gives it new terms. An entry of somebody else stays as it is, and
+/// then it is false.
+///
+/// # Errors
+/// [`Error::Map`].
+pub fn learn(maps: &mut Maps, address: IpAddr, terms: &Terms) -> Result<bool, Error> {
+    let prefix = IpNet::from(address);
+    let present = maps.bypass_entry(prefix).map_err(Error::Map)?;
+    let is_free = present.is_none_or(|entry| {
+        entry.value.origin == Origin::Learned as u32 || !holds(&entry.value, now())
+    });
+    if is_free {
+        let added = vec![entry(prefix, terms, Origin::Learned)];
+        apply(maps, added, Vec::new())?;
+    }
+    Ok(is_free)
+}
+
+/// Removes an address that was learned. An entry of somebody else stays.
+///
+/// # Errors
+/// [`Error::Map`].
+pub fn unlearn(maps: &mut Maps, address: IpAddr) -> Result<(), Error> {
+    let prefix = IpNet::from(address);
+    let present = maps.bypass_entry(prefix).map_err(Error::Map)?;
+    if present.is_some_and(|entry| entry.value.origin == Origin::Learned as u32) {
+        apply(maps, Vec::new(), vec![prefix])?;
+    }
+    Ok(())
+}
+
+/// How many packets the entry of just this address let pass. 0 without one.
+///
+/// # Errors
+/// [`Error::Map`].
+pub fn packets(maps: &Maps, address: IpAddr) -> Result<u64, Error> {
+    let present = maps.bypass_entry(address.into()).map_err(Error::Map)?;
+    Ok(present.map_or(0, |entry| entry.value.packets))
 }
 
 /// What a replacement came to.

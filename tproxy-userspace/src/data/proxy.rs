@@ -11,7 +11,7 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::Error;
-use super::dns::{self, Choose, Dns, DnsStats, Group, Learned};
+use super::dns::{self, Announcement, Choose, Dns, DnsStats, Group};
 use super::guard::Guard;
 use super::hands::Hands;
 use super::limits::{Budget, Limits};
@@ -127,7 +127,7 @@ impl Proxy {
         Ok(proxy)
     }
 
-    /// Takes other outbounds and rules for new connections and associations; those that live keep theirs. The
+    /// Takes other outbounds and rules for new connections and UDP flows; those that live keep theirs. The
     /// servers of outbounds that are new are looked up first, and an error changes nothing.
     ///
     /// # Errors
@@ -147,7 +147,7 @@ impl Proxy {
     pub fn set_dns(
         &self,
         settings: Option<&dns::Settings>,
-    ) -> Result<Option<mpsc::Receiver<Learned>>, Error> {
+    ) -> Result<Option<mpsc::Receiver<Announcement>>, Error> {
         let Some(settings) = settings else {
             self.dns.set(None);
             return Ok(None);

@@ -89,7 +89,8 @@ outcomes! {
 #[derive(Debug)]
 pub struct Record {
     shared: Arc<Shared>,
-    /// The outbound that it took, and the rule that says so. None before the choice, and for what takes none.
+    /// The outbound that it took, and the rule that says so. None before the choice, and for what takes none. Of an
+    /// association the rule and the name are those of its first flow.
     pub choice: Option<Choice>,
     /// The name that the device asks for, if it was read.
     pub name: Option<Box<str>>,

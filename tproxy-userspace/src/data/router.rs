@@ -14,7 +14,7 @@ use super::guard::Guard;
 use super::outbound::Outbound;
 use super::resolve::Resolver;
 use super::way::Way;
-use crate::policy::rule::{Query, Rules};
+use crate::policy::rule::{Protocol, Query, Rules};
 
 pub use self::explain::{Explained, NamedRule, Resolving, Taken};
 
@@ -85,14 +85,16 @@ pub struct Choice {
     pub rule: Option<Arc<str>>,
 }
 
+/// Name and way of a rule.
+type OfRule = (Arc<str>, Arc<Way>);
+
 /// The outbounds in use, and the rules.
 #[derive(Debug)]
 pub struct Router {
     /// Never empty. The first is for all that no rule is about.
     ways: Vec<Arc<Way>>,
     rules: Arc<Rules>,
-    /// Of each rule its name and its way.
-    of_rules: Vec<(Arc<str>, Arc<Way>)>,
+    of_rules: Vec<OfRule>,
     direct_names: Option<usize>,
     sniff: Option<Sniff>,
 }
@@ -152,8 +154,8 @@ impl Router {
 
     /// These ways and rules, as a test has them.
     #[cfg(test)]
-    pub fn with_rules(ways: Vec<Way>, rules: Rules, sniff: Option<Sniff>) -> Self {
-        let ways: Vec<_> = ways.into_iter().map(Arc::new).collect();
+    pub fn with_rules(ways: Vec<impl Into<Arc<Way>>>, rules: Rules, sniff: Option<Sniff>) -> Self {
+        let ways: Vec<_> = ways.into_iter().map(Into::into).collect();
         let rules = Arc::new(rules);
         Self {
             of_rules: of_rules(&rules, &ways).expect("outbounds that are there"),
@@ -209,8 +211,10 @@ impl Router {
     /// How to read the name that this is for. None: there is no need to.
     #[must_use]
     pub fn sniff(&self, query: &Query<'_>) -> Option<Sniff> {
+        // Datagrams keep their addresses: the peer that answers is one of these.
+        let rewrites = |sniff: &Sniff| sniff.rewrite && query.protocol == Protocol::Tcp;
         self.sniff
-            .filter(|sniff| sniff.rewrite || self.rules.needs_name(query))
+            .filter(|sniff| rewrites(sniff) || self.rules.needs_name(query))
     }
 
     /// Is this one of the names that are looked up directly?
@@ -246,7 +250,7 @@ impl Router {
     }
 }
 
-fn of_rules(rules: &Rules, ways: &[Arc<Way>]) -> Result<Vec<(Arc<str>, Arc<Way>)>, Error> {
+fn of_rules(rules: &Rules, ways: &[Arc<Way>]) -> Result<Vec<OfRule>, Error> {
     let of_rule = |(rule, outbound): (&str, &str)| {
         let way = ways.iter().find(|way| *way.name == *outbound);
         let way = way.ok_or_else(|| Error::UnknownOutbound {

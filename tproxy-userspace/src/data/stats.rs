@@ -24,6 +24,12 @@ pub struct Counters {
     pub accept_failed: AtomicU64,
     /// Bytes went through a buffer of this process because no pipe was to be had.
     pub pipe_missing: AtomicU64,
+    /// UDP flows whose way is remembered or still to be decided. Those of the time without rules are not among them.
+    pub flows: AtomicU64,
+    /// Flows that were forgotten to make room for others.
+    pub flows_evicted: AtomicU64,
+    /// QUIC flows that went on without a name: it did not come in time, or there was no room to wait for it.
+    pub names_missed: AtomicU64,
     /// Datagrams to port 0.
     pub port_zero: AtomicU64,
     /// Datagrams to the proxy's own port.
@@ -46,6 +52,9 @@ impl Default for Counters {
             down: AtomicU64::new(0),
             accept_failed: AtomicU64::new(0),
             pipe_missing: AtomicU64::new(0),
+            flows: AtomicU64::new(0),
+            flows_evicted: AtomicU64::new(0),
+            names_missed: AtomicU64::new(0),
             port_zero: AtomicU64::new(0),
             own_port_datagrams: AtomicU64::new(0),
             datagrams_blocked: AtomicU64::new(0),
@@ -100,6 +109,9 @@ impl Counters {
             evicted: ended(Outcome::Evicted),
             accept_failed: self.accept_failed.load(Relaxed),
             pipe_missing: self.pipe_missing.load(Relaxed),
+            flows: self.flows.load(Relaxed),
+            flows_evicted: self.flows_evicted.load(Relaxed),
+            names_missed: self.names_missed.load(Relaxed),
             port_zero: self.port_zero.load(Relaxed),
             datagrams_blocked: self.datagrams_blocked.load(Relaxed),
             datagrams_refused: self.datagrams_refused.load(Relaxed),
@@ -139,6 +151,12 @@ pub struct Stats {
     pub accept_failed: u64,
     /// Times that bytes were copied because no pipe was to be had.
     pub pipe_missing: u64,
+    /// UDP flows whose way is remembered or still to be decided. 0 without rules.
+    pub flows: u64,
+    /// Flows that were forgotten to make room for others.
+    pub flows_evicted: u64,
+    /// QUIC flows that went on without a name: it did not come in time, or there was no room to wait for it.
+    pub names_missed: u64,
     /// Datagrams to port 0, dropped.
     pub port_zero: u64,
     /// Datagrams that a full buffer or queue had no room for.

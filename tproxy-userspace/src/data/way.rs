@@ -146,7 +146,13 @@ impl Way {
     /// An outbound as a test writes it.
     #[cfg(test)]
     pub fn fixed(outbound: &str) -> Self {
-        Self::literal("fixed", outbound.parse().expect("a literal"))
+        Self::named("fixed", outbound)
+    }
+
+    /// The same with a name.
+    #[cfg(test)]
+    pub fn named(name: &str, outbound: &str) -> Self {
+        Self::literal(name, outbound.parse().expect("a literal"))
     }
 
     fn new(name: &str, outbound: Outbound, addresses: Vec<SocketAddr>, ttl: Duration) -> Self {

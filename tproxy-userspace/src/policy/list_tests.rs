@@ -291,6 +291,25 @@ fn lists_of_any_format_become_one_set() {
 }
 
 #[test]
+fn a_file_that_is_cut_off_is_refused_with_its_name_and_the_byte() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("ads.srs");
+    // A rule set of sing-box with the keyword `ads`, compressed by zlib 1.2.13.
+    let file = b"SRS\x03\x78\xda\x63\x64\x60\x66\x64\x4e\x4c\x29\xfe\xcf\x00\x00\x07\x11\x02\x40";
+    let source = [Source::new(&path)];
+    for end in 3..file.len() {
+        std::fs::write(&path, &file[..end]).unwrap();
+        let error = load_domains(&source, &mut |_| {}).unwrap_err();
+        assert_eq!(error.problems()[0].place, Some(Place::Byte(end)));
+        let start = format!("{}, byte {end}: the file ends within ", path.display());
+        assert!(error.to_string().starts_with(&start), "{error}");
+    }
+    std::fs::write(&path, file).unwrap();
+    let loaded = load_domains(&source, &mut |_| {}).unwrap();
+    assert_eq!(loaded.entries, [Domain::Keyword("ads".to_owned())]);
+}
+
+#[test]
 fn ranges_cannot_fill_the_memory() {
     // One line of 254 prefixes each, all different.
     let text: String = (0..12_000)

@@ -3,6 +3,7 @@
 pub mod aggregate;
 pub mod domain;
 pub mod formats;
+pub mod learned;
 pub mod list;
 pub mod port;
 pub mod prefix;

@@ -309,6 +309,12 @@ impl Rules {
         self.rules.len()
     }
 
+    /// How many domains they have, all together.
+    #[must_use]
+    pub fn domains(&self) -> usize {
+        self.domains.len()
+    }
+
     /// Does everything take the default?
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -58,6 +58,7 @@ impl Session<'_> {
             self.gateway.disable_forwarding()?;
         }
         self.spare_servers()?;
+        self.reconsider_names()?;
         let synced = self.sync().await?;
         self.tell(&synced);
         Ok(())
@@ -79,6 +80,7 @@ impl Session<'_> {
     }
 
     pub(super) fn sweep(&mut self) -> Result<()> {
+        self.forget_names()?;
         let _lock = self.place.lock()?;
         bypass::sweep(self.gateway.maps())?;
         // What a command removed, or was in the place of for a while.

@@ -1,6 +1,7 @@
 //! One run of a gateway with its proxy: start in order, follow the machine, stop in reverse.
 
 mod follow;
+mod learn;
 mod links;
 mod signals;
 mod start;
@@ -24,6 +25,7 @@ use tproxy_userspace::observe::socket::{Asked, Request, Server};
 use tproxy_userspace::policy::rule::Query;
 
 use self::follow::{cgroups_changed, watch_cgroups};
+use self::learn::{Names, announced};
 use self::links::{Leaving, selection};
 use self::signals::{Caught, Signals};
 use self::start::{Presence, Reader, close, start};
@@ -54,6 +56,8 @@ struct Session<'a> {
     dns: Option<Settings>,
     /// Tells the addresses of the names that were asked for.
     learned: Option<Reader>,
+    /// Which addresses names stand for.
+    names: Names,
     started: Instant,
     place: Place,
     gateway: Gateway,
@@ -113,6 +117,7 @@ pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
         reread,
         lists,
         learned,
+        names: Names::default(),
         started: Instant::now(),
         cgroups: watch_cgroups(&place),
         place,
@@ -179,6 +184,11 @@ impl Session<'_> {
                 Ok(()) = self.servers.changed() => {
                     if let Err(error) = self.spare_servers() {
                         tracing::error!("bypassing the outbound's server: {error:#}");
+                    }
+                }
+                announced = announced(&mut self.learned) => {
+                    if let Err(error) = self.learn(&announced) {
+                        tracing::error!("bypassing the addresses of a name: {error:#}");
                     }
                 }
                 changed = cgroups_changed(&mut self.cgroups) => match changed {
@@ -271,12 +281,14 @@ impl Session<'_> {
             "pid": std::process::id(),
             "uptime_seconds": self.started.elapsed().as_secs(),
             "outbound": self.outbound(),
+            "outbounds": self.config.outbounds,
             "servers": *self.servers.borrow(),
             "lan": self.config.lan.interfaces,
             "wan": self.config.wan.interfaces,
             "traffic": self.proxy.stats(),
             "dns": self.proxy.dns_stats(),
             "rules": self.lists.rules.len(),
+            "learned": self.names_status(),
         })
     }
 

@@ -15,16 +15,17 @@ use tproxy_userspace::control::gateway::Gateway;
 use tproxy_userspace::control::links::Snapshot;
 use tproxy_userspace::control::place::{Lock, Place};
 use tproxy_userspace::control::preflight::KernelVersion;
-use tproxy_userspace::data::dns::Learned;
+use tproxy_userspace::data::dns::Announcement;
 use tproxy_userspace::data::{Limits, Proxy, Sockets, Upstream};
 use tproxy_userspace::net::SocketFactory;
 use tproxy_userspace::observe::socket::Server;
 
 use super::super::run::policy;
 use super::super::upstream;
+use super::learn::unlearn_all;
 
 /// Tells the addresses of the names that were asked for.
-pub(super) type Reader = mpsc::Receiver<Learned>;
+pub(super) type Reader = mpsc::Receiver<Announcement>;
 
 /// What tells others that a proxy runs here.
 pub(super) struct Presence {
@@ -104,6 +105,7 @@ pub(super) fn prepare(
     sockets: &Sockets,
 ) -> Result<()> {
     enforce(gateway, config, prefixes)?;
+    unlearn_all(gateway.maps())?;
     let (servers, terms) = (upstream::prefixes(servers), upstream::terms());
     bypass::replace(gateway.maps(), &servers, &terms, Origin::Outbound)?;
     let listeners: Vec<_> = Listener::ALL
@@ -147,8 +149,10 @@ pub(super) async fn close(
                 // What stays attached without a proxy has no server to spare.
                 let maps = gateway.maps();
                 let spared = bypass::replace(maps, &[], &Terms::default(), Origin::Outbound);
+                let unlearned = unlearn_all(maps);
                 gateway.close(snapshot, lock).await?;
                 spared?;
+                unlearned?;
             }
             None => place.remove(lock)?,
         }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 
 use super::cache::{Cache, Found, Kept, Key};
 use super::group::Group as Upstreams;
-use super::learned::{Announcer, Learned};
+use super::learned::{Announcer, Heard, Learned};
 use super::split::{Choose, Group};
 use super::stats::{Counters, DnsStats};
 use super::transport::{Ask, Timing};
@@ -175,7 +175,10 @@ impl Lookup {
         let (evicted, outcome) = match answer {
             Ok(response) if matches!(response.code, code::NO_ERROR | code::NX_DOMAIN) => {
                 let kept = Kept::new(response);
-                self.announce(course, &kept);
+                if let Some(heard) = self.announce(course, &kept) {
+                    // Whoever gets this answer connects at once, and his way should be settled by then.
+                    let _ = timeout(self.timing.hearing, heard).await;
+                }
                 let evicted = self.cache().put(course.key.clone(), kept.clone(), now);
                 (evicted, Some(kept))
             }
@@ -197,10 +200,10 @@ impl Lookup {
         Some(kept)
     }
 
-    fn announce(&self, course: &Course, kept: &Kept) {
+    fn announce(&self, course: &Course, kept: &Kept) -> Option<Heard> {
         if kept.response.addresses.is_empty() {
             kept.announced.store(true, Relaxed);
-            return;
+            return None;
         }
         let addresses = kept.response.addresses.iter();
         let learned = Learned {
@@ -208,8 +211,9 @@ impl Lookup {
             group: course.group,
             addresses: addresses.map(|(ip, ttl)| (*ip, kept.ttl(*ttl))).collect(),
         };
-        let announced = self.announcer.announce(learned, &self.counters);
-        kept.announced.store(announced, Relaxed);
+        let heard = self.announcer.announce(learned, &self.counters);
+        kept.announced.store(heard.is_some(), Relaxed);
+        heard
     }
 
     /// What is kept. No code that can panic runs under the lock.

@@ -27,7 +27,7 @@ mod split;
 mod stats;
 mod transport;
 mod upstream;
-mod wire;
+pub mod wire;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -49,7 +49,7 @@ use self::transport::{Addresses, Bootstrap, Exchange, Stream, Timing, Udp};
 use super::resolve::Resolver;
 use crate::net::SocketFactory;
 
-pub use self::learned::Learned;
+pub use self::learned::{Announcement, Learned};
 pub use self::server::Over;
 pub use self::split::{Choose, Group, Suffixes};
 pub use self::stats::DnsStats;
@@ -136,7 +136,7 @@ impl Dns {
         outbound: Path,
         system: Resolver,
         roots: Option<Roots>,
-    ) -> Result<(Self, mpsc::Receiver<Learned>), TlsError> {
+    ) -> Result<(Self, mpsc::Receiver<Announcement>), TlsError> {
         let mut all = settings.direct.iter().chain(&settings.proxy);
         let encrypted = all.any(|upstream| upstream.transport.is_encrypted());
         let roots = match roots {
@@ -161,7 +161,7 @@ impl Dns {
         direct: group::Group,
         proxy: group::Group,
         builder: Builder,
-    ) -> (Self, mpsc::Receiver<Learned>) {
+    ) -> (Self, mpsc::Receiver<Announcement>) {
         let (announcer, learned) = Announcer::new(learned::QUEUE);
         let lookup = Lookup {
             choose,

@@ -82,6 +82,7 @@ fn request_line(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let fits = (1..=LONGEST_METHOD).contains(&method.len())
         && method.iter().all(|byte| is_method(*byte))
         && !target.is_empty()
+        && !target.iter().any(u8::is_ascii_control)
         && matches!(version, b"HTTP/1.0" | b"HTTP/1.1")
         && words.next().is_none();
     fits.then_some((method, target))

@@ -10,7 +10,7 @@ pub mod quic;
 pub mod tls;
 
 #[cfg(test)]
-mod tests;
+pub(in crate::data) mod tests;
 
 use std::mem;
 

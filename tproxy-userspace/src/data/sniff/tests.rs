@@ -34,7 +34,7 @@ fn rustls_hello(name: &str, config: ClientConfig) -> Vec<u8> {
 }
 
 /// The bytes of a handshake in records of this size.
-fn in_records(message: &[u8], size: usize) -> Vec<u8> {
+pub(in crate::data) fn in_records(message: &[u8], size: usize) -> Vec<u8> {
     let record = |part: &[u8]| {
         let length = u16::try_from(part.len()).unwrap().to_be_bytes();
         [&[tls::HANDSHAKE, 3, 1, length[0], length[1]], part].concat()
@@ -48,7 +48,7 @@ fn long(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// A client hello with these extensions, without records.
-pub(super) fn hello(extensions: &[(u16, Vec<u8>)]) -> Vec<u8> {
+pub(in crate::data) fn hello(extensions: &[(u16, Vec<u8>)]) -> Vec<u8> {
     let extensions: Vec<u8> = extensions
         .iter()
         .flat_map(|(kind, data)| [&kind.to_be_bytes(), &*long(data)].concat())
@@ -67,7 +67,7 @@ pub(super) fn hello(extensions: &[(u16, Vec<u8>)]) -> Vec<u8> {
 }
 
 /// The extension `server_name` with one host name.
-pub(super) fn sni(name: &str) -> (u16, Vec<u8>) {
+pub(in crate::data) fn sni(name: &str) -> (u16, Vec<u8>) {
     (0, long(&[&[0], &*long(name.as_bytes())].concat()))
 }
 
@@ -237,6 +237,8 @@ fn requests_name_their_host() {
         "GET / HTTP/1.1 x\r\n",
         "GET /\r\n",
         "GET /\0",
+        "GET /\0 HTTP/1.1\r\n",
+        "GET /a\rb HTTP/1.1\r\n",
         "G:T",
         " GET",
         "\r\n\r\n\r\nGET / HTTP/1.1\r\n",

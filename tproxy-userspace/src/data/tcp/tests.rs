@@ -352,6 +352,8 @@ async fn an_idle_connection_is_small() {
     drop((future, front));
 }
 
+mod rules;
+
 mod socks5 {
     use super::*;
 

@@ -1,5 +1,5 @@
-//! One device socket and its upstream socket: every peer of that device socket is reached from the same
-//! port, and any peer may answer (endpoint-independent mapping and filtering, RFC 4787).
+//! One device socket and its upstream socket for one way: every peer that the device socket reaches by this way is
+//! reached from the same port, and any peer may answer (endpoint-independent mapping and filtering, RFC 4787).
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,16 +12,14 @@ use tokio::net::{TcpStream, UdpSocket};
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
+use super::key::Key;
+use super::waiting::Waiting;
 use super::{Receiver, Scratch, UdpRelay, with_scratch};
 use crate::data::outbound::{DialError, Socks5Server, wire};
 use crate::data::record::{Outcome, Record, Shared};
 use crate::data::way::Way;
-use crate::net::mmsg::{BATCH, Outgoing, Prefix, Received, SendReport};
+use crate::net::mmsg::{BATCH, Outgoing, Prefix, Received};
 
-/// Datagrams that wait while the SOCKS5 server is being asked for a relay.
-const WAITING: usize = 64;
-/// Their payload, in bytes.
-const WAITING_BYTES: usize = 128 << 10;
 /// How long an association that failed stays, so that a busy device does not make us knock at a dead server
 /// with every datagram.
 const HOLD_DOWN: Duration = Duration::from_secs(2);
@@ -29,8 +27,10 @@ const HOLD_DOWN: Duration = Duration::from_secs(2);
 /// See the module.
 #[derive(Debug)]
 pub struct Association {
-    /// The device.
-    pub client: SocketAddr,
+    /// What it is known by: the device, and which of its ways.
+    pub key: Key,
+    /// The way that it takes.
+    pub way: Arc<Way>,
     receiver: Arc<Receiver>,
     upstream: Upstream,
     up: AtomicU64,
@@ -46,34 +46,30 @@ enum Upstream {
     Socks5 {
         /// Connected to the relay, once there is one.
         socket: OnceLock<UdpSocket>,
+        /// What came while the server is being asked for it.
         waiting: Mutex<Waiting>,
     },
 }
 
-#[derive(Debug, Default)]
-struct Waiting {
-    datagrams: Vec<(SocketAddr, Box<[u8]>)>,
-    bytes: usize,
-}
-
 impl Association {
-    /// An association that sends from `socket`.
-    pub fn direct(receiver: &Arc<Receiver>, record: Record, socket: UdpSocket) -> Self {
-        Self::new(receiver, record, Upstream::Direct(socket))
-    }
-
-    /// An association whose relay is still to be asked for.
-    pub fn socks5(receiver: &Arc<Receiver>, record: Record) -> Self {
-        let upstream = Upstream::Socks5 {
-            socket: OnceLock::new(),
-            waiting: Mutex::default(),
+    /// An association that takes this way. It sends from `socket`; without one its relay is still to be asked for.
+    pub fn new(
+        key: Key,
+        way: Arc<Way>,
+        receiver: &Arc<Receiver>,
+        record: Record,
+        socket: Option<UdpSocket>,
+    ) -> Self {
+        let upstream = match socket {
+            Some(socket) => Upstream::Direct(socket),
+            None => Upstream::Socks5 {
+                socket: OnceLock::new(),
+                waiting: Mutex::default(),
+            },
         };
-        Self::new(receiver, record, upstream)
-    }
-
-    fn new(receiver: &Arc<Receiver>, record: Record, upstream: Upstream) -> Self {
         Self {
-            client: record.client(),
+            key,
+            way,
             receiver: Arc::clone(receiver),
             upstream,
             up: AtomicU64::new(0),
@@ -84,16 +80,12 @@ impl Association {
     }
 
     /// Starts the task that carries answers back. With a server it asks that one for a relay first.
-    pub fn start(
-        self: &Arc<Self>,
-        relay: &Arc<UdpRelay>,
-        server: Option<(Arc<Way>, Socks5Server)>,
-    ) {
+    pub fn start(self: &Arc<Self>, relay: &Arc<UdpRelay>, server: Option<Socks5Server>) {
         let association = Arc::clone(self);
         let relay = Arc::clone(relay);
         let task = match server {
             None => tokio::spawn(association.answer_directly(relay)),
-            Some((way, server)) => tokio::spawn(association.answer_by(relay, way, server)),
+            Some(server) => tokio::spawn(association.answer_by(relay, server)),
         };
         // Set once, here.
         let _ = self.task.set(task.abort_handle());
@@ -152,9 +144,9 @@ impl Association {
         }
     }
 
-    async fn answer_by(self: Arc<Self>, relay: Arc<UdpRelay>, way: Arc<Way>, server: Socks5Server) {
+    async fn answer_by(self: Arc<Self>, relay: Arc<UdpRelay>, server: Socks5Server) {
         // In a box, so that its size is not part of every idle association.
-        let associated = Box::pin(self.associate(&relay, &way, &server)).await;
+        let associated = Box::pin(self.associate(&relay, &server)).await;
         let outcome = match (associated, &self.upstream) {
             (Ok(control), Upstream::Socks5 { socket, .. }) => {
                 if let Some(socket) = socket.get() {
@@ -165,7 +157,7 @@ impl Association {
             }
             (Ok(_), Upstream::Direct(_)) => Outcome::Failed,
             (Err(error), _) => {
-                tracing::debug!(client = %self.client, %error, "an association got no relay");
+                tracing::debug!(client = %self.key.client, %error, "an association got no relay");
                 let outcome = error.outcome();
                 self.end(outcome);
                 sleep(HOLD_DOWN).await;
@@ -180,11 +172,11 @@ impl Association {
     async fn associate(
         &self,
         relay: &UdpRelay,
-        way: &Way,
         server: &Socks5Server,
     ) -> Result<TcpStream, DialError> {
-        let (control, address) = relay.hands.dialer.associate(way, server).await?;
-        let socket = relay.hands.dialer.factory.udp_outgoing(address)?;
+        let dialer = &relay.hands.dialer;
+        let (control, address) = dialer.associate(&self.way, server).await?;
+        let socket = dialer.factory.udp_outgoing(address)?;
         let failed = |source| DialError::Connect {
             peer: address,
             source,
@@ -194,11 +186,9 @@ impl Association {
         if let Upstream::Socks5 { socket, waiting } = &self.upstream {
             // Under the lock, so that what waited goes before what comes now.
             let mut waiting = waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            let waited = std::mem::take(&mut *waiting).datagrams;
-            let report = with_scratch(|scratch| {
-                let waited = waited.iter().map(|(peer, payload)| (*peer, &**payload));
-                scratch.send.send(&connected, waited.map(wrap))
-            });
+            let waited = std::mem::take(&mut *waiting);
+            let report =
+                with_scratch(|scratch| scratch.send.send(&connected, waited.iter().map(wrap)));
             relay.hands.shared.counters.count_sent(&report);
             relay
                 .hands
@@ -265,14 +255,16 @@ impl Association {
                 }
                 answer
             });
-            Some(send.send(&self.receiver.socket, answers))
+            let report = send.send(&self.receiver.socket, answers);
+            let peer = |index| self.unwrap(recv.get(index)?, wrapped)?.from;
+            relay.used(&self.key, (0..count).filter_map(peer));
+            Some(report)
         });
         let Some(report) = report else { return };
         let counters = &relay.hands.shared.counters;
         counters.count_sent(&report);
         counters.down.fetch_add(report.bytes as u64, Relaxed);
         self.down.fetch_add(report.bytes as u64, Relaxed);
-        relay.used(&self.client);
     }
 
     /// The reply to the device. None for what it could not receive.
@@ -283,8 +275,8 @@ impl Association {
         } else {
             (received.peer, received.payload)
         };
-        (peer.is_ipv4() == self.client.is_ipv4() && peer.port() != 0).then_some(Outgoing {
-            to: Some(self.client),
+        (peer.is_ipv4() == self.key.client.is_ipv4() && peer.port() != 0).then_some(Outgoing {
+            to: Some(self.key.client),
             from: Some(peer),
             prefix: Prefix::default(),
             payload,
@@ -299,7 +291,7 @@ impl Association {
         }
     }
 
-    fn record(&self) -> MutexGuard<'_, Record> {
+    pub(super) fn record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -320,21 +312,5 @@ fn wrap((destination, payload): (SocketAddr, &[u8])) -> Outgoing<'_> {
         from: None,
         prefix: wire::datagram_header(destination),
         payload,
-    }
-}
-
-impl Waiting {
-    /// Keeps what there is room for; the rest counts as blocked.
-    fn put<'a>(&mut self, datagrams: impl Iterator<Item = (SocketAddr, &'a [u8])>) -> SendReport {
-        let mut report = SendReport::default();
-        for (destination, payload) in datagrams {
-            if self.datagrams.len() < WAITING && self.bytes + payload.len() <= WAITING_BYTES {
-                self.bytes += payload.len();
-                self.datagrams.push((destination, payload.into()));
-            } else {
-                report.blocked += 1;
-            }
-        }
-        report
     }
 }

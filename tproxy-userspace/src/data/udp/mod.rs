@@ -1,10 +1,18 @@
-//! UDP: steered datagrams in, each to the association of its device socket, and the answers back.
+//! UDP: steered datagrams in, each to the association of its device socket and way, and the answers back.
+//!
+//! Without rules all datagrams of a device socket take the default way, and nothing is kept but its association. With
+//! rules each flow is decided by itself (`flows`). Locks are taken in this order: flows, associations, what waits in an
+//! association. None is held across an await.
 
 mod association;
+mod flows;
+mod held;
+mod key;
 mod questions;
 pub mod table;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::cell::RefCell;
 use std::io;
@@ -18,13 +26,15 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 use self::association::Association;
+use self::flows::Flows;
+use self::key::{Flow, Key, WayKey};
 use self::questions::Questions;
 use self::table::{Class, Table};
-use super::dns;
 use super::hands::Hands;
 use super::limits::{Budget, Limits};
 use super::outbound::Outbound;
 use super::record::{Outcome, Protocol, Record};
+use super::router::{Choice, Router};
 use crate::net::mmsg::{BATCH, Received, RecvBatch, SendBatch};
 
 /// How often associations are looked at for idling.
@@ -56,11 +66,27 @@ pub struct Receiver {
 /// Client, destination and payload.
 type Datagram<'a> = (SocketAddr, SocketAddr, &'a [u8]);
 
+/// What is the same for all datagrams of a batch.
+#[derive(Clone, Copy)]
+struct Arrival<'b> {
+    receiver: &'b Arc<Receiver>,
+    router: &'b Router,
+    now: Instant,
+}
+
+/// What an association begins with: its first flow, and what was decided about that.
+struct Beginning {
+    destination: SocketAddr,
+    choice: Choice,
+    name: Option<Box<str>>,
+}
+
 /// What all associations share. Any number of tasks may receive for it at once.
 #[derive(Debug)]
 pub struct UdpRelay {
     hands: Hands,
-    table: Mutex<Table<Arc<Association>>>,
+    flows: Mutex<Flows>,
+    table: Mutex<Table<Key, Arc<Association>>>,
     questions: Questions,
     closed: AtomicBool,
 }
@@ -72,6 +98,7 @@ impl UdpRelay {
         let table = Table::new(budget.associations, limits.udp_dns_idle, limits.udp_idle);
         Arc::new(Self {
             hands,
+            flows: Mutex::new(Flows::new(budget, limits)),
             table: Mutex::new(table),
             questions: Questions::default(),
             closed: AtomicBool::new(false),
@@ -106,7 +133,7 @@ impl UdpRelay {
         }
     }
 
-    /// Sends a batch of at most [`BATCH`] datagrams on: those of one device together, in their order.
+    /// Sends a batch of at most [`BATCH`] datagrams on.
     fn forward<'a>(
         self: &Arc<Self>,
         receiver: &Arc<Receiver>,
@@ -122,7 +149,26 @@ impl UdpRelay {
             self.questions
                 .take(&dns, &mut datagrams, receiver, send, shared);
         }
-        let now = Instant::now();
+        let router = self.hands.shared.router();
+        let arrival = Arrival {
+            receiver,
+            router: &router,
+            now: Instant::now(),
+        };
+        if router.has_rules() || self.has_flows() {
+            self.forward_by_rules(&arrival, &datagrams, send);
+        } else {
+            self.forward_by_default(&arrival, &mut datagrams, send);
+        }
+    }
+
+    /// Sends a batch on by the default way: those of one device together, in their order.
+    fn forward_by_default(
+        self: &Arc<Self>,
+        arrival: &Arrival<'_>,
+        datagrams: &mut [Option<Datagram<'_>>; BATCH],
+        send: &mut SendBatch,
+    ) {
         for first in 0..BATCH {
             let Some((client, destination, _)) = datagrams[first] else {
                 continue;
@@ -130,23 +176,27 @@ impl UdpRelay {
             // Marks the group, so that its members are not found again.
             let mut group: [Option<(SocketAddr, &[u8])>; BATCH] = [None; BATCH];
             let mut class = Class::Dns;
-            for (place, datagram) in group.iter_mut().zip(&mut datagrams).skip(first) {
+            for (place, datagram) in group.iter_mut().zip(&mut *datagrams).skip(first) {
                 if let Some((_, destination, payload)) =
                     datagram.take_if(|(other, ..)| *other == client)
                 {
                     *place = Some((destination, payload));
-                    if destination.port() != dns::PORT {
-                        class = Class::General;
-                    }
+                    class = class.max(Class::of_port(destination.port()));
                 }
             }
             let group = group[first..].iter().copied().flatten();
-            match self.association(receiver, client, destination, class, now) {
+            let key = Key {
+                client,
+                way: WayKey::Default,
+            };
+            let association = self.association(arrival, key, class, || Beginning {
+                destination,
+                choice: arrival.router.default_choice(),
+                name: None,
+            });
+            match association {
                 Some(association) => association.send(send, group, &self.hands.shared),
-                None => {
-                    let dropped = &self.hands.shared.counters.datagrams_dropped;
-                    dropped.fetch_add(group.count() as u64, Relaxed);
-                }
+                None => self.count_dropped(group.count()),
             }
         }
     }
@@ -180,25 +230,24 @@ impl UdpRelay {
         Some((peer, destination, payload))
     }
 
-    /// The client's association, a new one if need be. None when there can be none.
+    /// The association of this key, a new one if need be. None when there can be none.
     fn association(
         self: &Arc<Self>,
-        receiver: &Arc<Receiver>,
-        client: SocketAddr,
-        destination: SocketAddr,
+        arrival: &Arrival<'_>,
+        key: Key,
         class: Class,
-        now: Instant,
+        begin: impl FnOnce() -> Beginning,
     ) -> Option<Arc<Association>> {
         let mut table = self.table();
-        if let Some(association) = table.touch(&client, class, now) {
+        if let Some(association) = table.touch(&key, class, arrival.now) {
             return Some(Arc::clone(association));
         }
         if self.closed.load(Relaxed) {
             return None;
         }
-        // The lock is kept, lest two receiving tasks make two associations for one client.
-        let association = self.make(receiver, client, destination)?;
-        let evicted = table.insert(client, Arc::clone(&association), class, now);
+        // The lock is kept, lest two receiving tasks make two associations for one key.
+        let association = self.make(arrival.receiver, key.clone(), begin())?;
+        let evicted = table.insert(key, Arc::clone(&association), class, arrival.now);
         drop(table);
         if let Some(evicted) = evicted {
             evicted.close(Outcome::Evicted);
@@ -209,22 +258,28 @@ impl UdpRelay {
     fn make(
         self: &Arc<Self>,
         receiver: &Arc<Receiver>,
-        client: SocketAddr,
-        destination: SocketAddr,
+        key: Key,
+        beginning: Beginning,
     ) -> Option<Arc<Association>> {
+        let Beginning {
+            destination,
+            choice,
+            name,
+        } = beginning;
+        let client = key.client;
         let shared = Arc::clone(&self.hands.shared);
         let mut record = Record::new(shared, Protocol::Udp, client, destination);
-        let choice = self.hands.shared.router().choose(&record.query());
         let way = Arc::clone(&choice.way);
         record.choice = Some(choice);
-        let (association, server) = match &*way.outbound {
+        record.name = name;
+        let (socket, server) = match &*way.outbound {
             Outbound::Direct => {
                 let socket = self.hands.dialer.factory.udp_outgoing(client);
                 let socket = socket
                     .map_err(|error| error.to_string())
                     .and_then(|socket| UdpSocket::from_std(socket).map_err(|e| e.to_string()));
                 match socket {
-                    Ok(socket) => (Association::direct(receiver, record, socket), None),
+                    Ok(socket) => (Some(socket), None),
                     Err(error) => {
                         tracing::debug!(%client, error, "an association got no socket");
                         record.outcome = Outcome::NoResources;
@@ -232,31 +287,35 @@ impl UdpRelay {
                     }
                 }
             }
-            Outbound::Socks5(server) => {
-                let server = server.clone();
-                (Association::socks5(receiver, record), Some((way, server)))
-            }
+            Outbound::Socks5(server) => (None, Some(server.clone())),
         };
-        let association = Arc::new(association);
+        let association = Arc::new(Association::new(key, way, receiver, record, socket));
         association.start(self, server);
         Some(association)
     }
 
-    /// An answer came for this client.
-    fn used(&self, client: &SocketAddr) {
-        self.table().touch(client, Class::Dns, Instant::now());
+    /// Answers of these peers came for an association.
+    fn used(&self, key: &Key, peers: impl Iterator<Item = SocketAddr>) {
+        self.table().touch(key, Class::Dns, Instant::now());
+        if self.has_flows() {
+            let client = key.client;
+            self.used_flows(peers.map(|destination| Flow {
+                client,
+                destination,
+            }));
+        }
     }
 
     /// Takes an association that ended by itself out of the table.
     fn forget(&self, association: &Arc<Association>) {
         let mut table = self.table();
-        let known = table.get(&association.client);
+        let known = table.get(&association.key);
         if known.is_some_and(|known| Arc::ptr_eq(known, association)) {
-            table.remove(&association.client);
+            table.remove(&association.key);
         }
     }
 
-    /// Ends idle associations, for ever.
+    /// Ends idle associations and forgets idle flows, for ever.
     pub async fn sweep(self: Arc<Self>) {
         let mut ticks = tokio::time::interval(SWEEP);
         loop {
@@ -266,6 +325,7 @@ impl UdpRelay {
     }
 
     fn sweep_at(&self, now: Instant) {
+        self.sweep_flows(now);
         // The lock is let go between two, for the sake of datagrams that wait for it.
         loop {
             let Some(association) = self.table().pop_idle(now) else {
@@ -282,6 +342,7 @@ impl UdpRelay {
 
     /// Ends all associations and returns how many there were.
     pub fn close_all(&self) -> usize {
+        self.clear_flows();
         let mut count = 0;
         loop {
             let Some(association) = self.table().pop() else {
@@ -292,7 +353,12 @@ impl UdpRelay {
         }
     }
 
-    fn table(&self) -> MutexGuard<'_, Table<Arc<Association>>> {
+    fn count_dropped(&self, datagrams: usize) {
+        let dropped = &self.hands.shared.counters.datagrams_dropped;
+        dropped.fetch_add(datagrams as u64, Relaxed);
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table<Key, Arc<Association>>> {
         // What runs under the lock leaves the table whole if it panics.
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }

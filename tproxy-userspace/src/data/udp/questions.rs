@@ -59,7 +59,7 @@ impl Questions {
             let mut context = Context::from_waker(Waker::noop());
             match answering.as_mut().poll(&mut context) {
                 Poll::Ready(answer) => {
-                    answers.extend(answer.map(|answer| (client, server, answer)))
+                    answers.extend(answer.map(|answer| (client, server, answer)));
                 }
                 Poll::Pending => self.wait(answering, (client, server), receiver, shared),
             }

@@ -1,10 +1,12 @@
-//! Who has which association, in the order of use. No I/O and no clock: the caller says what time it is.
+//! Associations and flows by their keys, in the order of use. No I/O and no clock: the caller says what time it is.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-/// What an association is used for. It decides how long it may idle.
+use crate::data::dns;
+
+/// What an association or a flow is used for. It decides how long it may idle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Class {
     /// Only ever port 53.
@@ -13,14 +15,26 @@ pub enum Class {
     General,
 }
 
+impl Class {
+    /// What this port is used for.
+    #[must_use]
+    pub fn of_port(port: u16) -> Self {
+        if port == dns::PORT {
+            Self::Dns
+        } else {
+            Self::General
+        }
+    }
+}
+
 /// The end of a queue.
 const NOBODY: u32 = u32::MAX;
 
-/// Values by client, with one queue for each [`Class`] that has the longest unused in front.
+/// Values by key, with one queue for each [`Class`] that has the longest unused in front.
 #[derive(Debug)]
-pub struct Table<V> {
-    index: HashMap<SocketAddr, u32>,
-    slots: Vec<Slot<V>>,
+pub struct Table<K, V> {
+    index: HashMap<K, u32>,
+    slots: Vec<Slot<K, V>>,
     free: Vec<u32>,
     queues: [Queue; 2],
     capacity: usize,
@@ -28,10 +42,9 @@ pub struct Table<V> {
 }
 
 #[derive(Debug)]
-struct Slot<V> {
-    client: SocketAddr,
+struct Slot<K, V> {
     /// None: free.
-    value: Option<V>,
+    entry: Option<(K, V)>,
     class: Class,
     used: Instant,
     before: u32,
@@ -44,7 +57,7 @@ struct Queue {
     newest: u32,
 }
 
-impl<V> Table<V> {
+impl<K: Clone + Eq + Hash, V> Table<K, V> {
     /// An empty table for at most `capacity` values.
     #[must_use]
     pub fn new(capacity: usize, dns_idle: Duration, idle: Duration) -> Self {
@@ -68,17 +81,17 @@ impl<V> Table<V> {
         self.index.len()
     }
 
-    /// The value of this client, without using it.
+    /// The value of this key, without using it.
     #[must_use]
-    pub fn get(&self, client: &SocketAddr) -> Option<&V> {
-        let at = *self.index.get(client)?;
-        self.slots[at as usize].value.as_ref()
+    pub fn get(&self, key: &K) -> Option<&V> {
+        let at = *self.index.get(key)?;
+        self.value(at)
     }
 
-    /// Uses the value of this client. An association that once spoke to another port than 53 stays
+    /// Uses the value of this key. An association that once spoke to another port than 53 stays
     /// [`Class::General`].
-    pub fn touch(&mut self, client: &SocketAddr, class: Class, now: Instant) -> Option<&V> {
-        let at = *self.index.get(client)?;
+    pub fn touch(&mut self, key: &K, class: Class, now: Instant) -> Option<&V> {
+        let at = *self.index.get(key)?;
         let class = self.slots[at as usize].class.max(class);
         let newest = self.queues[class as usize].newest == at;
         if newest {
@@ -87,26 +100,19 @@ impl<V> Table<V> {
             self.unlink(at);
             self.append(at, class, now);
         }
-        self.slots[at as usize].value.as_ref()
+        self.value(at)
     }
 
-    /// Adds a value for a client that has none. Returns the one that made room for it.
-    pub fn insert(
-        &mut self,
-        client: SocketAddr,
-        value: V,
-        class: Class,
-        now: Instant,
-    ) -> Option<V> {
-        let replaced = self.remove(&client);
+    /// Adds a value for a key that has none. Returns the one that made room for it.
+    pub fn insert(&mut self, key: K, value: V, class: Class, now: Instant) -> Option<V> {
+        let replaced = self.remove(&key);
         let evicted = if self.len() >= self.capacity {
             self.longest_unused().and_then(|at| self.take(at))
         } else {
             None
         };
         let slot = Slot {
-            client,
-            value: Some(value),
+            entry: Some((key.clone(), value)),
             class,
             used: now,
             before: NOBODY,
@@ -119,14 +125,14 @@ impl<V> Table<V> {
             self.slots.push(slot);
             (self.slots.len() - 1) as u32
         };
-        self.index.insert(client, at);
+        self.index.insert(key, at);
         self.append(at, class, now);
         replaced.or(evicted)
     }
 
-    /// Removes the value of this client.
-    pub fn remove(&mut self, client: &SocketAddr) -> Option<V> {
-        let at = *self.index.get(client)?;
+    /// Removes the value of this key.
+    pub fn remove(&mut self, key: &K) -> Option<V> {
+        let at = *self.index.get(key)?;
         self.take(at)
     }
 
@@ -157,11 +163,15 @@ impl<V> Table<V> {
 
     fn take(&mut self, at: u32) -> Option<V> {
         self.unlink(at);
-        let slot = &mut self.slots[at as usize];
-        let value = slot.value.take();
-        self.index.remove(&slot.client);
+        let (key, value) = self.slots[at as usize].entry.take()?;
+        self.index.remove(&key);
         self.free.push(at);
-        value
+        Some(value)
+    }
+
+    fn value(&self, at: u32) -> Option<&V> {
+        let entry = self.slots[at as usize].entry.as_ref();
+        entry.map(|(_, value)| value)
     }
 
     fn unlink(&mut self, at: u32) {
@@ -203,12 +213,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use std::collections::BTreeMap;
+    use std::rc::Rc;
 
     const DNS: Duration = Duration::from_secs(10);
     const LONG: Duration = Duration::from_secs(300);
 
-    fn client(number: u16) -> SocketAddr {
-        ([192, 0, 2, 1], number).into()
+    /// A key of two parts, of which neither alone tells one from the other.
+    fn key(number: u16) -> (u16, bool) {
+        (number / 2, number % 2 == 1)
     }
 
     #[test]
@@ -217,12 +229,12 @@ mod tests {
         let after = |seconds| start + Duration::from_secs(seconds);
         let mut table = Table::new(8, DNS, LONG);
         for number in 1..=3 {
-            table.insert(client(number), number, Class::Dns, start);
+            table.insert(key(number), number, Class::Dns, start);
         }
-        assert_eq!(table.touch(&client(2), Class::General, after(1)), Some(&2));
-        assert_eq!(table.touch(&client(3), Class::Dns, after(5)), Some(&3));
+        assert_eq!(table.touch(&key(2), Class::General, after(1)), Some(&2));
+        assert_eq!(table.touch(&key(3), Class::Dns, after(5)), Some(&3));
         // A later query does not make it a DNS association again.
-        assert_eq!(table.touch(&client(2), Class::Dns, after(6)), Some(&2));
+        assert_eq!(table.touch(&key(2), Class::Dns, after(6)), Some(&2));
         assert_eq!(table.pop_idle(after(9)), None);
         assert_eq!(table.pop_idle(after(10)), Some(1));
         assert_eq!(table.pop_idle(after(14)), None);
@@ -237,12 +249,21 @@ mod tests {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let mut table = Table::new(2, DNS, LONG);
-        assert_eq!(table.insert(client(1), 1, Class::General, start), None);
-        assert_eq!(table.insert(client(2), 2, Class::Dns, after(1)), None);
-        table.touch(&client(1), Class::General, after(2));
-        assert_eq!(table.insert(client(3), 3, Class::Dns, after(3)), Some(2));
-        assert_eq!(table.insert(client(4), 4, Class::Dns, after(4)), Some(1));
+        assert_eq!(table.insert(key(1), 1, Class::General, start), None);
+        assert_eq!(table.insert(key(2), 2, Class::Dns, after(1)), None);
+        table.touch(&key(1), Class::General, after(2));
+        assert_eq!(table.insert(key(3), 3, Class::Dns, after(3)), Some(2));
+        assert_eq!(table.insert(key(4), 4, Class::Dns, after(4)), Some(1));
         assert_eq!(table.len(), 2);
+    }
+
+    #[test]
+    fn a_key_is_let_go_with_its_value() {
+        let mut table = Table::new(2, DNS, LONG);
+        let key = Rc::new(1);
+        table.insert(Rc::clone(&key), 1, Class::Dns, Instant::now());
+        assert_eq!(table.remove(&key), Some(1));
+        assert_eq!(Rc::strong_count(&key), 1);
     }
 
     proptest! {
@@ -262,17 +283,17 @@ mod tests {
                         let expected = oldest.filter(|_| plain.len() == 6);
                         expected.map(|key| plain.remove(&key));
                         plain.insert(number, (class, second));
-                        prop_assert_eq!(table.insert(client(number), number, class, now), expected);
+                        prop_assert_eq!(table.insert(key(number), number, class, now), expected);
                     }
                     0 | 1 => {
                         if let Some(entry) = plain.get_mut(&number) {
                             *entry = (entry.0.max(class), second);
                         }
-                        let touched = table.touch(&client(number), class, now).copied();
+                        let touched = table.touch(&key(number), class, now).copied();
                         prop_assert_eq!(touched, plain.get(&number).map(|_| number));
                     }
                     2 => {
-                        let removed = table.remove(&client(number));
+                        let removed = table.remove(&key(number));
                         prop_assert_eq!(removed, plain.remove(&number).map(|_| number));
                     }
                     _ => {

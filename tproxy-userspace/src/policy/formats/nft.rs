@@ -45,6 +45,8 @@ pub(super) fn read(bytes: &[u8], out: &mut Reading) -> Result<(), Trouble> {
     // The words of the statement so far, as far as they matter.
     let (mut first, mut second, mut last) = ("", "", "");
     let mut inside = false;
+    // Braces around tables, sets and chains that are open. nft closes them all, so a file that does not is cut off.
+    let mut depth = 0_usize;
     let mut element = Element::default();
     let mut line = 1;
     for (this_line, token) in tokens(text) {
@@ -68,9 +70,13 @@ pub(super) fn read(bytes: &[u8], out: &mut Reading) -> Result<(), Trouble> {
             "{" => {
                 inside =
                     (last == "=" && matches!(first, "elements" | "define")) || second == "element";
+                depth += usize::from(!inside);
                 (first, second, last) = ("", "", "");
             }
-            "}" | ";" | "," => (first, second, last) = ("", "", ""),
+            "}" | ";" | "," => {
+                depth = depth.saturating_sub(usize::from(token == "}"));
+                (first, second, last) = ("", "", "");
+            }
             "\n" => {
                 // The brace may stand in the next line.
                 if last != "=" && second != "element" {
@@ -87,10 +93,10 @@ pub(super) fn read(bytes: &[u8], out: &mut Reading) -> Result<(), Trouble> {
             }
         }
     }
-    if inside {
-        Err(Trouble::line(line, Fault::Cut("a list of elements")))
-    } else {
-        Ok(())
+    match (inside, depth) {
+        (true, _) => Err(Trouble::line(line, Fault::Cut("a list of elements"))),
+        (false, 0) => Ok(()),
+        (false, _) => Err(Trouble::line(line, Fault::Cut("a table or a set"))),
     }
 }
 

@@ -17,7 +17,7 @@ use serde::de::{
 };
 
 use super::reading::{Reading, Trouble, text};
-use super::{EntryError, Fault};
+use super::{EntryError, Fault, srs};
 
 pub(super) const INVERTED: &str = "inverted rules";
 pub(super) const CONDITIONS: &str = "rules with conditions beside names and destinations";
@@ -66,7 +66,7 @@ impl<'de> Visitor<'de> for RuleSet<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        const NEWEST: u64 = 4;
+        const NEWEST: u64 = srs::NEWEST as u64;
         let mut rules = false;
         while let Some(key) = map.next_key::<String>()? {
             match key.as_str() {

@@ -24,7 +24,8 @@ use super::{EntryError, Fault, unpack};
 use crate::policy::prefix::excerpt;
 
 pub(super) const MAGIC: &[u8] = b"SRS";
-const NEWEST: u8 = 4;
+/// Version 5 came with sing-box 1.14.
+pub(super) const NEWEST: u8 = 5;
 /// How deep rules may be inside others: none in use go beyond two.
 const DEEPEST: usize = 16;
 
@@ -130,7 +131,7 @@ fn skip(item: u8, data: &mut Cursor<'_>) -> Result<(), Trouble> {
             let count = data.count(count, 2, READING)?;
             data.take(2 * count, READING)?;
         }
-        1 | 8 | 10..=15 | 17 => strings(data, |_| Ok(()))?,
+        1 | 8 | 10..=15 | 17 | 23 => strings(data, |_| Ok(()))?,
         5 => addresses(data, |_, _| Ok(()))?,
         16 => {
             data.byte(READING)?;

@@ -4,7 +4,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
 use super::*;
 
 /// A resolver of many addresses: 20 of them make some 400 bytes, 200 make 3.3 kB.
-fn many(count: u8) -> (Dns, mpsc::Receiver<Learned>) {
+fn many(count: u8) -> (Dns, mpsc::Receiver<Announcement>) {
     let mock = Mock::new(move |question| {
         let texts: Vec<String> = (0..count).map(|last| format!("192.0.2.{last}")).collect();
         let texts: Vec<&str> = texts.iter().map(String::as_str).collect();

@@ -31,6 +31,7 @@ pub const CLIENT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LO
 
 /// Short times for tests with real sockets.
 pub const QUICK: Timing = Timing {
+    hearing: Duration::ZERO,
     limit: Duration::from_millis(1500),
     overtake: Duration::from_millis(150),
     resend: Duration::from_millis(300),
@@ -101,7 +102,7 @@ pub fn resolver_with(
 }
 
 /// A resolver whose proxy group is this.
-pub fn resolver_of(mock: &Mock, settings: &Settings) -> (Dns, mpsc::Receiver<Learned>) {
+pub fn resolver_of(mock: &Mock, settings: &Settings) -> (Dns, mpsc::Receiver<Announcement>) {
     let builder = builder(Timing::default(), None);
     let member = group::Member::new("mock", Box::new(mock.clone()));
     let proxy = builder.new_group(vec![member]);

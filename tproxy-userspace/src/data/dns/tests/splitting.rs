@@ -65,7 +65,8 @@ async fn addresses_are_announced_with_name_group_and_time() {
         group: Group::Proxy,
         addresses: vec![("192.0.2.1".parse().expect("a literal"), 60)],
     };
-    assert_eq!(learned.try_recv(), Ok(expected));
+    let announced = learned.try_recv().expect("announced");
+    assert_eq!(announced.learned, expected);
     address(&dns, "a.example.").await;
     assert!(
         learned.try_recv().is_err(),
@@ -86,7 +87,7 @@ async fn addresses_are_announced_with_name_group_and_time() {
     let last = format!("{}.many.example.", learned::QUEUE + 4);
     address(&dns, &last).await;
     assert_eq!(
-        learned.try_recv().expect("again").name,
+        learned.try_recv().expect("again").learned.name,
         last.trim_end_matches('.')
     );
 }

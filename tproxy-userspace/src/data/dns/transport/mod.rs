@@ -60,7 +60,8 @@ pub trait Exchange: Send + Sync + fmt::Debug {
 /// How long things may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// One question, all upstreams and tries together.
+    /// One question, all upstreams and tries together. Less than the 5 s after which the resolvers of most systems
+    /// ask somebody else, so that they hear of the failure.
     pub limit: Duration,
     /// An upstream that has not answered by then gets company.
     pub overtake: Duration,
@@ -73,17 +74,20 @@ pub struct Timing {
     pub idle: Duration,
     /// A client waits so long for a fresh answer when there is a stale one.
     pub patience: Duration,
+    /// An answer waits so long for those who act on the addresses in it.
+    pub hearing: Duration,
 }
 
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            limit: Duration::from_secs(5),
+            limit: Duration::from_secs(4),
             overtake: Duration::from_millis(500),
             resend: Duration::from_secs(1),
             reused: Duration::from_secs(2),
             idle: Duration::from_secs(30),
             patience: Duration::from_millis(300),
+            hearing: Duration::from_millis(20),
         }
     }
 }

@@ -5,6 +5,8 @@
 
 mod keys;
 mod packet;
+#[cfg(test)]
+pub mod samples;
 mod stream;
 #[cfg(test)]
 mod tests;

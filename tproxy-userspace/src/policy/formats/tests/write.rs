@@ -335,7 +335,7 @@ pub fn mmdb(
         ("binary_format_major_version", Value::Short(2)),
         ("binary_format_minor_version", Value::Short(0)),
         ("build_epoch", Value::Long(0)),
-        ("database_type", Value::Text("test")),
+        ("database_type", Value::Text("sing-geoip")),
         ("description", Value::Map(vec![])),
         ("ip_version", Value::Short(version)),
         ("languages", Value::Array(vec![])),

@@ -1,0 +1,60 @@
+//! sing-box, which writes and reads rule sets itself: a second opinion on lists.
+
+use std::{path::Path, process::Command, time::Duration};
+
+use anyhow::{Context, Result, bail};
+
+use crate::process::{self, Output};
+
+/// Far longer than it ever takes.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// The program.
+#[derive(Debug)]
+pub struct SingBox(std::path::PathBuf);
+
+impl SingBox {
+    /// It, from the project's own folder or from `PATH`, or `None` (and a line that says so) where it is not: `cargo
+    /// xtask setup` gets it where it can. With `LAB_REQUIRE_ALL` in the environment it must be there.
+    ///
+    /// # Errors
+    /// It is missing and must not be.
+    pub fn or_skip() -> Result<Option<Self>> {
+        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let found = std::iter::once(own)
+            .chain(std::env::split_paths(&path))
+            .map(|folder| folder.join("sing-box"))
+            .find(|program| program.is_file());
+        match found {
+            Some(program) => Ok(Some(Self(program))),
+            None if std::env::var_os("LAB_REQUIRE_ALL").is_some() => {
+                bail!("there is no sing-box; `cargo xtask setup` gets it")
+            }
+            None => {
+                eprintln!("SKIPPED: there is no sing-box; `cargo xtask setup` gets it");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Runs it with these arguments to its end.
+    ///
+    /// # Errors
+    /// It fails; with what it says.
+    pub fn run(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = Command::new(&self.0);
+        command.args(["--disable-color"]).args(arguments);
+        process::run(command, LIMIT)?.ok()
+    }
+
+    /// Does the rule set in this file match the name or address?
+    ///
+    /// # Errors
+    /// It cannot read the file.
+    pub fn matches(&self, file: &Path, format: &str, asked: &str) -> Result<bool> {
+        let file = file.to_str().context("the path is text")?;
+        let output = self.run(&["rule-set", "match", "-f", format, file, asked])?;
+        Ok(output.stderr.contains("match rules."))
+    }
+}
