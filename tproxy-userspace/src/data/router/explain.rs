@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::Router;
-use crate::policy::rule::Query;
+use crate::policy::rule::{Protocol, Query};
 
 /// What the proxy does with a connection or datagram, and why.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,7 +86,10 @@ impl Router {
                 servers: way.candidates(),
             },
             reads_name: sniff.is_some(),
-            by_name: seen.name.is_some() && sniff.is_some_and(|sniff| sniff.rewrite),
+            // Datagrams keep their addresses.
+            by_name: seen.name.is_some()
+                && query.protocol == Protocol::Tcp
+                && sniff.is_some_and(|sniff| sniff.rewrite),
             turned_by_name: turned,
         }
     }
@@ -108,7 +111,7 @@ mod tests {
     use super::*;
     use crate::data::router::Sniff;
     use crate::data::way::Way;
-    use crate::policy::rule::{Protocol, Rule, Rules};
+    use crate::policy::rule::{Rule, Rules};
 
     fn rule(name: &str, domain: Option<&str>, port: Option<u16>, outbound: &str) -> Rule {
         Rule {
