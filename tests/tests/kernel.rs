@@ -13,7 +13,9 @@ use tproxy_common::abi::{
     self, Bypass, Counter, EXEMPT_MARKS, ExemptMark, ExemptMarks, MARK_EXEMPT, MARK_REPLY,
     MARK_STEER, Origin, Reason, Settings, program,
 };
-use tproxy_userspace::control::bpf::{BypassEntry, Maps, Outcome, Programs, Trial, remove_pins};
+use tproxy_userspace::control::bpf::{
+    BypassEntry, Maps, Outcome, Programs, Rehearsal, Trial, remove_pins,
+};
 use tproxy_userspace::control::bypass::{self, Terms};
 use tproxy_userspace::control::sync::Via;
 
@@ -611,6 +613,46 @@ fn checksum(source: &str, destination: &str, udp: &[u8]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !(sum as u16)
+}
+
+#[test]
+fn a_rehearsal_finds_the_entry_and_leaves_no_trace() {
+    bench("rehearsal", |bench| {
+        bench.bypass("203.0.113.0/24", 0);
+        bench.bypass("203.0.0.0/16", 0);
+        // Expired long ago.
+        bench.bypass("203.0.113.128/25", 1);
+        bench.bypass("203.0.113.200/32", 1);
+        bench.bypass("::/0", 0);
+        let counters = bench.maps.counters().unwrap();
+        let pins = || std::fs::read_dir(&bench._pins.0).unwrap().count();
+        let before = pins();
+        let mut rehearsal = Rehearsal::load(&bench._pins.0).unwrap();
+        assert_eq!(pins(), before);
+        for (destination, matched) in [
+            ("203.0.113.200", Some("203.0.113.0/24")),
+            ("203.0.113.1", Some("203.0.113.0/24")),
+            ("203.0.1.1", Some("203.0.0.0/16")),
+            ("198.51.100.1", None),
+            ("2001:db8:f::1", Some("::/0")),
+        ] {
+            for kind in [Kind::Syn, Kind::Udp] {
+                let frame = frame(kind, destination);
+                let destination: IpAddr = destination.parse().unwrap();
+                let rehearsed =
+                    rehearsal.run(&bench.maps, program::LAN_INGRESS, LO, &frame, destination);
+                let rehearsed = rehearsed.unwrap();
+                let found = rehearsed.bypass.map(|entry| entry.prefix.to_string());
+                assert_eq!(found.as_deref(), matched, "{destination}");
+                let reason = matched.map_or(Reason::DownPassed, |_| Reason::Bypassed);
+                assert_eq!(rehearsed.reason, Some(reason), "{destination}");
+            }
+        }
+        assert_eq!(bench.maps.counters().unwrap(), counters);
+        let entries = bench.maps.bypass().unwrap();
+        assert_eq!(entries.len(), 5);
+        assert!(entries.iter().all(|entry| entry.value.packets == 0));
+    });
 }
 
 #[test]

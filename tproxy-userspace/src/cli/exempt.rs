@@ -67,7 +67,7 @@ fn exemptions(count: usize) -> String {
 }
 
 /// The maps, while nobody else changes them.
-fn locked(place: &Place) -> Result<(Maps, Lock)> {
+pub(super) fn locked(place: &Place) -> Result<(Maps, Lock)> {
     // Asked first, since taking the lock makes folders.
     pinned_maps(place)?;
     let lock = place.lock()?;

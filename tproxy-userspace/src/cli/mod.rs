@@ -6,6 +6,7 @@ mod check;
 mod counters;
 mod doctor;
 mod exempt;
+mod explain;
 mod lists;
 mod output;
 mod progress;
@@ -24,6 +25,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use tproxy_userspace::control::bpf::Maps;
 use tproxy_userspace::control::place::Place;
 use tproxy_userspace::policy::source::Source;
+
+use self::explain::{Destination, SentBy};
 
 /// A transparent proxy for a Linux gateway: eBPF steers, the proxy relays.
 #[derive(Debug, Parser)]
@@ -60,6 +63,11 @@ enum Command {
     Status(ReadArgs),
     /// Why packets passed, were steered or were dropped.
     Counters(CountersArgs),
+    /// What would happen to such a packet, and why: the kernel's program, then the rules.
+    ///
+    /// A packet is made and the program is run on it. Nothing is sent or counted. It is the first of a TCP
+    /// connection or, with --udp, a datagram.
+    Explain(ExplainArgs),
     /// Validate a configuration and print what it comes to.
     Check(CheckArgs),
     /// Examine this machine: what keeps it from being a gateway, and how to mend it.
@@ -244,6 +252,28 @@ struct CountersArgs {
 }
 
 #[derive(Debug, Args)]
+struct ExplainArgs {
+    /// Where it goes: an address or a name, such as 192.0.2.1, [2001:db8::1]:53 or www.example.com:80. A name is
+    /// looked up as for a device, and taken for --name [default port: 443].
+    #[arg(value_name = "DEST[:PORT]")]
+    destination: Destination,
+    /// Who sends it; "gateway" is the gateway itself [default: a device].
+    #[arg(long, value_name = "IP")]
+    from: Option<SentBy>,
+    /// A datagram, not a connection.
+    #[arg(long)]
+    udp: bool,
+    /// The name that the device asks for, as rules see it.
+    #[arg(long, value_name = "NAME", value_parser = explain::name)]
+    name: Option<String>,
+    /// The link that it comes in by; for what the gateway sends, goes out by.
+    #[arg(long, value_name = "IF")]
+    on: Option<String>,
+    #[command(flatten)]
+    read: ReadArgs,
+}
+
+#[derive(Debug, Args)]
 struct CheckArgs {
     /// The configuration.
     #[arg(value_name = "FILE")]
@@ -286,6 +316,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Exempt { command } => exempt::exempt(command),
         Command::Status(args) => status::status(&args),
         Command::Counters(args) => counters::counters(&args),
+        Command::Explain(args) => explain::explain(&args),
         Command::Check(args) => check::check(&args),
         Command::Doctor(args) => doctor::doctor(&args),
     }

@@ -3,13 +3,15 @@
 //! [`place`] says where a gateway keeps its state, [`preflight`] whether the machine is fit,
 //! [`links`] what the network looks like, [`sync`] what should follow from it; [`route`],
 //! [`sysctl`] and [`masquerade`] change the machine and can take every change back, after `kill -9`
-//! too. [`doctor`] examines a machine for a person.
+//! too. [`doctor`] examines a machine for a person, [`explain`] says what would happen to a packet.
 
 pub mod bpf;
 pub mod bypass;
 pub mod cgroup;
 pub mod doctor;
 pub mod exempt;
+pub mod explain;
+pub mod frame;
 pub mod gateway;
 pub mod links;
 pub mod masquerade;
@@ -20,6 +22,7 @@ mod qdisc;
 pub mod route;
 pub mod sync;
 pub mod sysctl;
+pub mod way_out;
 
 pub use netlink::{Netlink, NetlinkError};
 

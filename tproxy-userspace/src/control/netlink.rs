@@ -176,6 +176,15 @@ impl Netlink {
         ))
     }
 
+    /// Asks for one entry and returns its message. None: the kernel says nothing.
+    pub(super) async fn get(
+        &self,
+        request: &RouteNetlinkMessage,
+    ) -> Result<Option<Vec<u8>>, NetlinkError> {
+        let (entries, _) = self.exchange(request, NLM_F_ACK).await?;
+        Ok(entries.into_iter().next())
+    }
+
     /// Asks for a change; `flags` are `NLM_F_CREATE` and the like.
     pub(super) async fn change(
         &self,

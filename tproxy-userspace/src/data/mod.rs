@@ -24,7 +24,7 @@ pub use self::outbound::{Outbound, OutboundError};
 pub use self::proxy::{DrainReport, Proxy};
 pub use self::record::Outcome;
 pub use self::resolve::LookupError;
-pub use self::router::{Named, Routing, Sniff};
+pub use self::router::{Explained, Named, NamedRule, Resolving, Routing, Sniff, Taken};
 pub use self::sockets::Sockets;
 pub use self::stats::Stats;
 pub use self::way::Upstream;

@@ -18,13 +18,14 @@ use super::limits::{Budget, Limits};
 use super::outbound::Dialer;
 use super::record::Shared;
 use super::resolve::Resolver;
-use super::router::{Router, Routing};
+use super::router::{Explained, Resolving, Router, Routing};
 use super::sockets::Sockets;
 use super::stats::Stats;
 use super::tcp::{self, TcpRelay};
 use super::udp::UdpRelay;
 use super::way::{Upstream, follow};
 use crate::net::{SocketFactory, raise_open_files};
+use crate::policy::rule::Query;
 
 /// A running proxy. Dropping it stops it at once; [`drain`](Self::drain) lets connections end.
 #[derive(Debug)]
@@ -173,6 +174,29 @@ impl Proxy {
     #[must_use]
     pub fn is_always_direct(&self, name: &str, address: IpAddr) -> bool {
         self.shared.router().is_always_direct(name, address)
+    }
+
+    /// What the rules say of a connection or datagram that is steered.
+    #[must_use]
+    pub fn explain(&self, query: &Query<'_>) -> Explained {
+        let router = self.shared.router();
+        let mut explained = router.explain(query);
+        if query.destination.port() == dns::PORT && self.dns.get().is_some() {
+            let group = |name| ByRules(Arc::clone(&self.shared)).group(name).to_string();
+            explained.resolver = Some(Resolving {
+                group: query.name.map(group),
+            });
+        }
+        explained
+    }
+
+    /// The addresses that devices get for a name. None: this proxy has no resolver.
+    pub fn look_up(
+        &self,
+        name: String,
+    ) -> impl Future<Output = Option<Result<Vec<IpAddr>, &'static str>>> + Send + 'static {
+        let dns = self.dns.get();
+        async move { Some(dns?.addresses(&name).await) }
     }
 
     /// The gateway's own addresses, whenever they change: a server at one of them may be this proxy.

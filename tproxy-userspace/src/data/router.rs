@@ -1,5 +1,7 @@
 //! Where traffic goes: the outbounds in use, and the rules that choose among them.
 
+mod explain;
+
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,6 +15,8 @@ use super::outbound::Outbound;
 use super::resolve::Resolver;
 use super::way::Way;
 use crate::policy::rule::{Protocol, Query, Rules};
+
+pub use self::explain::{Explained, NamedRule, Resolving, Taken};
 
 /// The outbound that rules may name although no configuration has it.
 const DIRECT: &str = "direct";

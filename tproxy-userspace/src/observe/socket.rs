@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::{Path, PathBuf};
@@ -11,11 +12,17 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::AbortHandle;
+
+use crate::policy::rule::Protocol;
 
 /// The longest request that is read, in bytes.
 const MAX_REQUEST: u64 = 64 * 1024;
 /// How long a client may take for its request.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
+/// Requests that wait for their answers; who comes then waits before that.
+const QUEUE: usize = 16;
 
 /// What can be asked of a proxy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +30,22 @@ const REQUEST_TIME: Duration = Duration::from_secs(5);
 pub enum Request {
     /// What it does now.
     Status,
+    /// What the rules say of something that is steered.
+    Explain {
+        /// TCP or UDP.
+        protocol: Protocol,
+        /// The device.
+        source: SocketAddr,
+        /// Where it wants to go.
+        destination: SocketAddr,
+        /// The name that it asks for, if there is one.
+        name: Option<String>,
+    },
+    /// The addresses that devices get for a name.
+    LookUp {
+        /// The name.
+        name: String,
+    },
     /// Give up these links when the connections have ended.
     Detach {
         /// Their names.
@@ -56,7 +79,8 @@ pub enum Error {
 /// The listening side.
 #[derive(Debug)]
 pub struct Server {
-    listener: UnixListener,
+    asked: Mutex<mpsc::Receiver<Asked>>,
+    accepting: AbortHandle,
     path: PathBuf,
 }
 
@@ -74,6 +98,9 @@ impl Server {
     ///
     /// # Errors
     /// [`Error::Bind`].
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
     pub fn bind(path: &Path) -> Result<Self, Error> {
         let path = path.to_owned();
         let bind = || {
@@ -86,30 +113,52 @@ impl Server {
             Ok(listener)
         };
         match bind() {
-            Ok(listener) => Ok(Self { listener, path }),
+            Ok(listener) => {
+                let (queue, asked) = mpsc::channel(QUEUE);
+                Ok(Self {
+                    asked: Mutex::new(asked),
+                    accepting: tokio::spawn(accept(listener, queue)).abort_handle(),
+                    path,
+                })
+            }
             Err(source) => Err(Error::Bind { path, source }),
         }
     }
 
-    /// The next request that can be understood. Others are answered here.
+    /// The next request that can be understood. Others are answered here. Nothing is lost when the future is
+    /// dropped.
     pub async fn next(&self) -> Asked {
-        loop {
-            let Ok((stream, _)) = self.listener.accept().await else {
-                // Out of descriptors, most likely: they come back.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
+        match self.asked.lock().await.recv().await {
+            Some(asked) => asked,
+            // The runtime ends, and with it who waits here.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Reads requests, each in a task of its own: a client that is slow keeps no other waiting.
+async fn accept(listener: UnixListener, queue: mpsc::Sender<Asked>) {
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            // Out of descriptors, most likely: they come back.
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let queue = queue.clone();
+        tokio::spawn(async move {
             match tokio::time::timeout(REQUEST_TIME, read_request(stream)).await {
-                Ok(Ok(asked)) => return asked,
+                // With the server gone there is nobody to answer.
+                Ok(Ok(asked)) => drop(queue.send(asked).await),
                 Ok(Err(error)) => tracing::debug!("control socket: {error}"),
                 Err(_) => tracing::debug!("control socket: a client sent no request"),
             }
-        }
+        });
     }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
+        self.accepting.abort();
         let _ = fs::remove_file(&self.path);
     }
 }
@@ -184,5 +233,23 @@ mod tests {
         assert_eq!(answer["well"], true);
         drop(server);
         assert!(!path.exists());
+    }
+    /// Who waits for requests waits for other things as well, and those may come in the middle of one.
+    #[tokio::test]
+    async fn a_request_is_not_lost_with_the_future_that_waits_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let server = Server::bind(&path).unwrap();
+        let mut client = UnixStream::connect(&path).await.unwrap();
+        for _ in 0..10 {
+            let waiting = tokio::time::timeout(Duration::ZERO, server.next()).await;
+            assert!(waiting.is_err());
+        }
+        client.write_all(b"{\"verb\":\"status\"}\n").await.unwrap();
+        let asked = server.next().await;
+        asked.answer(&serde_json::json!({ "well": true })).await;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.contains("well"), "{answer}");
     }
 }

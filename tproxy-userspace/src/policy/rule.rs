@@ -9,14 +9,14 @@ mod tests;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::domain::{Domain, DomainError, DomainSet};
 use super::port::PortRange;
 use super::prefix_set::PrefixSet;
 
 /// TCP or UDP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// TCP.
@@ -231,16 +231,27 @@ impl Rules {
     /// Where it is false, there is no need to find out what name the device asks for.
     #[must_use]
     pub fn needs_name(&self, query: &Query<'_>) -> bool {
-        if query.name.is_some() || self.named.is_empty() {
-            return false;
-        }
-        let plain = self.first_plain(query);
+        query.name.is_none() && self.turned_by_name(query).next().is_some()
+    }
+
+    /// The rules (by their places) that could send this query to another outbound than it has without a name, if it
+    /// had one.
+    pub fn turned_by_name(&self, query: &Query<'_>) -> impl Iterator<Item = usize> {
+        let plain = if self.named.is_empty() {
+            None
+        } else {
+            self.first_plain(query)
+        };
         let outbound = plain.map_or(&self.default, |index| &self.rule(index).outbound);
         self.named
             .iter()
-            .take_while(|index| plain.is_none_or(|plain| **index < plain))
-            .map(|index| self.rule(*index))
-            .any(|rule| rule.outbound != *outbound && rule.holds(query))
+            .copied()
+            .take_while(move |index| plain.is_none_or(|plain| *index < plain))
+            .filter(move |index| {
+                let rule = self.rule(*index);
+                rule.outbound != *outbound && rule.holds(query)
+            })
+            .map(|index| index as usize)
     }
 
     /// Is this name one of the domains of the rule (by its place)?

@@ -22,6 +22,7 @@ use tproxy_userspace::control::{self, cgroup, exempt, preflight};
 use tproxy_userspace::data::dns::Settings;
 use tproxy_userspace::data::{DrainReport, Proxy};
 use tproxy_userspace::observe::socket::{Asked, Request, Server};
+use tproxy_userspace::policy::rule::Query;
 
 use self::follow::{cgroups_changed, watch_cgroups};
 use self::learn::{Names, announced};
@@ -239,6 +240,33 @@ impl Session<'_> {
     async fn answer(&mut self, asked: Asked) -> Result<bool> {
         match asked.request.clone() {
             Request::Status => asked.answer(&self.status()).await,
+            Request::Explain {
+                protocol,
+                source,
+                destination,
+                name,
+            } => {
+                let name = name.as_deref();
+                let query = Query {
+                    protocol,
+                    source,
+                    destination,
+                    name,
+                };
+                asked.answer(&json!(self.proxy.explain(&query))).await;
+            }
+            Request::LookUp { name } => {
+                let found = self.proxy.look_up(name);
+                // DNS servers take their time, and others want answers meanwhile.
+                tokio::spawn(async move {
+                    let answer = match found.await {
+                        None => json!({ "addresses": null }),
+                        Some(Ok(addresses)) => json!({ "addresses": addresses }),
+                        Some(Err(error)) => json!({ "error": error }),
+                    };
+                    asked.answer(&answer).await;
+                });
+            }
             Request::Detach { links } if links.is_empty() => {
                 asked.answer(&json!({ "stopping": true })).await;
                 return Ok(true);

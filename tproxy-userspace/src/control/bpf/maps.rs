@@ -1,5 +1,6 @@
 //! The maps, typed: from pins when a kernel half is there already, or from a fresh load.
 
+use std::io::ErrorKind;
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -16,6 +17,7 @@ use tproxy_common::abi::{
 
 use super::super::sync::Via;
 use super::Error;
+use super::programs::file;
 
 /// A type of the kernel interface, as bytes.
 #[derive(Clone, Copy)]
@@ -75,10 +77,17 @@ impl Maps {
     /// The maps pinned in this folder, if they are there.
     ///
     /// # Errors
-    /// [`Error::Version`] when they are not ours, [`Error::Map`] when one cannot be opened.
+    /// [`Error::Version`] when they are not ours, [`Error::Denied`] for who may not look, [`Error::Map`] when one
+    /// cannot be opened.
     pub fn open(pins: &Path) -> Result<Option<Self>, Error> {
-        if !pins.join(abi::map::SETTINGS).exists() {
-            return Ok(None);
+        let settings = pins.join(abi::map::SETTINGS);
+        match settings.try_exists() {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                return Err(Error::Denied(settings));
+            }
+            Err(error) => return Err(file("looking for the pin", &settings)(error)),
         }
         let maps = Self::from(|name| {
             MapData::from_pin(pins.join(name))
@@ -430,6 +439,48 @@ impl Maps {
             }
             Ok(_) | Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(failed("reading", "BYPASS")(error)),
+        }
+    }
+
+    /// The entries that contain an address, the longest prefix first. It costs a look-up for each, however
+    /// large the set is.
+    ///
+    /// # Errors
+    /// [`Error::Map`].
+    pub fn bypass_covering(&self, address: IpAddr) -> Result<Vec<BypassEntry>, Error> {
+        let mut entries = Vec::new();
+        let mut within = IpNet::from(address);
+        loop {
+            // The longest match that is not longer than the key.
+            let found = match within {
+                IpNet::V4(net) => self.bypass_v4.get(&key_v4(net), 0),
+                IpNet::V6(net) => self.bypass_v6.get(&key_v6(net), 0),
+            };
+            let value = match found {
+                Ok(Raw(value)) => value,
+                Err(MapError::KeyNotFound) => return Ok(entries),
+                Err(error) => return Err(failed("reading", "BYPASS")(error)),
+            };
+            let Some(prefix) = u8::try_from(value.prefix_len)
+                .ok()
+                .filter(|length| *length <= within.prefix_len())
+                .and_then(|length| IpNet::new(address, length).ok())
+                .map(|prefix| prefix.trunc())
+            else {
+                return Ok(entries);
+            };
+            let note = self.note(prefix)?;
+            entries.push(BypassEntry {
+                prefix,
+                value,
+                note,
+            });
+            match prefix.prefix_len().checked_sub(1) {
+                Some(shorter) => {
+                    within = IpNet::new(address, shorter).map_or(within, |net| net.trunc());
+                }
+                None => return Ok(entries),
+            }
         }
     }
 

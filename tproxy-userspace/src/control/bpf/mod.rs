@@ -2,6 +2,7 @@
 
 mod maps;
 mod programs;
+mod rehearsal;
 mod trial;
 
 use std::io;
@@ -15,6 +16,7 @@ pub use maps::{BypassEntry, Maps};
 pub use programs::{
     AttachWay, Programs, detach_link, detach_sock_create, has_sock_create, remove_pins,
 };
+pub use rehearsal::{Rehearsal, Rehearsed};
 pub use trial::{Outcome, Trial};
 
 /// What can go wrong with the kernel half.
@@ -63,6 +65,9 @@ pub enum Error {
         #[source]
         source: PinError,
     },
+    /// Only root may look at what is attached.
+    #[error("looking at {} is not permitted; run this as root", .0.display())]
+    Denied(PathBuf),
     /// A map did not do what was asked of it.
     #[error("{doing} in the map {map} failed: {}", chain(.source))]
     Map {

@@ -139,6 +139,33 @@ impl Programs {
         Ok((programs, maps))
     }
 
+    /// Loads these tc programs on the maps that are pinned in the folder, but for some maps that they get for
+    /// themselves, pinned at the paths beside their names.
+    pub(super) fn load_apart(
+        pins: &Path,
+        own: &[(&'static str, PathBuf)],
+        names: &[&'static str],
+    ) -> Result<(Self, Maps), Error> {
+        let mut loader = EbpfLoader::new();
+        loader.default_map_pin_directory(pins);
+        for (name, path) in own {
+            loader.map_pin_path(name, path);
+        }
+        let mut ebpf = loader.load(OBJECT).map_err(Error::Load)?;
+        let maps = Maps::of(&mut ebpf)?;
+        let mut programs = Self {
+            ebpf,
+            pins: pins.to_owned(),
+        };
+        for name in names {
+            programs
+                .classifier(name)
+                .and_then(SchedClassifier::load)
+                .map_err(|source| Error::Program { name, source })?;
+        }
+        Ok((programs, maps))
+    }
+
     pub(super) fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier, ProgramError> {
         self.ebpf
             .program_mut(name)

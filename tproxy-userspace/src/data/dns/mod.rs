@@ -16,6 +16,7 @@
 //!                      group -> transport: udp | framed (TCP, TLS) | http
 //! ```
 
+mod ask;
 mod cache;
 mod connection;
 mod group;
