@@ -5,7 +5,10 @@ use std::{net::SocketAddr, time::Duration};
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use crate::{Namespace, process};
+use crate::{
+    Namespace, process,
+    wait::{SOON, until},
+};
 
 /// What to measure.
 #[derive(Clone, Copy, Debug)]
@@ -66,6 +69,32 @@ pub struct Report {
 /// # Errors
 /// When iperf3 fails; the message is its own.
 pub fn iperf(ns: &Namespace, server: SocketAddr, test: Test<'_>) -> Result<Report> {
+    // The server takes one test at a time, and needs a moment to see that the one before has ended.
+    let json = until("iperf3's server to be free", SOON, || {
+        let json = run(ns, server, test)?;
+        let busy = json["error"]
+            .as_str()
+            .is_some_and(|error| error.contains("busy"));
+        Ok((!busy).then_some(json))
+    })?;
+    let end = &json["end"];
+    // For UDP "sum" is what the receiver counted, sent over the control connection.
+    let received = if test.udp.is_some() {
+        &end["sum"]
+    } else {
+        &end["sum_received"]
+    };
+    Ok(Report {
+        bits_per_second: received["bits_per_second"]
+            .as_f64()
+            .with_context(|| format!("no rate in iperf3's report: {json}"))?,
+        lost_percent: received["lost_percent"].as_f64().unwrap_or_default(),
+        retransmits: end["sum_sent"]["retransmits"].as_u64().unwrap_or_default(),
+        json,
+    })
+}
+
+fn run(ns: &Namespace, server: SocketAddr, test: Test<'_>) -> Result<Value> {
     let mut command = ns.command("iperf3");
     command.args(["-J", "-c", &server.ip().to_string()]);
     command.args(["-p", &server.port().to_string()]);
@@ -82,21 +111,5 @@ pub fn iperf(ns: &Namespace, server: SocketAddr, test: Test<'_>) -> Result<Repor
         command.args(["-u", "-b", rate]);
     }
     let limit = Duration::from_secs(u64::from(test.seconds) + 20);
-    let output = process::run(command, limit)?.ok()?;
-    let json: Value = output.json()?;
-    let end = &json["end"];
-    // For UDP "sum" is what the receiver counted, sent over the control connection.
-    let received = if test.udp.is_some() {
-        &end["sum"]
-    } else {
-        &end["sum_received"]
-    };
-    Ok(Report {
-        bits_per_second: received["bits_per_second"]
-            .as_f64()
-            .with_context(|| format!("no rate in iperf3's report: {json}"))?,
-        lost_percent: received["lost_percent"].as_f64().unwrap_or_default(),
-        retransmits: end["sum_sent"]["retransmits"].as_u64().unwrap_or_default(),
-        json,
-    })
+    process::run(command, limit)?.ok()?.json()
 }
