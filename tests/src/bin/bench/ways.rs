@@ -45,7 +45,7 @@ impl Subject {
     pub const fn base(self) -> &'static str {
         match self {
             Self::Forwarding => PLAIN,
-            Self::Rules => PROXIED,
+            Self::Rules => NO_RULES,
             Self::Dns => DNSMASQ,
         }
     }
@@ -95,7 +95,7 @@ impl Running {
 }
 
 /// All of them. The first is what most others are compared with.
-pub static WAYS: [Way; 10] = [
+pub static WAYS: [Way; 11] = [
     Way {
         name: PLAIN,
         what: "forwarding by the kernel, with nothing attached",
@@ -119,7 +119,7 @@ pub static WAYS: [Way; 10] = [
     Way {
         name: PROXIED,
         what: "tproxy-bpf with the outbound direct://",
-        subjects: &[Subject::Forwarding, Subject::Rules],
+        subjects: FORWARDING,
         clients: &[Client::Device],
         peer: false,
         relays: true,
@@ -157,8 +157,18 @@ pub static WAYS: [Way; 10] = [
         start: |lab| tproxy(lab, WAN, false),
     },
     Way {
+        name: NO_RULES,
+        what: "tproxy-bpf with the outbound direct:// and no rule",
+        subjects: &[Subject::Rules],
+        clients: &[Client::Device],
+        peer: false,
+        relays: true,
+        families: &Family::BOTH,
+        start: |lab| configured(lab, ""),
+    },
+    Way {
         name: RULES,
-        what: "as proxied, with 1,000 rules that need no name",
+        what: "the same with 1,000 rules that need no name",
         subjects: &[Subject::Rules],
         clients: &[Client::Device],
         peer: false,
@@ -168,7 +178,7 @@ pub static WAYS: [Way; 10] = [
     },
     Way {
         name: NAMES,
-        what: "as proxied, with 1,000 rules for which the name is read that the device asks for",
+        what: "the same with 1,000 rules for which the name is read that the device asks for",
         subjects: &[Subject::Rules],
         clients: &[Client::Device],
         peer: false,
@@ -207,6 +217,8 @@ pub const PLAIN: &str = "plain";
 pub const BYPASSED: &str = "bypassed";
 /// The name of our proxy.
 pub const PROXIED: &str = "proxied";
+/// The name of our proxy that rules are compared with.
+pub const NO_RULES: &str = "no-rules";
 /// The name of our proxy with rules about all but names.
 pub const RULES: &str = "rules";
 /// The name of our proxy with rules about names.
