@@ -53,6 +53,20 @@ impl Dnsmasq {
         Self::spawn(ns, Some(hosts), Log::Questions, &[])
     }
 
+    /// Starts one that asks `upstream` for all names, keeps so many answers and logs nothing.
+    ///
+    /// # Errors
+    /// As [`Dnsmasq::start`].
+    pub fn forwarding(ns: &Namespace, upstream: IpAddr, cache: u32) -> Result<Self> {
+        let arguments = [
+            format!("--server={upstream}"),
+            format!("--cache-size={cache}"),
+            // It refuses questions when more are under way; 150 if not told.
+            "--dns-forward-max=1000".to_owned(),
+        ];
+        Self::spawn(ns, None, Log::Nothing, &arguments)
+    }
+
     fn spawn(
         ns: &Namespace,
         hosts: Option<PathBuf>,
@@ -76,7 +90,6 @@ impl Dnsmasq {
             "--no-resolv",
             "--no-hosts",
             "--no-poll",
-            "--cache-size=0",
             "--log-facility=-",
             &host,
             &format!("--addn-hosts={additional}"),
@@ -84,6 +97,10 @@ impl Dnsmasq {
         ]);
         if log == Log::Questions {
             command.arg("--log-queries");
+        }
+        let caches = |argument: &String| argument.starts_with("--cache-size=");
+        if !arguments.iter().any(caches) {
+            command.arg("--cache-size=0");
         }
         command.args(arguments);
         let process = Process::spawn(command)?;

@@ -3,6 +3,8 @@
 //! A gateway is one network namespace. What belongs to it lies in two folders named after the
 //! namespace's inode: pins in the BPF file system, files in `/run`. Both are gone after a reboot.
 
+mod edit;
+
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
@@ -15,6 +17,7 @@ use nix::sys::socket::sockopt::GetStruct;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket};
 use serde::Serialize;
 
+pub use self::edit::{EditLock, Editing};
 use super::{Error, cgroup};
 
 /// Where the BPF file system is by custom.
@@ -453,7 +456,7 @@ mod tests {
     use super::*;
     use crate::control::testing::in_namespace;
 
-    fn scratch() -> (tempfile::TempDir, Place) {
+    pub fn scratch() -> (tempfile::TempDir, Place) {
         let folder = tempfile::tempdir().unwrap();
         let place = Place::at(&folder.path().join("bpf"), &folder.path().join("run"), 7, 1);
         (folder, place)

@@ -1,11 +1,11 @@
-//! The bench: what tproxy-bpf costs, as ratios to plain forwarding in the same run.
+//! The bench: what tproxy-bpf costs, as ratios to plain forwarding (or what else a row compares with) in the same run.
 //!
-//! Each way of getting through a gateway has a lab of its own. The runs of a row go round the ways, A B C A B C …,
-//! so that whatever else the machine does meets all of them, and each round gives its own ratio to plain
-//! forwarding. What is printed are medians over the rounds. The ways are in [`ways`], the rows in [`rows`]:
+//! The runs of a row go round the ways of getting through a gateway, A B C A B C …, so that whatever else the machine
+//! does meets all of them, and each round gives its own ratio. What is printed are medians over the rounds. The ways are in [`ways`], the rows in [`rows`]:
 //! to measure something else, add a line there.
 
 mod kernel;
+mod lists;
 mod load;
 mod options;
 mod prefixes;
@@ -72,6 +72,10 @@ fn run(options: &Options) -> Result<bool> {
     if options.wants(kernel::NAME) {
         results.kernel = kernel::measure(options)?;
         report::kernel(&results.kernel);
+    }
+    if options.wants(lists::NAME) {
+        results.lists = lists::measure(options)?;
+        report::lists(&results.lists);
     }
     report::summary(&results);
     if let Some(path) = &options.json {

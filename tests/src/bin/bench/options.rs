@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use clap::Parser;
 
 use crate::{
-    kernel,
+    kernel, lists,
     rows::{ROWS, Row},
     ways::{PLAIN, WAYS, Way},
 };
@@ -65,7 +65,10 @@ impl Options {
     /// When a word of `--only` is in no name.
     pub fn rows(&self) -> Result<Vec<&'static Row>> {
         for part in &self.only {
-            let names = ROWS.iter().map(|row| row.name).chain([kernel::NAME]);
+            let names = ROWS
+                .iter()
+                .map(|row| row.name)
+                .chain([kernel::NAME, lists::NAME]);
             ensure!(
                 names.clone().any(|name| name.contains(part.as_str())),
                 "--only {part}: no row is called so; there are {}",

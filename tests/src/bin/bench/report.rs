@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 
 use crate::{
     kernel::{self, CaseResult},
+    lists,
     results::{Results, RowResult, Verdict},
     rows::{Bound, Metric, ROWS, Row},
-    ways::{PLAIN, PREFIXES, WAYS, Way},
+    ways::{PREFIXES, WAYS, Way},
 };
 
 /// The width of the first column and of each other.
@@ -33,13 +34,18 @@ pub fn list() {
         "  {:<FIRST$}nanoseconds a packet of lan_ingress",
         kernel::NAME
     );
+    println!(
+        "  {:<FIRST$}{} names and {PREFIXES} prefixes of each family: loading, memory, look-ups",
+        lists::NAME,
+        lists::DOMAINS
+    );
 }
 
 /// What is going to be measured, and where.
 pub fn heading(results: &Results) {
     let machine = &results.machine;
     println!(
-        "Linux {}, {} cores; {} rounds of {} s each, medians; in parentheses the ratio to plain forwarding;\n\
+        "Linux {}, {} cores; {} rounds of {} s each, medians; in parentheses the ratio to the first column;\n\
          reno in all namespaces; {PREFIXES} prefixes of each family in the bypass set",
         machine.kernel, machine.cores, results.rounds, results.seconds
     );
@@ -102,7 +108,7 @@ pub fn row(result: &RowResult) {
         println!("{}", line.trim_end());
     }
     for verdict in result.verdicts() {
-        println!("  {}", sentence(&verdict));
+        println!("  {}", sentence(result, &verdict));
     }
     for (way, why) in &result.failures {
         println!("  {way} failed, {why}");
@@ -115,12 +121,14 @@ fn cell(result: &RowResult, metric: &Metric, way: &Way) -> String {
     };
     let figure = format!("{median:.*}", metric.digits);
     match result.ratio(metric, way.name) {
-        Some(ratio) if metric.compared && way.name != PLAIN => format!("{figure} ({ratio:.2})"),
+        Some(ratio) if metric.compared && way.name != result.row.subject().base() => {
+            format!("{figure} ({ratio:.2})")
+        }
         _ => figure,
     }
 }
 
-fn sentence(verdict: &Verdict) -> String {
+fn sentence(result: &RowResult, verdict: &Verdict) -> String {
     let Verdict {
         target,
         figure,
@@ -131,8 +139,9 @@ fn sentence(verdict: &Verdict) -> String {
     let figures = format!("{figure:.2}, rounds {least:.2} to {most:.2}");
     match target.bound {
         Bound::Ratio(bound) => format!(
-            "target: {} at least {bound:.2} of plain: {word} ({figures})",
-            target.way
+            "target: {} at least {bound:.2} of {}: {word} ({figures})",
+            target.way,
+            result.row.subject().base()
         ),
         Bound::Most(bound) => format!(
             "target: {} {} at most {bound:.0}: {word} ({figures})",
@@ -183,6 +192,18 @@ pub fn kernel(results: &[CaseResult]) {
     );
 }
 
+/// Large lists.
+pub fn lists(lines: &[lists::Line]) {
+    println!(
+        "\n{} names and {PREFIXES} prefixes of each family in files ({})",
+        lists::DOMAINS,
+        lists::NAME
+    );
+    for line in lines {
+        println!("  {:<70}{:>8.1} {}", line.title, line.figure, line.unit);
+    }
+}
+
 /// How many targets were reached.
 pub fn summary(results: &Results) {
     let verdicts: Vec<bool> = results
@@ -224,6 +245,12 @@ pub fn json(results: &Results) -> Value {
             "target_ns": case.reached.map(|_| kernel::TARGET),
             "reached": case.reached,
         })).collect::<Vec<_>>(),
+        "lists": results.lists.iter().map(|line| json!({
+            "title": line.title,
+            "unit": line.unit,
+            "median": line.figure,
+            "samples": line.samples,
+        })).collect::<Vec<_>>(),
     })
 }
 
@@ -235,7 +262,7 @@ fn row_json(result: &RowResult) -> Value {
                 "metric": metric.name,
                 "way": way.name,
                 "median": result.median(metric, way.name),
-                "ratio_to_plain": metric.compared.then(|| result.ratio(metric, way.name)),
+                "ratio": metric.compared.then(|| result.ratio(metric, way.name)),
                 "ratios": metric.compared.then(|| result.ratios(metric, way.name)),
                 "samples": result.samples(metric, way.name),
             }));
@@ -247,7 +274,7 @@ fn row_json(result: &RowResult) -> Value {
         .map(|verdict| {
             let target = verdict.target;
             let (of, bound) = match target.bound {
-                Bound::Ratio(least) => ("at_least_ratio_to_plain", least),
+                Bound::Ratio(least) => ("at_least_ratio", least),
                 Bound::Most(most) => ("at_most", most),
             };
             json!({
@@ -267,6 +294,7 @@ fn row_json(result: &RowResult) -> Value {
     json!({
         "name": result.row.name,
         "title": result.row.title,
+        "ratios_to": result.row.subject().base(),
         "figures": figures,
         "targets": targets,
         "failures": failures,

@@ -3,10 +3,10 @@
 use std::{collections::BTreeMap, fs};
 
 use crate::{
-    kernel,
+    kernel, lists,
     options::Options,
     rows::{Bound, Metric, Row, Target},
-    ways::{PLAIN, Way},
+    ways::Way,
 };
 
 /// Everything.
@@ -23,6 +23,8 @@ pub struct Results {
     pub rows: Vec<RowResult>,
     /// The programs alone.
     pub kernel: Vec<kernel::CaseResult>,
+    /// Large lists.
+    pub lists: Vec<lists::Line>,
 }
 
 impl Results {
@@ -35,6 +37,7 @@ impl Results {
             machine: Machine::this(),
             rows: Vec::new(),
             kernel: Vec::new(),
+            lists: Vec::new(),
         }
     }
 }
@@ -123,14 +126,14 @@ impl RowResult {
         median(self.samples(metric, way))
     }
 
-    /// Each round's ratio to plain forwarding in the same round.
+    /// Each round's ratio to the way that this row compares with, in the same round.
     pub fn ratios(&self, metric: &Metric, way: &'static str) -> Vec<f64> {
         let samples = |way| self.samples.get(&(metric.name, way)).into_iter().flatten();
-        let plain: BTreeMap<u32, f64> = samples(PLAIN)
+        let base: BTreeMap<u32, f64> = samples(self.row.subject().base())
             .map(|(round, value)| (*round, *value))
             .collect();
         samples(way)
-            .filter_map(|(round, value)| Some(value / plain.get(round)?))
+            .filter_map(|(round, value)| Some(value / base.get(round)?))
             .collect()
     }
 

@@ -4,10 +4,15 @@ use anyhow::Result;
 use lab::Family;
 
 use crate::{
-    load::{self, connections, idle, tcp, udp},
+    load::{
+        self,
+        connections::{self, BYTE, REQUEST},
+        dns::{self, Names},
+        idle, tcp, udp,
+    },
     options::Options,
     stage::Stage,
-    ways::{BYPASSED, Client, OWN_BYPASSED, OWN_PROXIED, PROXIED, Way},
+    ways::{BYPASSED, Client, OWN_BYPASSED, OWN_PROXIED, PROXIED, RESOLVER, RULES, Subject, Way},
 };
 
 /// One kind of figure.
@@ -19,7 +24,7 @@ pub struct Metric {
     pub title: &'static str,
     /// Digits after the point.
     pub digits: usize,
-    /// Is it shown as a ratio to plain forwarding, too?
+    /// Is it shown as a ratio to the way that the row compares with, too?
     pub compared: bool,
 }
 
@@ -36,6 +41,9 @@ const fn metric(name: &'static str, title: &'static str, digits: usize, compared
 pub static GBIT: Metric = metric("gbit_per_second", "Gbit/s", 2, true);
 /// User and system time of the relaying process.
 pub static CPU: Metric = metric("cpu_seconds_per_gib", "CPU s/GiB", 3, false);
+/// User and system time of the resolver.
+pub static CPU_QUESTIONS: Metric =
+    metric("cpu_seconds_per_100k_questions", "CPU s/100,000", 2, true);
 /// Completed exchanges.
 pub static RATE: Metric = metric("per_second", "per second", 0, true);
 /// What the sender brought out: less than it should is the machine's fault, not the way's.
@@ -70,7 +78,7 @@ pub struct Target {
 /// How good.
 #[derive(Clone, Copy, Debug)]
 pub enum Bound {
-    /// At least this share of plain forwarding.
+    /// At least this share of the way that the row compares with.
     Ratio(f64),
     /// At most this figure.
     Most(f64),
@@ -87,8 +95,12 @@ pub enum Work {
     RoundTrips { in_flight: usize },
     /// 1,200-byte datagrams from the device, this many a second or as many as it can send.
     OneWay { rate: Option<u32> },
+    /// As [`Work::Connections`], with an HTTP request instead of the one byte.
+    Requests { at_once: usize },
     /// This many connections that do nothing.
     Idle { connections: usize },
+    /// DNS questions, this many in flight.
+    Questions { names: Names, in_flight: u16 },
 }
 
 /// One row.
@@ -111,10 +123,20 @@ pub struct Row {
 }
 
 impl Row {
+    /// What it is about.
+    pub const fn subject(&self) -> Subject {
+        match self.work {
+            Work::Requests { .. } => Subject::Rules,
+            Work::Questions { .. } => Subject::Dns,
+            _ => Subject::Forwarding,
+        }
+    }
+
     /// Is it measured for this way?
     pub fn concerns(&self, way: &Way) -> bool {
         let of_relays = matches!(self.work, Work::Idle { .. });
-        way.clients.contains(&self.client)
+        way.subjects.contains(&self.subject())
+            && way.clients.contains(&self.client)
             && way.families.contains(&self.family)
             && (way.relays || !of_relays)
     }
@@ -136,7 +158,11 @@ impl Row {
                 options.seconds(),
             ),
             Work::Connections { at_once } => {
-                connections::run(stage, client, self.family, at_once, time)
+                connections::run(stage, client, self.family, at_once, BYTE, time)
+                    .map(load::Exchanges::readings)
+            }
+            Work::Requests { at_once } => {
+                connections::run(stage, client, self.family, at_once, REQUEST, time)
                     .map(load::Exchanges::readings)
             }
             Work::RoundTrips { in_flight } => {
@@ -145,6 +171,9 @@ impl Row {
             }
             Work::OneWay { rate } => udp::one_way(stage, client, self.family, rate, time),
             Work::Idle { connections } => idle::run(stage, client, self.family, connections),
+            Work::Questions { names, in_flight } => {
+                dns::run(stage, client, self.family, names, in_flight, time)
+            }
         }
     }
 }
@@ -157,6 +186,8 @@ static OWN_STREAM: [Target; 2] = [
     ratio(OWN_PROXIED, &GBIT, 0.60),
 ];
 static OWN_BYPASS: [Target; 1] = [ratio(OWN_BYPASSED, &RATE, 0.97)];
+static SAME_WITH_RULES: [Target; 1] = [ratio(RULES, &RATE, 0.98)];
+static AS_FAST_AS_DNSMASQ: [Target; 1] = [ratio(RESOLVER, &RATE, 1.0)];
 static MEMORY: [Target; 2] = [most(PROXIED, &REST, 15.0), most(PROXIED, &LOADED, 40.0)];
 
 const fn tcp(
@@ -193,6 +224,33 @@ const fn rate(name: &'static str, title: &'static str, work: Work) -> Row {
     }
 }
 
+/// A row about what rules cost, IPv4.
+const fn requests(name: &'static str, title: &'static str, at_once: usize) -> Row {
+    Row {
+        targets: if at_once == 1 { &[] } else { &SAME_WITH_RULES },
+        ..rate(name, title, Work::Requests { at_once })
+    }
+}
+
+/// A row about DNS.
+const fn questions(
+    name: &'static str,
+    title: &'static str,
+    family: Family,
+    names: Names,
+    in_flight: u16,
+) -> Row {
+    let row = rate(name, title, Work::Questions { names, in_flight });
+    Row {
+        family,
+        targets: match names {
+            Names::Known if in_flight > 1 => &AS_FAST_AS_DNSMASQ,
+            _ => &[],
+        },
+        ..row
+    }
+}
+
 /// A row about the gateway's own traffic, IPv4.
 const fn own(name: &'static str, title: &'static str, work: Work) -> Row {
     Row {
@@ -226,7 +284,7 @@ const fn most(way: &'static str, metric: &'static Metric, most: f64) -> Target {
 }
 
 /// All of them.
-pub static ROWS: [Row; 17] = [
+pub static ROWS: [Row; 24] = [
     tcp(
         "tcp-1-up",
         "TCP, 1 stream from the device",
@@ -334,4 +392,49 @@ pub static ROWS: [Row; 17] = [
         fresh: true,
         targets: &MEMORY,
     },
+    questions(
+        "dns-cached-64",
+        "DNS, known names, 64 questions in flight",
+        Family::V4,
+        Names::Known,
+        64,
+    ),
+    questions(
+        "dns6-cached-64",
+        "DNS over IPv6, known names, 64 questions in flight",
+        Family::V6,
+        Names::Known,
+        64,
+    ),
+    questions(
+        "dns-cached-1",
+        "DNS, known names, one question after the other",
+        Family::V4,
+        Names::Known,
+        1,
+    ),
+    questions(
+        "dns-forwarded-64",
+        "DNS, each name once, 64 questions in flight",
+        Family::V4,
+        Names::New,
+        64,
+    ),
+    questions(
+        "dns-forwarded-1",
+        "DNS, each name once, one question after the other",
+        Family::V4,
+        Names::New,
+        1,
+    ),
+    requests(
+        "rules-50",
+        "new TCP connections with an HTTP request, 50 at a time",
+        50,
+    ),
+    requests(
+        "rules-1",
+        "new TCP connections with an HTTP request, one at a time",
+        1,
+    ),
 ];

@@ -177,6 +177,19 @@ impl Stage {
             .map(|running| running.pid)
     }
 
+    /// The CPU seconds that the program of this way has used so far.
+    ///
+    /// # Errors
+    /// When there is none, or it is gone.
+    pub fn program_cpu_seconds(&self) -> Result<f64> {
+        let running = self.running.borrow();
+        let pid = running.as_ref().context("nothing runs here")?.pid;
+        let time = usage::cpu_time(pid);
+        Ok(time
+            .with_context(|| format!("the program of \"{}\" has died", self.way.name))?
+            .as_secs_f64())
+    }
+
     /// The CPU seconds that the relaying process has used so far.
     ///
     /// # Errors

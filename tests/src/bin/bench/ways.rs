@@ -1,9 +1,9 @@
 //! The table of ways through the gateway.
 
-use std::{any::Any, fmt};
+use std::{any::Any, fmt, net::Ipv4Addr};
 
 use anyhow::Result;
-use lab::{Family, Lab, Namespace, Tproxy};
+use lab::{Family, Lab, Namespace, Tproxy, servers::Dnsmasq};
 
 use crate::{prefixes, v2ray};
 
@@ -29,12 +29,36 @@ impl Client {
     }
 }
 
+/// What a row is about, so which ways it compares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// What passing the gateway costs.
+    Forwarding,
+    /// What rules cost.
+    Rules,
+    /// How fast questions are answered.
+    Dns,
+}
+
+impl Subject {
+    /// The way that the others are compared with.
+    pub const fn base(self) -> &'static str {
+        match self {
+            Self::Forwarding => PLAIN,
+            Self::Rules => NO_RULES,
+            Self::Dns => DNSMASQ,
+        }
+    }
+}
+
 /// One way through the gateway.
 pub struct Way {
     /// One word, the head of its column.
     pub name: &'static str,
     /// What it is, in a sentence.
     pub what: &'static str,
+    /// What it is compared in.
+    pub subjects: &'static [Subject],
     /// Whose traffic goes that way.
     pub clients: &'static [Client],
     /// Is it another program than ours?
@@ -70,11 +94,12 @@ impl Running {
     }
 }
 
-/// All of them. The first is what the others are compared with.
-pub static WAYS: [Way; 6] = [
+/// All of them. The first is what most others are compared with.
+pub static WAYS: [Way; 11] = [
     Way {
         name: PLAIN,
         what: "forwarding by the kernel, with nothing attached",
+        subjects: FORWARDING,
         clients: &[Client::Device, Client::Gateway],
         peer: false,
         relays: false,
@@ -84,6 +109,7 @@ pub static WAYS: [Way; 6] = [
     Way {
         name: BYPASSED,
         what: "tproxy-bpf attached, the destination is in its bypass set",
+        subjects: FORWARDING,
         clients: &[Client::Device],
         peer: false,
         relays: false,
@@ -93,6 +119,7 @@ pub static WAYS: [Way; 6] = [
     Way {
         name: PROXIED,
         what: "tproxy-bpf with the outbound direct://",
+        subjects: FORWARDING,
         clients: &[Client::Device],
         peer: false,
         relays: true,
@@ -102,6 +129,7 @@ pub static WAYS: [Way; 6] = [
     Way {
         name: "v2ray",
         what: "Debian's v2ray with the iptables rules of the TPROXY guides, outbound freedom",
+        subjects: FORWARDING,
         clients: &[Client::Device],
         peer: true,
         relays: true,
@@ -111,6 +139,7 @@ pub static WAYS: [Way; 6] = [
     Way {
         name: OWN_BYPASSED,
         what: "the gateway's own traffic, tproxy-bpf attached, the destination is in its bypass set",
+        subjects: FORWARDING,
         clients: &[Client::Gateway],
         peer: false,
         relays: false,
@@ -120,13 +149,67 @@ pub static WAYS: [Way; 6] = [
     Way {
         name: OWN_PROXIED,
         what: "the gateway's own traffic, tproxy-bpf with the outbound direct://",
+        subjects: FORWARDING,
         clients: &[Client::Gateway],
         peer: false,
         relays: true,
         families: &Family::BOTH,
         start: |lab| tproxy(lab, WAN, false),
     },
+    Way {
+        name: NO_RULES,
+        what: "tproxy-bpf with the outbound direct:// and no rule",
+        subjects: &[Subject::Rules],
+        clients: &[Client::Device],
+        peer: false,
+        relays: true,
+        families: &Family::BOTH,
+        start: |lab| configured(lab, ""),
+    },
+    Way {
+        name: RULES,
+        what: "the same with 1,000 rules that need no name",
+        subjects: &[Subject::Rules],
+        clients: &[Client::Device],
+        peer: false,
+        relays: true,
+        families: &Family::BOTH,
+        start: |lab| configured(lab, &rules(false)),
+    },
+    Way {
+        name: NAMES,
+        what: "the same with 1,000 rules for which the name is read that the device asks for",
+        subjects: &[Subject::Rules],
+        clients: &[Client::Device],
+        peer: false,
+        relays: true,
+        families: &Family::BOTH,
+        start: |lab| configured(lab, &rules(true)),
+    },
+    Way {
+        name: DNSMASQ,
+        what: "dnsmasq on the gateway, nothing attached, with room for 10,000 answers",
+        subjects: &[Subject::Dns],
+        clients: &[Client::Device],
+        peer: false,
+        relays: false,
+        families: &Family::BOTH,
+        start: dnsmasq,
+    },
+    Way {
+        name: RESOLVER,
+        what: "tproxy-bpf answers the questions that the device sends elsewhere, with room for 10,000 answers",
+        subjects: &[Subject::Dns],
+        clients: &[Client::Device],
+        peer: false,
+        relays: true,
+        families: &Family::BOTH,
+        start: |lab| configured(lab, &resolver()),
+    },
 ];
+
+/// Forwarding alone.
+const FORWARDING: &[Subject] = &[Subject::Forwarding];
 
 /// The name of plain forwarding.
 pub const PLAIN: &str = "plain";
@@ -134,6 +217,16 @@ pub const PLAIN: &str = "plain";
 pub const BYPASSED: &str = "bypassed";
 /// The name of our proxy.
 pub const PROXIED: &str = "proxied";
+/// The name of our proxy that rules are compared with.
+pub const NO_RULES: &str = "no-rules";
+/// The name of our proxy with rules about all but names.
+pub const RULES: &str = "rules";
+/// The name of our proxy with rules about names.
+pub const NAMES: &str = "names";
+/// The name of the DNS server that ours is compared with.
+pub const DNSMASQ: &str = "dnsmasq";
+/// The name of our resolver.
+pub const RESOLVER: &str = "resolver";
 
 /// The name of our bypass for the gateway itself.
 pub const OWN_BYPASSED: &str = "own-bypassed";
@@ -164,6 +257,58 @@ fn tproxy(lab: &Lab, link: [&str; 2], bypass: bool) -> Result<Option<Running>> {
         tproxy.process().pid(),
         Stopping(Some(tproxy)),
     )))
+}
+
+/// The DNS server that both resolvers ask, directly.
+pub const DNS_UPSTREAM: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 3);
+/// The zone of the names that are asked for.
+pub const DNS_ZONE: &str = "bench.test";
+
+/// Ours with the lab's LAN link, the outbound direct:// and what else is told.
+fn configured(lab: &Lab, more: &str) -> Result<Option<Running>> {
+    let config = format!(
+        "stage = 2\n[lan]\ninterfaces = [\"{}\"]\n\
+         [[outbound]]\nname = \"out\"\nurl = \"direct://\"\n{more}",
+        lab.lan()
+    );
+    let tproxy = lab.tproxy(&["run", "-c", &lab.write(&config)?])?;
+    Ok(Some(Running::new(
+        tproxy.process().pid(),
+        Stopping(Some(tproxy)),
+    )))
+}
+
+fn resolver() -> String {
+    format!(
+        "[dns]\ndirect = [\"{DNS_UPSTREAM}\"]\nproxy = [\"{DNS_UPSTREAM}\"]\n\
+         direct_domains = [\"{DNS_ZONE}\"]\ncache = 10000\n"
+    )
+}
+
+/// 1,000 rules that nothing in the lab matches, in equal shares by prefix, source, port and name.
+///
+/// `to_all`: those by name are for all ports and lead elsewhere, so that each connection's name has to be read. If
+/// not, they are for port 443 alone, which no row uses.
+fn rules(to_all: bool) -> String {
+    (0..1_000)
+        .map(|number| {
+            let (high, low) = (number / 256, number % 256);
+            let condition = match number % 4 {
+                0 => format!("prefix = [\"192.88.{low}.0/24\", \"2001:db8:1:{number:x}::/64\"]"),
+                1 => format!("source = [\"172.20.{high}.{low}\"]"),
+                2 => format!("port = [{}]", 20_000 + number),
+                _ if to_all => format!("domain = [\"site{number}.test\"]"),
+                _ => format!("domain = [\"site{number}.test\"]\nport = [443]"),
+            };
+            format!("[[rule]]\n{condition}\noutbound = \"direct\"\n")
+        })
+        .collect()
+}
+
+/// dnsmasq with nothing but a cache and an upstream.
+fn dnsmasq(lab: &Lab) -> Result<Option<Running>> {
+    let dnsmasq = Dnsmasq::forwarding(&lab.gateway, DNS_UPSTREAM.into(), 10_000)?;
+    Ok(Some(Running::new(dnsmasq.process().pid(), dnsmasq)))
 }
 
 /// Ours, which is to detach when it ends.

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tproxy_common::abi::Origin;
 use tproxy_userspace::control::bpf::Maps;
 use tproxy_userspace::control::bypass::{self, Terms};
+use tproxy_userspace::control::place::EditLock;
 use tproxy_userspace::data::dns::Announcement;
 use tproxy_userspace::policy::learned::{Change, Learned};
 
@@ -28,6 +29,8 @@ const BATCH: usize = 64;
 pub(super) struct Names {
     learned: Learned,
     used: HashMap<IpAddr, u64>,
+    /// Made when it is first needed.
+    lock: Option<EditLock>,
 }
 
 impl Default for Names {
@@ -35,6 +38,7 @@ impl Default for Names {
         Self {
             learned: Learned::new(MOST, HOLD),
             used: HashMap::new(),
+            lock: None,
         }
     }
 }
@@ -73,7 +77,7 @@ impl Session<'_> {
     pub(super) fn forget_names(&mut self) -> Result<()> {
         let now = Instant::now();
         let maps = self.gateway.maps();
-        let Names { learned, used } = &mut self.names;
+        let Names { learned, used, .. } = &mut self.names;
         let changes = learned.expire(now, |address| {
             let packets = bypass::packets(maps, address).unwrap_or(0);
             used.insert(address, packets) != Some(packets) && packets > 0
@@ -95,7 +99,13 @@ impl Session<'_> {
         if changes.is_empty() {
             return Ok(());
         }
-        let _lock = self.place.lock()?;
+        let Names { used, lock, .. } = &mut self.names;
+        // Answers wait for this, so it is not the lock of the commands with its files.
+        let lock = match lock {
+            Some(lock) => lock,
+            None => lock.insert(self.place.edit_lock()?),
+        };
+        let _editing = lock.hold()?;
         let maps = self.gateway.maps();
         for change in changes {
             match change {
@@ -111,7 +121,7 @@ impl Session<'_> {
                     bypass::learn(maps, address, &terms)?;
                 }
                 Change::Spare(address) => {
-                    self.names.used.remove(&address);
+                    used.remove(&address);
                     bypass::unlearn(maps, address)?;
                 }
             }

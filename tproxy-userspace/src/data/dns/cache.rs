@@ -27,7 +27,8 @@ const BYTES_PER_ENTRY: usize = 2048;
 /// does not get those of the other one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
-    group: Group,
+    /// Whose answer it is.
+    pub group: Group,
     name: Box<[u8]>,
     kind: u16,
     class: u16,
@@ -102,11 +103,11 @@ pub enum Found {
     Failed,
 }
 
-/// Answers and failures, at most so many; the longest unused makes room.
+/// Answers and failures, at most so many; the longest unused makes room, or one that is nearly so.
 #[derive(Debug)]
 pub struct Cache {
     entries: HashMap<Arc<Key>, Entry>,
-    /// The keys in the order of use.
+    /// The keys in the order of use, but for uses that followed close on each other.
     order: BTreeMap<u64, Arc<Key>>,
     uses: u64,
     bytes: usize,
@@ -186,7 +187,12 @@ impl Cache {
         };
         if matches!(found, Found::Nothing) {
             self.remove(key);
-        } else if let Some(key) = self.order.remove(&entry.used) {
+            return found;
+        }
+        // One that was used lately is far from making room. It keeps its place, which spares the work for names that
+        // are asked for again and again.
+        let is_recent = self.uses - entry.used < self.capacity as u64 / 4;
+        if !is_recent && let Some(key) = self.order.remove(&entry.used) {
             self.uses += 1;
             entry.used = self.uses;
             self.order.insert(self.uses, key);

@@ -19,9 +19,9 @@ use super::wire::{Query, code};
 const MOST_UNDER_WAY: usize = 1024;
 
 /// None: nobody had an answer.
-type Outcome = Option<Kept>;
+pub type Outcome = Option<Kept>;
 /// The outer None: not yet.
-type Coming = watch::Receiver<Option<Outcome>>;
+pub type Coming = watch::Receiver<Option<Outcome>>;
 
 /// See the module.
 #[derive(Debug)]
@@ -48,9 +48,7 @@ pub struct Lookup {
 #[derive(Clone, Debug)]
 pub struct Course {
     name: String,
-    group: Group,
     key: Key,
-    ask: Ask,
 }
 
 /// What is there without waiting.
@@ -67,17 +65,8 @@ impl Lookup {
     #[must_use]
     pub fn course(&self, query: &Query) -> Course {
         let name = query.question.text();
-        let group = self.choose.group(&name);
-        Course {
-            name,
-            group,
-            key: Key::of(query, group),
-            ask: Ask {
-                question: query.question.clone(),
-                dnssec_ok: query.dnssec_ok(),
-                checking_disabled: query.checking_disabled(),
-            },
-        }
+        let key = Key::of(query, self.choose.group(&name));
+        Course { name, key }
     }
 
     /// What the cache says.
@@ -101,11 +90,8 @@ impl Lookup {
         }
     }
 
-    /// Asks the group, or waits with those who do already. `stale` is given out if that takes long or fails.
-    pub async fn ask(self: &Arc<Self>, course: &Course, stale: Outcome) -> Outcome {
-        let Some(mut coming) = self.join(course) else {
-            return self.refuse(course, stale);
-        };
+    /// Waits for what was [asked](Self::ask). `stale` is given out if that takes long or fails.
+    pub async fn wait(&self, course: &Course, mut coming: Coming, stale: Outcome) -> Outcome {
         let outcome = async {
             let outcome = coming.wait_for(Option::is_some).await;
             outcome.ok().and_then(|outcome| outcome.clone()).flatten()
@@ -137,8 +123,8 @@ impl Lookup {
         }
     }
 
-    /// None: too many are under way.
-    fn join(self: &Arc<Self>, course: &Course) -> Option<Coming> {
+    /// Asks the group, or joins those who do already. None: too many are under way.
+    pub fn ask(self: &Arc<Self>, query: &Query, course: &Course) -> Option<Coming> {
         let mut under_way = self.under_way();
         if let Some(coming) = under_way.get(&course.key) {
             Counters::add(&self.counters.coalesced);
@@ -154,9 +140,14 @@ impl Lookup {
             key: course.key.clone(),
         };
         let course = course.clone();
+        let ask = Ask {
+            question: query.question.clone(),
+            dnssec_ok: query.dnssec_ok(),
+            checking_disabled: query.checking_disabled(),
+        };
         // By itself, so that a client that goes away takes the answer from no other.
         tokio::spawn(async move {
-            let outcome = ending.lookup.fetch(&course).await;
+            let outcome = ending.lookup.fetch(&course, &ask).await;
             // Questions that come from here on find it in the cache.
             drop(ending);
             told.send_replace(Some(outcome));
@@ -164,13 +155,13 @@ impl Lookup {
         Some(coming)
     }
 
-    async fn fetch(&self, course: &Course) -> Outcome {
-        let (upstreams, counter) = match course.group {
+    async fn fetch(&self, course: &Course, ask: &Ask) -> Outcome {
+        let (upstreams, counter) = match course.key.group {
             Group::Direct => (&self.direct, &self.counters.direct),
             Group::Proxy => (&self.proxy, &self.counters.proxy),
         };
         Counters::add(counter);
-        let answer = upstreams.ask(&course.ask).await;
+        let answer = upstreams.ask(ask).await;
         let now = Instant::now();
         let (evicted, outcome) = match answer {
             Ok(response) if matches!(response.code, code::NO_ERROR | code::NX_DOMAIN) => {
@@ -208,7 +199,7 @@ impl Lookup {
         let addresses = kept.response.addresses.iter();
         let learned = Learned {
             name: course.name.clone(),
-            group: course.group,
+            group: course.key.group,
             addresses: addresses.map(|(ip, ttl)| (*ip, kept.ttl(*ttl))).collect(),
         };
         let heard = self.announcer.announce(learned, &self.counters);

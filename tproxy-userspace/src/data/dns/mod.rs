@@ -29,7 +29,6 @@ mod transport;
 mod upstream;
 pub mod wire;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -50,7 +49,7 @@ use super::resolve::Resolver;
 use crate::net::SocketFactory;
 
 pub use self::learned::{Announcement, Learned};
-pub use self::server::Over;
+pub use self::server::{Later, Now, Over};
 pub use self::split::{Choose, Group, Suffixes};
 pub use self::stats::DnsStats;
 pub use self::transport::{Path, Roots, TlsError};
@@ -177,7 +176,7 @@ impl Dns {
             lookup: Arc::new(lookup),
             ipv6: settings.ipv6,
             prefer: settings.prefer,
-            clients: Mutex::new(HashMap::new()),
+            clients: Arc::default(),
         };
         (Self(Arc::new(server)), learned)
     }
@@ -186,6 +185,24 @@ impl Dns {
     /// upstream answers is answered with SERVFAIL.
     pub async fn answer(&self, query: &[u8], over: Over, client: SocketAddr) -> Option<Vec<u8>> {
         self.0.answer(query, over, client).await
+    }
+
+    /// Puts the answer to a message of a client at the end of `output`, if it is known. If not, its upstreams are asked.
+    /// To be called in a Tokio runtime.
+    #[must_use]
+    pub fn answer_now(
+        &self,
+        query: &[u8],
+        over: Over,
+        client: SocketAddr,
+        output: &mut Vec<u8>,
+    ) -> Now {
+        self.0.answer_now(query, over, client, output)
+    }
+
+    /// The answer for which upstreams are being asked, as soon as [`answer`](Self::answer) would have it.
+    pub async fn answer_later(&self, later: Later) -> Vec<u8> {
+        self.0.answer_later(later).await
     }
 
     /// Answers the questions on a connection until it ends.

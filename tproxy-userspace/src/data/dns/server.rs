@@ -5,8 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Prefer;
-use super::cache::Kept;
-use super::lookup::{Course, Instantly, Lookup};
+use super::lookup::{Coming, Course, Instantly, Lookup, Outcome};
 use super::stats::Counters;
 use super::wire::{LARGEST, OWN_SIZE, Query, Unfit, code, kind};
 
@@ -24,6 +23,9 @@ pub enum Over {
     Tcp,
 }
 
+/// Clients that wait, and for how many answers.
+pub type Clients = Arc<Mutex<HashMap<IpAddr, usize>>>;
+
 /// Answers questions, and knows what clients may have.
 #[derive(Debug)]
 pub struct Server {
@@ -34,121 +36,223 @@ pub struct Server {
     /// Which addresses are given out if there are both.
     pub prefer: Prefer,
     /// How many questions of each client wait.
-    pub clients: Mutex<HashMap<IpAddr, usize>>,
+    pub clients: Clients,
+}
+
+/// What is known of an answer without waiting.
+#[derive(Debug)]
+pub enum Now {
+    /// The answer is there.
+    Answered,
+    /// There is no answer to this message.
+    Silence,
+    /// Upstreams are being asked.
+    Later(Box<Later>),
+}
+
+/// A question whose upstreams are being asked.
+#[derive(Debug)]
+pub struct Later {
+    query: Query,
+    over: Over,
+    asked: Half,
+    /// The same about addresses of the preferred family.
+    twin: Option<Half>,
+}
+
+/// What became of a question so far.
+#[derive(Debug)]
+enum Half {
+    Done(Outcome),
+    /// Its upstreams are being asked.
+    Coming {
+        course: Course,
+        coming: Coming,
+        /// What there is if that takes long.
+        stale: Outcome,
+        _turn: Turn,
+    },
 }
 
 impl Server {
     /// The answer to a message. None: it gets none.
     pub async fn answer(&self, message: &[u8], over: Over, client: SocketAddr) -> Option<Vec<u8>> {
+        let mut answer = Vec::new();
+        match self.answer_now(message, over, client, &mut answer) {
+            Now::Answered => Some(answer),
+            Now::Silence => None,
+            Now::Later(later) => Some(self.answer_later(*later).await),
+        }
+    }
+
+    /// Puts the answer to a message at the end of `output` if it is known. If not, its upstreams are asked.
+    pub fn answer_now(
+        &self,
+        message: &[u8],
+        over: Over,
+        client: SocketAddr,
+        output: &mut Vec<u8>,
+    ) -> Now {
         let counters = &self.lookup.counters;
         Counters::add(&counters.queries);
         let query = match Query::parse(message) {
             Ok(query) => query,
             Err(Unfit::Silence) => {
                 Counters::add(&counters.malformed);
-                return None;
+                return Now::Silence;
             }
             Err(Unfit::Answer(answer)) => {
                 Counters::add(&counters.malformed);
-                return Some(answer);
+                output.extend(answer);
+                return Now::Answered;
             }
         };
-        let answer = self.find(&query, client).await;
-        let most = match (over, query.edns) {
-            (Over::Tcp, _) => LARGEST,
-            (Over::Udp, None) => LEAST_SIZE.into(),
-            (Over::Udp, Some(edns)) => edns.size.clamp(LEAST_SIZE, OWN_SIZE).into(),
-        };
-        if answer.len() <= most {
-            return Some(answer);
-        }
-        if over == Over::Tcp {
-            // An answer that fills a message leaves no room for the EDNS part.
-            return Some(query.empty(code::SERV_FAIL));
-        }
-        Counters::add(&counters.truncated);
-        Some(query.truncated(u16::from(answer[3] & 0x0f)))
-    }
-
-    async fn find(&self, query: &Query, client: SocketAddr) -> Vec<u8> {
         let is_address = |kind| query.question.kind == kind && query.question.class == 1;
         if !self.ipv6 && is_address(kind::AAAA) {
-            return query.empty(code::NO_ERROR);
+            output.extend(query.empty(code::NO_ERROR));
+            return Now::Answered;
         }
         let other = match self.prefer {
             Prefer::V4 if is_address(kind::AAAA) => Some(kind::A),
             Prefer::V6 if is_address(kind::A) && self.ipv6 => Some(kind::AAAA),
             _ => None,
         };
-        let Some(preferred) = other else {
-            return self.find_one(query, client).await;
-        };
-        let mut twin = query.clone();
-        twin.question.kind = preferred;
-        // Both at once: it costs no more time than one.
-        let (answer, twin) =
-            tokio::join!(self.find_one(query, client), self.resolve(&twin, client));
-        if twin.is_some_and(|kept| !kept.response.addresses.is_empty()) {
-            return query.empty(code::NO_ERROR);
+        let twin = other.map(|preferred| {
+            let mut twin = query.clone();
+            twin.question.kind = preferred;
+            self.look(&twin, client.ip())
+        });
+        match (self.look(&query, client.ip()), twin) {
+            (Half::Done(outcome), None) => self.put(&query, over, outcome, None, output),
+            (Half::Done(outcome), Some(Half::Done(twin))) => {
+                self.put(&query, over, outcome, twin, output);
+            }
+            (asked, twin) => {
+                let later = Later {
+                    query,
+                    over,
+                    asked,
+                    twin,
+                };
+                return Now::Later(Box::new(later));
+            }
         }
+        Now::Answered
+    }
+
+    /// The answer, when it has come.
+    pub async fn answer_later(&self, later: Later) -> Vec<u8> {
+        let Later {
+            query,
+            over,
+            asked,
+            twin,
+        } = later;
+        let twin = async { self.end(twin?).await };
+        // Both at once: it costs no more time than one.
+        let (outcome, twin) = tokio::join!(self.end(asked), twin);
+        let mut answer = Vec::new();
+        self.put(&query, over, outcome, twin, &mut answer);
         answer
     }
 
-    async fn find_one(&self, query: &Query, client: SocketAddr) -> Vec<u8> {
-        match self.resolve(query, client).await {
-            Some(kept) => query.answer(&kept.response, |ttl| kept.ttl(ttl)),
-            None => query.empty(code::SERV_FAIL),
-        }
-    }
-
-    async fn resolve(&self, query: &Query, client: SocketAddr) -> Option<Kept> {
+    fn look(&self, query: &Query, client: IpAddr) -> Half {
         let course = self.lookup.course(query);
-        match self.lookup.instantly(&course) {
-            Instantly::Done(outcome) => outcome,
-            Instantly::Ask(stale) => self.ask(&course, stale, client.ip()).await,
+        let stale = match self.lookup.instantly(&course) {
+            Instantly::Done(outcome) => return Half::Done(outcome),
+            Instantly::Ask(stale) => stale,
+        };
+        let asked = Turn::take(&self.clients, client)
+            .and_then(|turn| Some((turn, self.lookup.ask(query, &course)?)));
+        match asked {
+            Some((turn, coming)) => Half::Coming {
+                course,
+                coming,
+                stale,
+                _turn: turn,
+            },
+            None => Half::Done(self.lookup.refuse(&course, stale)),
         }
     }
 
-    async fn ask(&self, course: &Course, stale: Option<Kept>, client: IpAddr) -> Option<Kept> {
-        let Some(_turn) = Turn::take(self, client) else {
-            return self.lookup.refuse(course, stale);
+    async fn end(&self, half: Half) -> Outcome {
+        match half {
+            Half::Done(outcome) => outcome,
+            Half::Coming {
+                course,
+                coming,
+                stale,
+                _turn,
+            } => self.lookup.wait(&course, coming, stale).await,
+        }
+    }
+
+    /// The answer in a form that the client takes. `twin` is what there is of the preferred family.
+    fn put(
+        &self,
+        query: &Query,
+        over: Over,
+        outcome: Outcome,
+        twin: Outcome,
+        output: &mut Vec<u8>,
+    ) {
+        if twin.is_some_and(|kept| !kept.response.addresses.is_empty()) {
+            output.extend(query.empty(code::NO_ERROR));
+            return;
+        }
+        let Some(kept) = outcome else {
+            output.extend(query.empty(code::SERV_FAIL));
+            return;
         };
-        self.lookup.ask(course, stale).await
+        let most = match (over, query.edns) {
+            (Over::Tcp, _) => LARGEST,
+            (Over::Udp, None) => LEAST_SIZE.into(),
+            (Over::Udp, Some(edns)) => edns.size.clamp(LEAST_SIZE, OWN_SIZE).into(),
+        };
+        let start = output.len();
+        query.answer(&kept.response, |ttl| kept.ttl(ttl), output);
+        if output.len() - start <= most {
+            return;
+        }
+        let code = u16::from(output[start + 3] & 0x0f);
+        output.truncate(start);
+        if over == Over::Tcp {
+            // An answer that fills a message leaves no room for the EDNS part.
+            output.extend(query.empty(code::SERV_FAIL));
+        } else {
+            Counters::add(&self.lookup.counters.truncated);
+            output.extend(query.truncated(code));
+        }
     }
 }
 
 /// One of the questions that a client may have under way.
-struct Turn<'s> {
-    server: &'s Server,
+#[derive(Debug)]
+struct Turn {
+    clients: Clients,
     client: IpAddr,
 }
 
-impl<'s> Turn<'s> {
-    fn take(server: &'s Server, client: IpAddr) -> Option<Self> {
-        let mut clients = server
-            .clients
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let count = clients.entry(client).or_insert(0);
+impl Turn {
+    fn take(clients: &Clients, client: IpAddr) -> Option<Self> {
+        let mut waiting = clients.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = waiting.entry(client).or_insert(0);
         if *count >= MOST_OF_CLIENT {
             return None;
         }
         *count += 1;
-        Some(Self { server, client })
+        let clients = Arc::clone(clients);
+        Some(Self { clients, client })
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for Turn {
     fn drop(&mut self) {
-        let mut clients = self
-            .server
-            .clients
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = clients.get_mut(&self.client) {
+        let mut waiting = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = waiting.get_mut(&self.client) {
             *count -= 1;
             if *count == 0 {
-                clients.remove(&self.client);
+                waiting.remove(&self.client);
             }
         }
     }

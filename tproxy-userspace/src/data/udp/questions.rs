@@ -1,15 +1,14 @@
 //! DNS questions: the resolver's, not an association's.
 
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::task::{Context, Poll, Waker};
 
 use tokio::sync::Semaphore;
 
 use super::{Datagram, Receiver, Scratch, with_scratch};
-use crate::data::dns::{self, Dns, Over};
+use crate::data::dns::{self, Dns, Later, Now, Over};
 use crate::data::record::Shared;
 use crate::net::mmsg::{BATCH, Outgoing, Prefix, SendBatch};
 
@@ -23,8 +22,14 @@ pub struct Questions {
     room: Arc<Semaphore>,
 }
 
-/// An answer to be sent: to the client, from the server that it asked.
-type Answer = (SocketAddr, SocketAddr, Vec<u8>);
+/// Answers to be sent.
+#[derive(Debug, Default)]
+struct Answers {
+    /// All of them, one behind the other.
+    bytes: Vec<u8>,
+    /// To which client, from the server that it asked, and which of the bytes.
+    places: Vec<(SocketAddr, SocketAddr, Range<usize>)>,
+}
 
 impl Default for Questions {
     fn default() -> Self {
@@ -45,33 +50,32 @@ impl Questions {
         send: &mut SendBatch,
         shared: &Arc<Shared>,
     ) {
-        let mut answers: Vec<Answer> = Vec::new();
+        let mut answers = Answers::default();
         for datagram in datagrams {
             let Some((client, server, question)) =
                 datagram.take_if(|(_, destination, _)| destination.port() == dns::PORT)
             else {
                 continue;
             };
-            let (dns, question) = (dns.clone(), question.to_vec());
-            let mut answering =
-                Box::pin(async move { dns.answer(&question, Over::Udp, client).await });
-            // What is in the cache, and what is not fit, is ready at the first look. Nobody has to be woken for it.
-            let mut context = Context::from_waker(Waker::noop());
-            match answering.as_mut().poll(&mut context) {
-                Poll::Ready(answer) => {
-                    answers.extend(answer.map(|answer| (client, server, answer)));
+            let start = answers.bytes.len();
+            match dns.answer_now(question, Over::Udp, client, &mut answers.bytes) {
+                Now::Answered => {
+                    let place = start..answers.bytes.len();
+                    answers.places.push((client, server, place));
                 }
-                Poll::Pending => self.wait(answering, (client, server), receiver, shared),
+                Now::Silence => {}
+                Now::Later(later) => {
+                    self.wait(dns.clone(), *later, (client, server), receiver, shared);
+                }
             }
         }
-        if !answers.is_empty() {
-            send_answers(receiver, send, shared, &answers);
-        }
+        answers.send(receiver, send, shared);
     }
 
     fn wait(
         &self,
-        answering: Pin<Box<impl Future<Output = Option<Vec<u8>>> + Send + 'static>>,
+        dns: Dns,
+        later: Later,
         (client, server): (SocketAddr, SocketAddr),
         receiver: &Arc<Receiver>,
         shared: &Arc<Shared>,
@@ -83,23 +87,28 @@ impl Questions {
         let (receiver, shared) = (Arc::clone(receiver), Arc::clone(shared));
         tokio::spawn(async move {
             let _place = place;
-            if let Some(answer) = answering.await {
-                with_scratch(|Scratch { send, .. }| {
-                    send_answers(&receiver, send, &shared, &[(client, server, answer)]);
-                });
-            }
+            let bytes = dns.answer_later(later).await;
+            let answers = Answers {
+                places: vec![(client, server, 0..bytes.len())],
+                bytes,
+            };
+            with_scratch(|Scratch { send, .. }| answers.send(&receiver, send, &shared));
         });
     }
 }
 
-fn send_answers(receiver: &Receiver, send: &mut SendBatch, shared: &Shared, answers: &[Answer]) {
-    let datagrams = answers.iter().map(|(client, server, answer)| Outgoing {
-        to: Some(*client),
-        from: Some(*server),
-        prefix: Prefix::default(),
-        payload: answer,
-    });
-    shared
-        .counters
-        .count_sent(&send.send(&receiver.socket, datagrams));
+impl Answers {
+    fn send(&self, receiver: &Receiver, send: &mut SendBatch, shared: &Shared) {
+        if self.places.is_empty() {
+            return;
+        }
+        let datagrams = self.places.iter().map(|(client, server, place)| Outgoing {
+            to: Some(*client),
+            from: Some(*server),
+            prefix: Prefix::default(),
+            payload: &self.bytes[place.clone()],
+        });
+        let report = send.send(&receiver.socket, datagrams);
+        shared.counters.count_sent(&report);
+    }
 }

@@ -1,4 +1,4 @@
-//! New TCP connections: connect, one byte, one byte back, close.
+//! New TCP connections: connect, say something, one byte back, close.
 
 use std::{
     collections::HashMap,
@@ -23,6 +23,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::Exchanges;
 use crate::stage::Stage;
 
+/// The least that can be said.
+pub const BYTE: &[u8] = &[1];
+/// A request with a name in it, as a browser without TLS sends it.
+pub const REQUEST: &[u8] =
+    b"GET / HTTP/1.1\r\nHost: www.bench.test\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n";
+
 const PORT: u16 = 8000;
 /// How often a loop looks at clock and stop flag when nothing happens.
 const TICK_MS: u8 = 50;
@@ -36,7 +42,7 @@ pub fn targets(family: Family) -> Vec<SocketAddr> {
         .collect()
 }
 
-/// Answers each byte with a byte, any number of connections on one thread.
+/// Answers whatever comes together with a byte, any number of connections on one thread.
 #[derive(Debug)]
 pub struct Server {
     stop: Arc<AtomicBool>,
@@ -120,10 +126,9 @@ fn serve(listener: &TcpListener, stop: &AtomicBool) -> Result<()> {
 
 /// Is the connection still to be kept?
 fn answer(stream: &mut TcpStream) -> bool {
-    let mut byte = [0];
-    match stream.read(&mut byte) {
+    match stream.read(&mut [0; 512]) {
         Ok(0) => false,
-        Ok(_) => stream.write_all(&byte).is_ok(),
+        Ok(_) => stream.write_all(BYTE).is_ok(),
         Err(error) => error.kind() == ErrorKind::WouldBlock,
     }
 }
@@ -136,7 +141,7 @@ fn wait<'a>(epoll: &Epoll, events: &'a mut [EpollEvent]) -> Result<&'a [EpollEve
     }
 }
 
-/// One run: `at_once` connections at any moment, for `time`.
+/// One run: `at_once` connections at any moment, for `time`. `first` is what each of them says.
 ///
 /// # Errors
 /// When no connection comes about, or a socket cannot be made.
@@ -145,11 +150,12 @@ pub fn run(
     client: &Namespace,
     family: Family,
     at_once: usize,
+    first: &[u8],
     time: Duration,
 ) -> Result<Exchanges> {
     let server = Server::start(&stage.lab.internet)?;
     let targets = targets(family);
-    let exchanges = client.enter(|| Client::new(&targets)?.run(at_once, time))??;
+    let exchanges = client.enter(|| Client::new(&targets, first)?.run(at_once, time))??;
     drop(server);
     if exchanges.times.is_empty() {
         bail!("none of {} connections came about", exchanges.lost);
@@ -172,14 +178,16 @@ enum Step {
 
 struct Client<'a> {
     targets: &'a [SocketAddr],
+    first: &'a [u8],
     epoll: Epoll,
     opened: usize,
 }
 
 impl<'a> Client<'a> {
-    fn new(targets: &'a [SocketAddr]) -> Result<Self> {
+    fn new(targets: &'a [SocketAddr], first: &'a [u8]) -> Result<Self> {
         Ok(Self {
             targets,
+            first,
             epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?,
             opened: 0,
         })
@@ -247,7 +255,7 @@ impl<'a> Client<'a> {
             });
         }
         // A refused connection fails at the first write.
-        if attempt.stream.write(&[1]).is_err() {
+        if attempt.stream.write(self.first).is_err() {
             return Ok(Step::Failed);
         }
         attempt.connected = true;

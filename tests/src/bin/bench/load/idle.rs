@@ -60,7 +60,11 @@ fn open(targets: &[SocketAddr], count: usize) -> Result<Vec<TcpStream>> {
         .collect()
 }
 
-fn settled_kib(pid: u32) -> Result<u64> {
+/// Resident memory when it does not change any more.
+///
+/// # Errors
+/// When the process is gone.
+pub fn settled_kib(pid: u32) -> Result<u64> {
     let start = Instant::now();
     let mut last = (usage::resident_kib(pid)?, start);
     while last.1.elapsed() < QUIET && start.elapsed() < LIMIT {

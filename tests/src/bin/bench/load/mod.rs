@@ -1,6 +1,7 @@
 //! The loads: what a run sends.
 
 pub mod connections;
+pub mod dns;
 pub mod idle;
 pub mod tcp;
 pub mod udp;

@@ -69,7 +69,10 @@ proptest! {
         let query = Query::parse(&query).expect("fit");
         for bytes in [bytes, damaged] {
             if let Ok(response) = Response::parse(bytes, 4711, &query.question) {
-                let answer = query.answer(&response, |_| ttl);
+                // Behind another message, as in a batch.
+                let mut answer = vec![0xff; 7];
+                query.answer(&response, |_| ttl, &mut answer);
+                let answer = answer.split_off(7);
                 // What is taken is well formed on the outside at least: it walks again to the same.
                 let again = Response::parse(answer.clone(), 4711, &query.question);
                 let again = again.expect("what was taken is taken again");

@@ -1,11 +1,12 @@
 //! Messages as datagrams (RFC 1035 section 4.2.1).
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::net::UdpSocket;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::address::Addresses;
@@ -59,15 +60,20 @@ impl Udp {
             SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
         };
         let socket = self.factory.lookup_udp(any)?;
-        let socket = UdpSocket::from_std(socket).map_err(Failure::io("registering a socket"))?;
-        let connected = socket.connect(server).await;
-        connected.map_err(Failure::io("connecting"))?;
+        socket.connect(server).map_err(Failure::io("connecting"))?;
+        // One question fits into every send buffer, so nobody waits for that; being told of it would cost a wake-up.
+        #[expect(
+            deprecated,
+            reason = "its successor is unsafe; a `UdpSocket` names one descriptor, which it owns"
+        )]
+        let socket = AsyncFd::with_interest(socket, Interest::READABLE);
+        let socket = socket.map_err(Failure::io("registering a socket"))?;
         let id = rand::random();
         let message = ask.encode(id, false);
         let mut wait = self.timing.resend;
         loop {
             // The same number and port again, so that an answer to either counts, and a forger has no more to hit.
-            let sent = socket.send(&message).await;
+            let sent = socket.get_ref().send(&message);
             sent.map_err(Failure::io("sending"))?;
             match timeout(wait, self.receive(&socket, id, ask)).await {
                 Ok(Ok(None)) => return self.tcp.exchange(ask).await,
@@ -81,14 +87,15 @@ impl Udp {
     /// None: it was cut off.
     async fn receive(
         &self,
-        socket: &UdpSocket,
+        socket: &AsyncFd<UdpSocket>,
         id: u16,
         ask: &Ask,
     ) -> Result<Option<Response>, Failure> {
         // Some servers send more than they were asked to.
         let mut buffer = vec![0; 4 * usize::from(OWN_SIZE)];
         loop {
-            let length = socket.recv(&mut buffer).await;
+            let receive = |socket: &UdpSocket| socket.recv(&mut buffer);
+            let length = socket.async_io(Interest::READABLE, receive).await;
             let length = length.map_err(Failure::io("receiving"))?;
             match Response::parse(buffer[..length].to_vec(), id, &ask.question) {
                 Ok(response) => return Ok(Some(response)),

@@ -201,7 +201,7 @@ impl Query {
         let mut bytes = bare(self.id, self.flags, code & CODE);
         bytes[5] = 1;
         put_question(&mut bytes, &self.question);
-        self.put_edns(&mut bytes, code);
+        self.put_edns(&mut bytes, 0, code);
         bytes
     }
 
@@ -213,18 +213,19 @@ impl Query {
         bytes
     }
 
-    /// Makes the answer out of a response. Each TTL goes through `ttl`.
-    #[must_use]
-    pub fn answer(&self, response: &Response, ttl: impl Fn(u32) -> u32) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(response.bytes.len() + OPT_LENGTH);
-        bytes.extend_from_slice(&response.bytes);
+    /// Makes the answer out of a response, at the end of `output`. Each TTL goes through `ttl`.
+    pub fn answer(&self, response: &Response, ttl: impl Fn(u32) -> u32, output: &mut Vec<u8>) {
+        let start = output.len();
+        output.reserve(response.bytes.len() + OPT_LENGTH);
+        output.extend_from_slice(&response.bytes);
+        let bytes = &mut output[start..];
         let mut flags = (response.flags & CODE) | QR | RA | (self.flags & (RD | CD));
         // The bit is for those who know it: RFC 6840 section 5.7.
         if self.flags & AD != 0 || self.dnssec_ok() {
             flags |= response.flags & AD;
         }
-        put(&mut bytes, 0, self.id);
-        put(&mut bytes, 2, flags);
+        put(bytes, 0, self.id);
+        put(bytes, 2, flags);
         // The client may compare letter by letter. The lengths are equal, or it would be another question.
         bytes[HEADER..HEADER + self.question.name.len()].copy_from_slice(&self.question.name);
         for at in &response.ttls {
@@ -233,13 +234,14 @@ impl Query {
             let old = u32::from_be_bytes([field[0], field[1], field[2], field[3]]);
             field.copy_from_slice(&ttl(sound(old)).to_be_bytes());
         }
-        self.put_edns(&mut bytes, response.flags & CODE);
-        bytes
+        self.put_edns(output, start, response.flags & CODE);
     }
 
-    fn put_edns(&self, bytes: &mut Vec<u8>, code: u16) {
+    /// For the message that begins at `start`.
+    fn put_edns(&self, bytes: &mut Vec<u8>, start: usize, code: u16) {
         if let Some(edns) = self.edns {
             put_opt(bytes, OWN_SIZE, code, edns.dnssec_ok, 0);
+            count_opt(&mut bytes[start..]);
         }
     }
 }
@@ -265,6 +267,7 @@ pub fn ask(id: u16, question: &Question, dnssec_ok: bool, no_checks: bool, pad: 
     let pad = pad.then(|| (bytes.len() + OPT_LENGTH + 4).next_multiple_of(128));
     let padding = pad.map_or(0, |full| full - bytes.len() - OPT_LENGTH);
     put_opt(&mut bytes, OWN_SIZE, 0, dnssec_ok, padding);
+    count_opt(&mut bytes);
     bytes
 }
 
@@ -293,6 +296,10 @@ fn put_opt(bytes: &mut Vec<u8>, size: u16, code: u16, dnssec_ok: bool, padding: 
         bytes.extend((padding as u16 - 4).to_be_bytes());
         bytes.resize(bytes.len() + padding - 4, 0);
     }
+}
+
+/// One additional record more.
+fn count_opt(bytes: &mut [u8]) {
     let additional = u16::from_be_bytes([bytes[10], bytes[11]]) + 1;
     put(bytes, 10, additional);
 }
