@@ -4,13 +4,20 @@ use std::{
     collections::BTreeSet,
     fmt::Write as _,
     fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    io::{Read as _, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream},
     path::Path,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use ipnet::IpNet;
-use lab::{Lab, SingBox};
+use lab::{
+    Lab, Namespace, SingBox,
+    probe::Acceptor,
+    servers::V2ray,
+    traffic::connect,
+    wait::{SOON, until},
+};
 use serde_json::{Value, json};
 use tproxy_userspace::policy::{
     aggregate::aggregate,
@@ -384,5 +391,114 @@ fn sets_of_nft_are_read_as_it_prints_them() -> Result<()> {
     }
     // The script itself is a list too.
     assert_eq!(meant(&read(&file, None)?).0, prefixes);
+    Ok(())
+}
+
+/// Asks a SOCKS5 server without a password for a connection.
+fn ask(ns: &Namespace, server: SocketAddr, request: &[u8]) -> Result<TcpStream> {
+    let mut stream = connect(ns, server)?;
+    stream.write_all(&[5, 1, 0])?;
+    stream.read_exact(&mut [0; 2])?;
+    stream.write_all(request)?;
+    stream.read_exact(&mut [0; 10])?;
+    Ok(stream)
+}
+
+/// v2ray sends what is in the lists one way and all else another.
+#[test]
+fn dat_files_are_read_as_v2ray_reads_them() -> Result<()> {
+    let lab = Lab::new()?;
+    let (ns, dir) = (&lab.device, lab.dir());
+    let mut numbers = Numbers(17);
+    let prefixes = many(60, || numbers.prefix());
+    let others = many(20, || numbers.prefix());
+    let names = many(30, || numbers.name());
+    let domains: Vec<(u8, &str, &[&str])> = names
+        .iter()
+        .enumerate()
+        .map(|(at, name)| {
+            let attributes: &[&str] = [&[][..], &["cn"], &["ads", "cn"]][at % 3];
+            (2 + (at % 2) as u8, &**name, attributes)
+        })
+        .chain([(0, "cdn0.a", &["cn"][..]), (1, r"^b\.(www|ads)\.", &["cn"])])
+        .collect();
+    let geoip = [
+        write::geoip("ZZ", &others, false),
+        write::geoip("XX", &prefixes, false),
+    ]
+    .concat();
+    let geosite = [
+        write::geosite("OTHER", &[(2, "other.example", &[])]),
+        write::geosite("SOME", &domains),
+    ]
+    .concat();
+    let files = [dir.join("geoip.dat"), dir.join("geosite.dat")];
+    fs::write(&files[0], geoip)?;
+    fs::write(&files[1], geosite)?;
+    let ours = PrefixSet::from_iter(read(&files[0], Some("xx"))?.prefixes);
+    let set = |code| -> Result<DomainSet> {
+        let domains = read(&files[1], Some(code))?.domains;
+        Ok(DomainSet::new(
+            domains.into_iter().map(|domain| (domain, 0)),
+        )?)
+    };
+    let local = |port| SocketAddr::from(([127, 0, 0, 1], port));
+    let [inside, outside] = [
+        Acceptor::listen(ns, local(0))?,
+        Acceptor::listen(ns, local(0))?,
+    ];
+    for (code, sites) in [("some", set("some")?), ("some@cn", set("some@cn")?)] {
+        let to = |tag: &str, acceptor: &Acceptor| json!({ "tag": tag, "protocol": "freedom", "settings": { "redirect": acceptor.address().to_string() } });
+        let configuration = json!({
+            "inbounds": [{ "listen": "127.0.0.1", "port": 1082, "protocol": "socks", "settings": { "auth": "noauth" } }],
+            "outbounds": [to("out", &outside), to("in", &inside)],
+            "routing": { "domainStrategy": "AsIs", "rules": [
+                { "type": "field", "ip": ["geoip:xx"], "outboundTag": "in" },
+                { "type": "field", "domain": [format!("geosite:{code}")], "outboundTag": "in" },
+            ] },
+        });
+        let _v2ray = V2ray::start(ns, dir, &configuration, 1082)?;
+        let is_in = |request: &[u8]| -> Result<bool> {
+            let _stream = ask(ns, local(1082), request)?;
+            until("v2ray to send it somewhere", SOON, || {
+                Ok(match (inside.try_accept()?, outside.try_accept()?) {
+                    (Some(_), None) => Some(true),
+                    (None, Some(_)) => Some(false),
+                    (None, None) => None,
+                    (Some(_), Some(_)) => bail!("it was sent both ways"),
+                })
+            })
+        };
+        let mut found = [0; 2];
+        for at in 0..120 {
+            let address = if at % 2 == 0 {
+                prefixes[at / 2].network()
+            } else {
+                numbers.address()
+            };
+            let head: &[u8] = if address.is_ipv4() {
+                &[5, 1, 0, 1]
+            } else {
+                &[5, 1, 0, 4]
+            };
+            let request = [head, &write::octets(address), &[1, 187]].concat();
+            let expected = ours.contains(address);
+            assert_eq!(is_in(&request)?, expected, "{address}");
+            found[usize::from(expected)] += 1;
+        }
+        for at in 0..150 {
+            let name = if at % 3 == 0 {
+                format!("sub.{}", names[at / 5])
+            } else {
+                numbers.name()
+            };
+            let head = [5, 1, 0, 3, name.len() as u8];
+            let request = [&head[..], name.as_bytes(), &[1, 187]].concat();
+            let expected = sites.lookup(&name).is_some();
+            assert_eq!(is_in(&request)?, expected, "{code}: {name}");
+            found[usize::from(expected)] += 1;
+        }
+        assert!(found.iter().all(|count| *count > 30), "{found:?}");
+    }
     Ok(())
 }

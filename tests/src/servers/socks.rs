@@ -218,7 +218,8 @@ pub struct V2ray {
 }
 
 impl V2ray {
-    /// Starts it and waits for TCP `port`, one of those it is configured to listen at.
+    /// Starts it and waits for TCP `port`, one of those it is configured to listen at. It looks for geoip.dat and
+    /// geosite.dat in `dir`.
     ///
     /// # Errors
     /// When it does not listen in time; the message holds its log.
@@ -233,6 +234,7 @@ impl V2ray {
             .with_context(|| format!("writing {}", path.display()))?;
         let mut command = ns.command("v2ray");
         command.arg("-config").arg(&path);
+        command.env("V2RAY_LOCATION_ASSET", dir);
         let process = Process::spawn(command)?;
         listening(ns, Transport::Tcp, port)
             .with_context(|| format!("v2ray said: {}", process.lines().join("\n")))?;
