@@ -82,7 +82,8 @@ pub fn response(bytes: &[u8]) {
         Err(Mismatch::Foreign)
     );
     for query in [plain, with_edns] {
-        let answer = query.answer(&response, |ttl| ttl);
+        let mut answer = Vec::new();
+        query.answer(&response, |ttl| ttl, &mut answer);
         assert!(answer.len() <= LARGEST + HEADER);
         let again = Response::parse(answer, query.id, &query.question)
             .expect("what is passed on is an answer to the question");
