@@ -168,7 +168,8 @@ pub struct Sniff {
     /// `enabled`: false decides by addresses alone. Default true.
     pub enabled: bool,
     /// `timeout`: how long a connection may wait for its device's first bytes, 1ms to 5s. It is the most that a
-    /// connection waits on which the server speaks first. Default 30ms.
+    /// connection waits on which the server speaks first. To ports 80 and 443, where none does, it is ten times as
+    /// long. Default 30ms.
     #[serde(serialize_with = "duration::serialize")]
     pub timeout: Duration,
     /// `rewrite`: an outbound that takes names (SOCKS5, TCP) is asked for the name that was read, not for the address

@@ -46,10 +46,28 @@ pub struct Routing {
 /// How names are read from what devices send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sniff {
-    /// How long a connection may wait for its device's first bytes.
+    /// How long a connection may wait for its device's first bytes, if its server may be the one to speak first.
     pub timeout: Duration,
     /// The outbound is asked for the name rather than for the address, where it takes names.
     pub rewrite: bool,
+}
+
+/// Ports (plain numbers) where no server speaks first: HTTP and HTTPS.
+const CLIENT_FIRST: [u16; 2] = [80, 443];
+/// How many times longer the device's first bytes are waited for there. A device that is slow to send them (over
+/// Wi-Fi, or because it is busy) would otherwise go the way of those without a name.
+const PATIENCE: u32 = 10;
+
+impl Sniff {
+    /// How long a connection to this port (a plain number) may wait for its device's first bytes.
+    #[must_use]
+    pub fn limit(&self, port: u16) -> Duration {
+        if CLIENT_FIRST.contains(&port) {
+            self.timeout.saturating_mul(PATIENCE)
+        } else {
+            self.timeout
+        }
+    }
 }
 
 impl Routing {
@@ -266,5 +284,21 @@ fn of_rules(rules: &Rules, ways: &[Arc<Way>]) -> Result<Vec<OfRule>, Error> {
 impl From<Way> for Router {
     fn from(way: Way) -> Self {
         Self::with_rules(vec![way], Rules::none(), None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_waited_for_longer_where_no_server_speaks_first() {
+        let sniff = Sniff {
+            timeout: Duration::from_millis(30),
+            rewrite: false,
+        };
+        for (port, milliseconds) in [(443, 300), (80, 300), (22, 30), (25, 30), (8443, 30)] {
+            assert_eq!(sniff.limit(port), Duration::from_millis(milliseconds));
+        }
     }
 }

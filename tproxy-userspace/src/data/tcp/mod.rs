@@ -255,7 +255,7 @@ async fn open(
     let first = match sniff {
         None => First::default(),
         Some(sniff) => {
-            let first = first::read(device, sniff.timeout).await;
+            let first = first::read(device, sniff.limit(record.destination().port())).await;
             first.map_err(|_| Outcome::DeviceReset)?
         }
     };

@@ -301,6 +301,82 @@ proptest! {
     }
 }
 
+#[test]
+fn all_asks_for_every_rule_that_could_decide_about_a_name_at_an_address() {
+    let near = Rule {
+        domain: domains(&["near.example"]),
+        ..rule("direct")
+    };
+    let by = |change: fn(&mut Rule)| {
+        let mut rule = rule("far");
+        change(&mut rule);
+        rule
+    };
+    for (before, direct) in [
+        (by(|rule| rule.domain = domains(&["far.example"])), true),
+        (
+            by(|rule| rule.domain = domains(&["www.near.example"])),
+            false,
+        ),
+        (
+            by(|rule| rule.prefix = prefixes(&["198.51.100.0/24"])),
+            true,
+        ),
+        (by(|rule| rule.prefix = prefixes(&["192.0.2.0/24"])), false),
+        // Whoever it is from, and whatever port it is to.
+        (by(|rule| rule.source = prefixes(&["10.0.0.9/32"])), false),
+        (by(|rule| rule.port = ports(&["25"])), false),
+        (by(|rule| rule.protocol = Some(Protocol::Udp)), false),
+    ] {
+        let rules = Rules::new([before.clone(), near.clone()], "far").unwrap();
+        let all = |name: &str| {
+            let address = "192.0.2.1".parse().unwrap();
+            rules.all(name, address, |rule| rule == Some(1))
+        };
+        assert_eq!(all("www.near.example"), direct, "{before:?}");
+        assert!(!all("elsewhere.example"));
+        // What comes behind a rule that takes all is no matter.
+        let rules = Rules::new([near.clone(), before], "far").unwrap();
+        let address = "192.0.2.1".parse().unwrap();
+        assert!(rules.all("near.example", address, |rule| rule == Some(0)));
+    }
+}
+
+proptest! {
+    /// If `all` says so, no query about that name and address is decided otherwise.
+    #[test]
+    fn all_means_every_query(
+        list in prop::collection::vec(any_rule(), 0..5),
+        name in prop::sample::select(&NAMES[..]),
+        address in prop::sample::select(&["192.0.2.1", "192.0.2.200", "2001:db8::1"][..]),
+        accepted in "[abz]{1,2}",
+    ) {
+        let rules = Rules::new(list.clone(), "z").unwrap();
+        let address: IpAddr = address.parse().unwrap();
+        let accept = |outbound: &str| accepted.contains(outbound);
+        let all = rules.all(name, address, |rule| accept(rule.map_or("z", |rule| &list[rule].outbound)));
+        let mut every = true;
+        for protocol in [Protocol::Tcp, Protocol::Udp] {
+            for source in ["192.168.0.2:1", "192.168.0.3:1", "10.0.0.1:1"] {
+                for port in [22, 85, 443] {
+                    let query = Query {
+                        protocol,
+                        source: source.parse().unwrap(),
+                        destination: (address, port).into(),
+                        name: Some(name),
+                    };
+                    every &= accept(rules.decide(&query).outbound);
+                }
+            }
+        }
+        prop_assert!(every || !all);
+        // Without conditions about devices, ports and protocols it is exact.
+        if list.iter().all(|rule| rule.source.is_none() && rule.port.is_none() && rule.protocol.is_none()) {
+            prop_assert_eq!(all, every);
+        }
+    }
+}
+
 /// `cargo test --release -p tproxy-userspace --lib policy::rule -- --ignored --nocapture`
 #[test]
 #[ignore = "prints figures; run it by hand in release mode"]
