@@ -8,7 +8,6 @@ mod duration;
 mod error;
 mod exempt;
 mod link;
-mod outbound;
 mod parse;
 mod read;
 mod refusal;
@@ -35,11 +34,11 @@ pub use duration::{LONGEST as LONGEST_DURATION, format_duration, parse_duration}
 pub use error::{ConfigError, Finding, Findings};
 pub use exempt::{CgroupPath, IdOrName, Mark};
 pub use link::{LinkPattern, WanPattern};
-pub use outbound::{OutboundUrl, Scheme};
 pub use refusal::Refusal;
 pub use rule::Rule;
 pub use source::Position;
 
+use crate::data;
 use crate::policy::source::Source;
 
 /// Larger configurations (in bytes) are refused: the file is something else.
@@ -145,7 +144,7 @@ pub struct Outbound {
     /// `name`: letters, digits, `-`, `_` and `.`; required.
     pub name: String,
     /// `url`: required.
-    pub url: OutboundUrl,
+    pub url: data::Outbound,
 }
 
 /// Destinations that go direct.
@@ -363,7 +362,7 @@ impl Outbound {
     pub fn direct() -> Self {
         Self {
             name: Self::DIRECT.to_owned(),
-            url: OutboundUrl::direct(),
+            url: data::Outbound::Direct,
         }
     }
 }

@@ -8,9 +8,10 @@ use super::error::ConfigError;
 use super::read::{Faults, Table, document};
 use super::value::{at_least, boolean, choice, integer, list, number_or_text, text, within};
 use super::{
-    CgroupPath, Config, IdOrName, LinkPattern, Mark, OnProxyDown, Outbound, OutboundUrl, Refusal,
-    Stage, WanPattern, dns, rule,
+    CgroupPath, Config, IdOrName, LinkPattern, Mark, OnProxyDown, Outbound, Refusal, Stage,
+    WanPattern, dns, rule,
 };
+use crate::data;
 use crate::policy::prefix;
 use crate::policy::source::{STANDARD_INPUT, Source};
 
@@ -142,7 +143,7 @@ fn outbounds(root: &mut Table<'_>, into: &mut Vec<Outbound>) {
         let name = table.required("name", text("a name", "proxy", outbound_name));
         let url = table.required(
             "url",
-            text("a URL", "socks5://HOST:PORT", str::parse::<OutboundUrl>),
+            text("a URL", "socks5://HOST:PORT", str::parse::<data::Outbound>),
         );
         let Some(name) = name else { return };
         if found.iter().any(|other| other.name == *name.get_ref()) {
@@ -155,7 +156,7 @@ fn outbounds(root: &mut Table<'_>, into: &mut Vec<Outbound>) {
         // An outbound whose URL was refused still keeps its name from being used again.
         found.push(Outbound {
             name: name.into_inner(),
-            url: url.map_or_else(OutboundUrl::direct, toml::Spanned::into_inner),
+            url: url.map_or(data::Outbound::Direct, toml::Spanned::into_inner),
         });
     });
     if !found.is_empty() {

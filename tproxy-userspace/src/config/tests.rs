@@ -203,7 +203,7 @@ fn every_key_is_read() {
             },
             Outbound {
                 name: "other".to_owned(),
-                url: OutboundUrl::direct(),
+                url: data::Outbound::Direct,
             },
         ],
         rules: vec![

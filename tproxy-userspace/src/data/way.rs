@@ -130,15 +130,12 @@ impl Way {
 
     /// An outbound whose server, if it has one, is given by its address.
     fn literal(name: &str, outbound: Outbound) -> Self {
-        let address: Option<IpAddr> = match &outbound {
-            Outbound::Direct => None,
-            Outbound::Socks5(server) => match server.host {
-                Host::Ipv4(ip) => Some(ip.into()),
-                // An IPv4 address in IPv6's clothes is reached by an IPv4 socket.
-                Host::Ipv6(ip) => Some(ip.to_canonical()),
-                Host::Domain(_) => None,
-            },
-        };
+        let address = outbound.server().and_then(|server| match server.host {
+            Host::Ipv4(ip) => Some(IpAddr::from(ip)),
+            // An IPv4 address in IPv6's clothes is reached by an IPv4 socket.
+            Host::Ipv6(ip) => Some(ip.to_canonical()),
+            Host::Domain(_) => None,
+        });
         let addresses = arrange(address.as_slice(), port(&outbound));
         Self::new(name, outbound, addresses, LONGEST_TTL)
     }
@@ -275,21 +272,15 @@ pub async fn follow(shared: Arc<Shared>, resolver: Resolver, guard: Arc<Guard>) 
 
 /// The server's name, if it is given by name.
 fn server_name(outbound: &Outbound) -> Option<&str> {
-    match outbound {
-        Outbound::Direct => None,
-        Outbound::Socks5(server) => match &server.host {
-            Host::Domain(name) => Some(name),
-            Host::Ipv4(_) | Host::Ipv6(_) => None,
-        },
+    match &outbound.server()?.host {
+        Host::Domain(name) => Some(name),
+        Host::Ipv4(_) | Host::Ipv6(_) => None,
     }
 }
 
 /// The server's port; 0 without a server.
 fn port(outbound: &Outbound) -> u16 {
-    match outbound {
-        Outbound::Direct => 0,
-        Outbound::Socks5(server) => server.port,
-    }
+    outbound.server().map_or(0, |server| server.port)
 }
 
 fn bounded(ttl: Duration) -> Duration {

@@ -1,190 +1,24 @@
 //! Where relayed traffic goes.
 
-pub mod socks5;
+mod socks5;
+mod url;
 pub mod wire;
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout_at};
-use url::{Host, Url};
 
+pub use self::url::{Credentials, Outbound, OutboundError, Server};
 use self::wire::{Malformed, Refusal};
 use super::guard::Guard;
 use super::record::Outcome;
 use super::way::Way;
 use crate::net::{NetError, SocketFactory};
-
-/// The port of a SOCKS server that names none.
-const SOCKS_PORT: u16 = 1080;
-
-/// Where relayed traffic goes, as read from a URL.
-#[derive(Clone, PartialEq, Eq)]
-pub enum Outbound {
-    /// `direct://`: to the destination itself.
-    Direct,
-    /// `socks5://[user:password@]host[:port]`: through a SOCKS5 server (RFC 1928).
-    Socks5(Socks5Server),
-}
-
-/// A SOCKS5 server.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Socks5Server {
-    /// Its address, or its name.
-    pub host: Host<String>,
-    /// Its TCP port, a plain number.
-    pub port: u16,
-    /// User and password (RFC 1929).
-    pub credentials: Option<Credentials>,
-}
-
-/// A user and a password, each 1 to 255 bytes.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    /// The user.
-    pub user: Vec<u8>,
-    /// The password.
-    pub password: Vec<u8>,
-}
-
-/// Why a text is no outbound. The text itself is left out: it may hold a password.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum OutboundError {
-    /// Not a URL.
-    #[error("the outbound is no URL ({0}); write direct:// or socks5://[user:password@]host:port")]
-    Url(#[from] url::ParseError),
-    /// A scheme that is not known.
-    #[error("the outbound's scheme \"{0}\" is not known; direct and socks5 are")]
-    Scheme(String),
-    /// No host.
-    #[error("the outbound {0}:// names no host; write socks5://[user:password@]host:port")]
-    Host(String),
-    /// A part that the scheme has no use for.
-    #[error("the outbound {scheme}:// takes no {part}; remove it")]
-    Surplus {
-        /// The scheme.
-        scheme: String,
-        /// The part.
-        part: &'static str,
-    },
-    /// Port 0.
-    #[error("the outbound's port 0 cannot be connected to; the usual one is 1080")]
-    Port,
-    /// User or password is empty or too long.
-    #[error("the outbound's {0} must have 1 to 255 bytes (RFC 1929)")]
-    Credentials(&'static str),
-}
-
-impl FromStr for Outbound {
-    type Err = OutboundError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let url = Url::parse(text)?;
-        let surplus = |part| OutboundError::Surplus {
-            scheme: url.scheme().to_owned(),
-            part,
-        };
-        if !matches!(url.path(), "" | "/") {
-            return Err(surplus("path"));
-        }
-        if url.query().is_some() || url.fragment().is_some() {
-            return Err(surplus("query or fragment"));
-        }
-        match url.scheme() {
-            "direct" => {
-                if url.has_host() && url.host_str() != Some("") {
-                    return Err(surplus("host"));
-                }
-                Ok(Self::Direct)
-            }
-            "socks5" => {
-                let no_host = || OutboundError::Host(url.scheme().to_owned());
-                // For schemes other than the web's, the parser leaves IPv4 addresses to us.
-                let host = match url.host().ok_or_else(no_host)? {
-                    Host::Domain(name) => {
-                        let name = percent_decode_str(name).decode_utf8_lossy();
-                        Host::parse(&name)?
-                    }
-                    Host::Ipv4(ip) => Host::Ipv4(ip),
-                    Host::Ipv6(ip) => Host::Ipv6(ip),
-                };
-                Ok(Self::Socks5(Socks5Server {
-                    host,
-                    port: match url.port() {
-                        Some(0) => return Err(OutboundError::Port),
-                        Some(port) => port,
-                        None => SOCKS_PORT,
-                    },
-                    credentials: Credentials::of(&url)?,
-                }))
-            }
-            other => Err(OutboundError::Scheme(other.to_owned())),
-        }
-    }
-}
-
-impl Credentials {
-    fn of(url: &Url) -> Result<Option<Self>, OutboundError> {
-        if url.username().is_empty() && url.password().is_none() {
-            return Ok(None);
-        }
-        let decode = |part: &str, name| {
-            let bytes: Vec<u8> = percent_decode_str(part).collect();
-            if bytes.is_empty() || bytes.len() > 255 {
-                return Err(OutboundError::Credentials(name));
-            }
-            Ok(bytes)
-        };
-        Ok(Some(Self {
-            user: decode(url.username(), "user")?,
-            password: decode(url.password().unwrap_or_default(), "password")?,
-        }))
-    }
-}
-
-/// The URL without the password.
-impl fmt::Display for Outbound {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Direct => f.write_str("direct://"),
-            Self::Socks5(server) => write!(f, "socks5://{server}"),
-        }
-    }
-}
-
-/// `[user@]host:port`.
-impl fmt::Display for Socks5Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(Credentials { user, .. }) = &self.credentials {
-            write!(f, "{}@", user.escape_ascii())?;
-        }
-        write!(f, "{}:{}", self.host, self.port)
-    }
-}
-
-impl fmt::Debug for Outbound {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Outbound({self})")
-    }
-}
-
-impl fmt::Debug for Socks5Server {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Socks5Server({self})")
-    }
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Credentials({}:…)", self.user.escape_ascii())
-    }
-}
 
 /// Why the upstream side could not be reached. Each variant is one [`Outcome`].
 #[derive(Debug, thiserror::Error)]
@@ -437,83 +271,5 @@ impl Dialer {
             .connect(peer)
             .await
             .map_err(|source| DialError::Connect { peer, source })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(text: &str) -> Result<Outbound, OutboundError> {
-        text.parse()
-    }
-
-    #[test]
-    fn urls_that_are_outbounds() {
-        assert_eq!(parse("direct://"), Ok(Outbound::Direct));
-        let Ok(Outbound::Socks5(server)) = parse("socks5://me:p%40ss@192.0.2.1:1081") else {
-            panic!("a SOCKS5 server");
-        };
-        assert_eq!(server.host.to_string(), "192.0.2.1");
-        assert!(matches!(server.host, Host::Ipv4(_)));
-        assert_eq!(server.port, 1081);
-        let credentials = server.credentials.expect("given");
-        assert_eq!(credentials.user, b"me");
-        assert_eq!(credentials.password, b"p@ss");
-        let Ok(Outbound::Socks5(server)) = parse("socks5://proxy.example") else {
-            panic!("a SOCKS5 server");
-        };
-        assert_eq!(server.host, Host::Domain("proxy.example".to_owned()));
-        assert_eq!(server.port, 1080);
-        assert_eq!(server.credentials, None);
-        assert!(parse("socks5://[2001:db8::1]:1080").is_ok());
-    }
-
-    #[test]
-    fn no_form_of_it_shows_the_password() {
-        let outbound = parse("socks5://me:secret@[2001:db8::1]:1080").expect("well formed");
-        assert_eq!(outbound.to_string(), "socks5://me@[2001:db8::1]:1080");
-        assert!(!format!("{outbound:?}").contains("secret"));
-        for bad in [
-            "socks5://me:secret@h:70000",
-            "ftp://me:secret@h",
-            "me:secret@h",
-        ] {
-            let error = parse(bad).expect_err("not an outbound");
-            assert!(!format!("{error} {error:?}").contains("secret"));
-        }
-    }
-
-    #[test]
-    fn texts_that_are_not() {
-        let surplus = |part| OutboundError::Surplus {
-            scheme: "socks5".to_owned(),
-            part,
-        };
-        assert_eq!(
-            parse("http://h:1"),
-            Err(OutboundError::Scheme("http".to_owned()))
-        );
-        assert!(matches!(
-            parse("192.0.2.1:1080"),
-            Err(OutboundError::Url(_))
-        ));
-        assert!(matches!(
-            parse("socks5:///"),
-            Err(OutboundError::Host(_) | OutboundError::Url(_))
-        ));
-        assert!(matches!(
-            parse("direct://host"),
-            Err(OutboundError::Surplus { .. })
-        ));
-        assert_eq!(parse("socks5://h/path"), Err(surplus("path")));
-        assert_eq!(parse("socks5://h?x"), Err(surplus("query or fragment")));
-        assert_eq!(parse("socks5://h:0"), Err(OutboundError::Port));
-        assert_eq!(
-            parse("socks5://user@h"),
-            Err(OutboundError::Credentials("password"))
-        );
-        let long = format!("socks5://{}:p@h", "u".repeat(256));
-        assert_eq!(parse(&long), Err(OutboundError::Credentials("user")));
     }
 }

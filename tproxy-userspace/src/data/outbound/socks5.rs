@@ -8,14 +8,14 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::wire::{self, Command, LONGEST_REPLY, Malformed, Method, Reply};
-use super::{DialError, Dialer, Socks5Server, Target};
+use super::{DialError, Dialer, Server, Target};
 use crate::data::way::Way;
 
 /// Connects to `target` through the server.
 pub(super) async fn connect(
     dialer: &Dialer,
     way: &Way,
-    server: &Socks5Server,
+    server: &Server,
     target: Target<'_>,
     deadline: Instant,
 ) -> Result<TcpStream, DialError> {
@@ -34,7 +34,7 @@ impl Dialer {
     pub async fn associate(
         &self,
         way: &Way,
-        server: &Socks5Server,
+        server: &Server,
     ) -> Result<(TcpStream, SocketAddr), DialError> {
         let deadline = Instant::now() + self.limit;
         let associating = async {
@@ -75,7 +75,7 @@ impl Session {
         Ok(Self { stream, server })
     }
 
-    async fn authenticate(&mut self, server: &Socks5Server) -> Result<(), DialError> {
+    async fn authenticate(&mut self, server: &Server) -> Result<(), DialError> {
         let step = "choosing an authentication method";
         let with_password = server.credentials.is_some();
         let answer = self.exchange(step, wire::greeting(with_password)).await?;

@@ -15,7 +15,7 @@ use tokio::time::sleep;
 use super::key::Key;
 use super::waiting::Waiting;
 use super::{Receiver, Scratch, UdpRelay, with_scratch};
-use crate::data::outbound::{DialError, Socks5Server, wire};
+use crate::data::outbound::{DialError, Server, wire};
 use crate::data::record::{Outcome, Record, Shared};
 use crate::data::way::Way;
 use crate::net::mmsg::{BATCH, Outgoing, Prefix, Received};
@@ -80,7 +80,7 @@ impl Association {
     }
 
     /// Starts the task that carries answers back. With a server it asks that one for a relay first.
-    pub fn start(self: &Arc<Self>, relay: &Arc<UdpRelay>, server: Option<Socks5Server>) {
+    pub fn start(self: &Arc<Self>, relay: &Arc<UdpRelay>, server: Option<Server>) {
         let association = Arc::clone(self);
         let relay = Arc::clone(relay);
         let task = match server {
@@ -144,7 +144,7 @@ impl Association {
         }
     }
 
-    async fn answer_by(self: Arc<Self>, relay: Arc<UdpRelay>, server: Socks5Server) {
+    async fn answer_by(self: Arc<Self>, relay: Arc<UdpRelay>, server: Server) {
         // In a box, so that its size is not part of every idle association.
         let associated = Box::pin(self.associate(&relay, &server)).await;
         let outcome = match (associated, &self.upstream) {
@@ -169,11 +169,7 @@ impl Association {
     }
 
     /// Gets a relay from the server and sends it what waited.
-    async fn associate(
-        &self,
-        relay: &UdpRelay,
-        server: &Socks5Server,
-    ) -> Result<TcpStream, DialError> {
+    async fn associate(&self, relay: &UdpRelay, server: &Server) -> Result<TcpStream, DialError> {
         let dialer = &relay.hands.dialer;
         let (control, address) = dialer.associate(&self.way, server).await?;
         let socket = dialer.factory.udp_outgoing(address)?;
