@@ -15,7 +15,9 @@ mod router;
 pub mod sniff;
 mod sockets;
 mod stats;
+mod stream;
 mod tcp;
+mod tls;
 mod udp;
 mod way;
 

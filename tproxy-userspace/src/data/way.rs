@@ -12,11 +12,12 @@ use url::Host;
 
 use super::Error;
 use super::guard::Guard;
-use super::outbound::Outbound;
+use super::outbound::{Outbound, Server};
 use super::record::Shared;
 use super::resolve::{Answer, LookupError, Resolver};
 use super::router::{Named, Router, Routing};
 use super::sockets::Sockets;
+use super::tls::{Connector, Roots, TlsError};
 use crate::net::SocketFactory;
 
 /// A name is not looked up more often than this because its time is over, whatever its TTL.
@@ -71,6 +72,8 @@ pub struct Way {
     pub name: Arc<str>,
     /// The outbound.
     pub outbound: Arc<Outbound>,
+    /// How to speak TLS to its server, if it wants that.
+    tls: Option<Connector>,
     known: Mutex<Known>,
     failed: Notify,
 }
@@ -94,13 +97,17 @@ impl Way {
     /// Looks the outbound's server up and makes sure that it is not the proxy itself.
     ///
     /// # Errors
-    /// [`Error::Lookup`], [`Error::Loop`].
+    /// [`Error::Lookup`], [`Error::Loop`], [`Error::Tls`].
     pub async fn open(
         Named { name, outbound }: Named,
         resolver: &Resolver,
         guard: &Guard,
     ) -> Result<Self, Error> {
-        let way = match server_name(&outbound) {
+        let tls = match &outbound {
+            Outbound::Https(server) => Some(connector(server, &Roots::system()?)?),
+            Outbound::Direct | Outbound::Socks5(_) | Outbound::Http(_) => None,
+        };
+        let mut way = match server_name(&outbound) {
             None => Self::literal(&name, outbound),
             Some(host) => {
                 let answer = resolver.lookup(host).await?;
@@ -109,6 +116,7 @@ impl Way {
                 Self::new(&name, outbound, addresses, answer.ttl)
             }
         };
+        way.tls = tls;
         for address in way.candidates() {
             if guard.is_listener(address) {
                 return Err(Error::Loop {
@@ -152,11 +160,20 @@ impl Way {
         Self::literal(name, outbound.parse().expect("a literal"))
     }
 
+    /// An HTTPS proxy as a test writes it, and whom to trust.
+    #[cfg(test)]
+    pub fn trusting(outbound: &str, roots: &Roots) -> Self {
+        let mut way = Self::fixed(outbound);
+        way.tls = Some(connector(way.outbound.server().expect("a server"), roots).expect("sound"));
+        way
+    }
+
     fn new(name: &str, outbound: Outbound, addresses: Vec<SocketAddr>, ttl: Duration) -> Self {
         let now = Instant::now();
         Self {
             name: name.into(),
             outbound: Arc::new(outbound),
+            tls: None,
             known: Mutex::new(Known {
                 addresses,
                 worked: None,
@@ -166,6 +183,14 @@ impl Way {
             }),
             failed: Notify::new(),
         }
+    }
+
+    /// How to speak TLS to the server.
+    ///
+    /// # Panics
+    /// Of an outbound without TLS.
+    pub(super) fn tls(&self) -> &Connector {
+        self.tls.as_ref().expect("made with the way")
     }
 
     /// The addresses of the server.
@@ -281,6 +306,11 @@ fn server_name(outbound: &Outbound) -> Option<&str> {
 /// The server's port; 0 without a server.
 fn port(outbound: &Outbound) -> u16 {
     outbound.server().map_or(0, |server| server.port)
+}
+
+fn connector(server: &Server, roots: &Roots) -> Result<Connector, TlsError> {
+    let help = "write a name or an address that its certificate is for";
+    roots.connector(&server.host, &[b"http/1.1"], help)
 }
 
 fn bounded(ttl: Duration) -> Duration {

@@ -11,6 +11,8 @@ use crate::policy::prefix::excerpt;
 
 /// The most bytes of a user and of a password. RFC 1929 has no room for more.
 const LONGEST_SECRET: usize = 255;
+/// The port of an HTTPS proxy whose URL has none.
+const HTTPS_PORT: u16 = 443;
 /// What is not shown of a user as it is.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
 
@@ -21,6 +23,10 @@ pub enum Outbound {
     Direct,
     /// `socks5://[user:password@]host:port`: through a SOCKS5 server (RFC 1928, 1929).
     Socks5(Server),
+    /// `http://[user:password@]host:port`: through an HTTP proxy (CONNECT, RFC 9110). TCP alone.
+    Http(Server),
+    /// `https://[user:password@]host[:port]`: the same over TLS, so that nobody on the way to the proxy sees more than that.
+    Https(Server),
 }
 
 /// A server that traffic goes through.
@@ -71,7 +77,7 @@ struct Scheme {
 }
 
 /// All that there are.
-const SCHEMES: [Scheme; 2] = [
+const SCHEMES: [Scheme; 4] = [
     Scheme {
         name: "direct",
         form: "write direct://",
@@ -88,10 +94,35 @@ const SCHEMES: [Scheme; 2] = [
             }))
         },
     },
+    Scheme {
+        name: "http",
+        form: "write http://HOST:PORT or http://USER:PASSWORD@HOST:PORT",
+        read: |written| {
+            Ok(Outbound::Http(Server {
+                host: written.host()?,
+                port: written.port("http://HOST:8080")?,
+                credentials: written.http_credentials()?,
+            }))
+        },
+    },
+    Scheme {
+        name: "https",
+        form: "write https://HOST:PORT or https://USER:PASSWORD@HOST:PORT",
+        read: |written| {
+            Ok(Outbound::Https(Server {
+                host: written.host()?,
+                port: match written.url.port() {
+                    None => HTTPS_PORT,
+                    Some(_) => written.port("https://HOST:443")?,
+                },
+                credentials: written.http_credentials()?,
+            }))
+        },
+    },
 ];
 
 /// The schemes that are planned.
-const PLANNED: [&str; 4] = ["http", "ss", "trojan", "block"];
+const PLANNED: [&str; 3] = ["ss", "trojan", "block"];
 
 /// A URL of a scheme that is known. All of them are taken apart by the same rules, whatever the scheme.
 struct Written<'u> {
@@ -179,6 +210,23 @@ impl Written<'_> {
         Ok(Some(credentials))
     }
 
+    fn http_credentials(&self) -> Result<Option<Credentials>, OutboundError> {
+        let found = self.credentials()?;
+        let Some(Credentials { user, password }) = &found else {
+            return Ok(None);
+        };
+        if user.is_empty() {
+            return Err(self.refuse("the user name is missing"));
+        }
+        if user.contains(&b':') || user.iter().chain(password).any(u8::is_ascii_control) {
+            return Err(OutboundError::new(
+                "HTTP has no room for a `:` in the user name, or control characters (RFC 7617)",
+                "use another user name or password",
+            ));
+        }
+        Ok(found)
+    }
+
     fn socks_credentials(&self) -> Result<Option<Credentials>, OutboundError> {
         let found = self.credentials()?;
         let missing = match &found {
@@ -248,6 +296,8 @@ impl Outbound {
         match self {
             Self::Direct => "direct",
             Self::Socks5(_) => "socks5",
+            Self::Http(_) => "http",
+            Self::Https(_) => "https",
         }
     }
 
@@ -256,7 +306,7 @@ impl Outbound {
     pub fn server(&self) -> Option<&Server> {
         match self {
             Self::Direct => None,
-            Self::Socks5(server) => Some(server),
+            Self::Socks5(server) | Self::Http(server) | Self::Https(server) => Some(server),
         }
     }
 
@@ -265,7 +315,7 @@ impl Outbound {
     pub fn takes_names(&self) -> bool {
         match self {
             Self::Direct => false,
-            Self::Socks5(_) => true,
+            Self::Socks5(_) | Self::Http(_) | Self::Https(_) => true,
         }
     }
 }

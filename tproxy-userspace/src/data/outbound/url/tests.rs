@@ -18,6 +18,17 @@ fn urls_are_read_and_shown_without_their_password() {
         ("socks5://Proxy.example:1/", "socks5://proxy.example:1"),
         ("socks5://me:s3cret@h:1080", "socks5://me:***@h:1080"),
         ("socks5://m%40e:p@h:1080", "socks5://m%40e:***@h:1080"),
+        ("http://192.0.2.1:80", "http://192.0.2.1:80"),
+        ("http://me:@h:8080", "http://me:***@h:8080"),
+        (
+            "http://me@[2001:db8::1]:3128",
+            "http://me:***@[2001:db8::1]:3128",
+        ),
+        (
+            "https://me:s3cret@Proxy.example",
+            "https://me:***@proxy.example:443",
+        ),
+        ("https://192.0.2.1:8443", "https://192.0.2.1:8443"),
     ] {
         let outbound = parse(text);
         assert_eq!(outbound.to_string(), shown);
@@ -55,15 +66,15 @@ fn what_is_no_outbound_is_told_with_a_remedy() {
         ),
         (
             "ss://abc@h:1",
-            "ss:// is not supported yet; supported are direct:// and socks5://".to_owned(),
+            "ss:// is not supported yet; supported are direct://, socks5://, http:// and https://".to_owned(),
         ),
         (
             "socks://h:1",
-            "`socks` is not a known scheme; did you mean socks5://? supported are direct:// and socks5://".to_owned(),
+            "`socks` is not a known scheme; did you mean socks5://? supported are direct://, socks5://, http:// and https://".to_owned(),
         ),
         (
             "gopher://h:1",
-            "`gopher` is not a known scheme; supported are direct:// and socks5://".to_owned(),
+            "`gopher` is not a known scheme; supported are direct://, socks5://, http:// and https://".to_owned(),
         ),
         (
             "direct://h",
@@ -98,6 +109,12 @@ fn what_is_no_outbound_is_told_with_a_remedy() {
         "socks5://h:1#x",
         "socks5://:p@h:1",
         "direct:///",
+        "http://h",
+        "http://:p@h:1",
+        "http://a%3Ab:p@h:1",
+        "http://a:p%0d%0aX@h:1",
+        "https://h:0",
+        "https://h/path",
     ] {
         refused(text);
     }
