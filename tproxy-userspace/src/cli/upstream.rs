@@ -45,6 +45,8 @@ fn outbounds(config: &Config) -> Vec<Named> {
     let named = |outbound: &config::Outbound| Named {
         name: outbound.name.clone(),
         outbound: outbound.url.clone(),
+        via: outbound.via.clone(),
+        binding: outbound.binding(),
     };
     config.outbounds.iter().map(named).collect()
 }

@@ -72,6 +72,8 @@ outcomes! {
     Unreachable = "unreachable", true;
     /// The upstream side is this proxy itself.
     Loop = "loop", true;
+    /// The outbound is there to end it.
+    Blocked = "blocked", false;
     /// The outbound does not carry such traffic.
     Unsupported = "unsupported", true;
     /// The outbound's server has no TLS, or none that can be trusted.

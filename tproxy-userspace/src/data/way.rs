@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,13 +14,13 @@ use url::Host;
 
 use super::Error;
 use super::guard::Guard;
-use super::outbound::{Outbound, Server};
-use super::record::Shared;
+use super::outbound::{DialError, Outbound, Server, Target};
+use super::record::{Outcome, Shared};
 use super::resolve::{Answer, LookupError, Resolver};
 use super::router::{Named, Router, Routing};
 use super::sockets::Sockets;
 use super::tls::{Connector, Roots, TlsError};
-use crate::net::SocketFactory;
+use crate::net::{Binding, SocketFactory};
 
 /// A name is not looked up more often than this because its time is over, whatever its TTL.
 const SHORTEST_TTL: Duration = Duration::from_secs(10);
@@ -72,10 +74,14 @@ pub struct Way {
     pub name: Arc<str>,
     /// The outbound.
     pub outbound: Arc<Outbound>,
-    /// How to speak TLS to its server, if it wants that.
+    /// The outbound that its server is reached through, if it has one.
+    pub(super) via: Option<Arc<Way>>,
+    binding: Binding,
     tls: Option<Connector>,
     known: Mutex<Known>,
     failed: Notify,
+    /// What a person has to mend was told.
+    told: AtomicBool,
 }
 
 /// What is known of a server.
@@ -94,29 +100,37 @@ struct Known {
 }
 
 impl Way {
-    /// Looks the outbound's server up and makes sure that it is not the proxy itself.
+    /// Looks the outbound's server up and makes sure that it is not the proxy itself. `via` is what it names, if it
+    /// names one.
     ///
     /// # Errors
     /// [`Error::Lookup`], [`Error::Loop`], [`Error::Tls`].
     pub async fn open(
-        Named { name, outbound }: Named,
+        named: Named,
+        via: Option<Arc<Self>>,
         resolver: &Resolver,
         guard: &Guard,
     ) -> Result<Self, Error> {
-        let tls = match &outbound {
-            Outbound::Https(server) => Some(connector(server, &Roots::system()?)?),
-            Outbound::Direct | Outbound::Socks5(_) | Outbound::Http(_) => None,
-        };
-        let mut way = match server_name(&outbound) {
-            None => Self::literal(&name, outbound),
-            Some(host) => {
-                let answer = resolver.lookup(host).await?;
-                let port = port(&outbound);
-                let addresses = arrange(&answer.addresses, port);
-                Self::new(&name, outbound, addresses, answer.ttl)
-            }
-        };
-        way.tls = tls;
+        let Named {
+            name,
+            outbound,
+            via: _,
+            binding,
+        } = named;
+        let mut way = Self::literal(&name, outbound);
+        way.via = via;
+        way.binding = binding;
+        if let Outbound::Https(server) = &*way.outbound {
+            way.tls = Some(connector(server, &Roots::system()?)?);
+        }
+        if let Some(host) = way.name_to_look_up() {
+            let answer = resolver.lookup(host).await?;
+            way.set(arrange(&answer.addresses, port(&way.outbound)), answer.ttl);
+        }
+        if way.through().is_some() {
+            // Where that is, is the other's business.
+            return Ok(way);
+        }
         for address in way.candidates() {
             if guard.is_listener(address) {
                 return Err(Error::Loop {
@@ -160,6 +174,20 @@ impl Way {
         Self::literal(name, outbound.parse().expect("a literal"))
     }
 
+    /// The same through another one.
+    #[cfg(test)]
+    pub fn via(mut self, other: Self) -> Self {
+        self.via = Some(Arc::new(other));
+        self
+    }
+
+    /// The same with such sockets.
+    #[cfg(test)]
+    pub fn bound(mut self, binding: Binding) -> Self {
+        self.binding = binding;
+        self
+    }
+
     /// An HTTPS proxy as a test writes it, and whom to trust.
     #[cfg(test)]
     pub fn trusting(outbound: &str, roots: &Roots) -> Self {
@@ -173,6 +201,8 @@ impl Way {
         Self {
             name: name.into(),
             outbound: Arc::new(outbound),
+            via: None,
+            binding: Binding::default(),
             tls: None,
             known: Mutex::new(Known {
                 addresses,
@@ -182,6 +212,83 @@ impl Way {
                 stale: false,
             }),
             failed: Notify::new(),
+            told: AtomicBool::new(false),
+        }
+    }
+
+    /// Tells how dialling ended, if a person has to mend something: once, until it succeeds.
+    pub(super) fn tell(&self, failure: Option<&DialError>) {
+        let Some(error) = failure else {
+            self.told.store(false, Relaxed);
+            return;
+        };
+        let mendable = matches!(
+            error.outcome(),
+            Outcome::ProxyAuth | Outcome::ProxyTls | Outcome::ProxyProtocol
+        );
+        if mendable && !self.told.swap(true, Relaxed) {
+            tracing::warn!("the outbound \"{}\" does not work: {error}", self.name);
+        }
+    }
+
+    fn set(&mut self, addresses: Vec<SocketAddr>, ttl: Duration) {
+        let known = self.known.get_mut().unwrap_or_else(PoisonError::into_inner);
+        known.addresses = addresses;
+        known.due = known.looked_up + bounded(ttl);
+    }
+
+    /// The other way that the server is reached through, and what that is asked for. None: this machine connects to the
+    /// server itself.
+    #[must_use]
+    pub fn through(&self) -> Option<(&Self, Target<'_>)> {
+        let via = self.via.as_deref()?;
+        let server = self.outbound.server()?;
+        if *via.outbound == Outbound::Direct {
+            return None;
+        }
+        Some(match &server.host {
+            Host::Domain(name) => (via, Target::Name(name, server.port)),
+            Host::Ipv4(ip) => (via, SocketAddr::from((*ip, server.port)).into()),
+            Host::Ipv6(ip) => (
+                via,
+                SocketAddr::from((ip.to_canonical(), server.port)).into(),
+            ),
+        })
+    }
+
+    /// What the sockets have that this machine connects with.
+    #[must_use]
+    pub fn binding(&self) -> &Binding {
+        // Another one is `direct://`, or has sockets of its own.
+        self.via.as_ref().map_or(&self.binding, |via| &via.binding)
+    }
+
+    /// Is it the same as if there were no proxy?
+    #[must_use]
+    pub fn is_plainly_direct(&self) -> bool {
+        *self.outbound == Outbound::Direct && self.binding == Binding::default()
+    }
+
+    /// Is it as this one is configured? `via` is what that one names.
+    pub(super) fn is(&self, named: &Named, via: Option<&Arc<Self>>) -> bool {
+        let same_via = match (&self.via, via) {
+            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
+            (own, other) => own.is_none() && other.is_none(),
+        };
+        *self.name == *named.name
+            && *self.outbound == named.outbound
+            && self.binding == named.binding
+            && same_via
+    }
+
+    /// The server's name, if this machine has to know what it means.
+    fn name_to_look_up(&self) -> Option<&str> {
+        if self.through().is_some() {
+            return None;
+        }
+        match &self.outbound.server()?.host {
+            Host::Domain(name) => Some(name),
+            Host::Ipv4(_) | Host::Ipv6(_) => None,
         }
     }
 
@@ -193,9 +300,12 @@ impl Way {
         self.tls.as_ref().expect("made with the way")
     }
 
-    /// The addresses of the server.
+    /// The addresses of the server that this machine itself connects to.
     #[must_use]
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        if self.through().is_some() {
+            return BTreeSet::new();
+        }
         self.known()
             .addresses
             .iter()
@@ -226,7 +336,7 @@ impl Way {
 
     /// Waits until it is time to look the server's name up, and does. Never ends for a server without a name.
     pub(super) async fn refresh(&self, resolver: &Resolver, guard: &Guard) {
-        let Some(name) = server_name(&self.outbound) else {
+        let Some(name) = self.name_to_look_up() else {
             return std::future::pending().await;
         };
         let (due, soonest) = {
@@ -292,14 +402,6 @@ pub async fn follow(shared: Arc<Shared>, resolver: Resolver, guard: Arc<Guard>) 
             () = router.refresh(&resolver, &guard) => shared.publish(),
             () = shared.replaced() => {}
         }
-    }
-}
-
-/// The server's name, if it is given by name.
-fn server_name(outbound: &Outbound) -> Option<&str> {
-    match &outbound.server()?.host {
-        Host::Domain(name) => Some(name),
-        Host::Ipv4(_) | Host::Ipv6(_) => None,
     }
 }
 

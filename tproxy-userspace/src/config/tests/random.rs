@@ -133,7 +133,7 @@ prop_compose! {
             },
             outbounds: names
                 .into_iter()
-                .map(|name| Outbound { name, url: url.clone() })
+                .map(|name| Outbound::new(name, url.clone()))
                 .collect(),
             rules,
             bypass: Bypass {

@@ -119,6 +119,9 @@ pub enum DialError {
         /// Its answer.
         reason: String,
     },
+    /// The outbound lets nothing pass.
+    #[error("the outbound block:// lets nothing pass")]
+    Blocked,
     /// The outbound has no way to do it.
     #[error("the outbound {outbound} carries no {what}")]
     Unsupported {
@@ -143,6 +146,7 @@ impl DialError {
             Self::Auth { .. } => Outcome::ProxyAuth,
             Self::Refused { .. } => Outcome::ProxyRefused,
             Self::Unsupported { .. } => Outcome::Unsupported,
+            Self::Blocked => Outcome::Blocked,
         }
     }
 }
@@ -153,9 +157,9 @@ fn outcome_of(error: &io::Error) -> Outcome {
         // It accepted and reset before this side looked.
         Some(libc::ECONNRESET) => Outcome::UpstreamReset,
         Some(libc::ETIMEDOUT) => Outcome::ConnectTimeout,
-        Some(libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EACCES | libc::EINVAL) => {
-            Outcome::Unreachable
-        }
+        Some(
+            libc::EHOSTUNREACH | libc::ENETUNREACH | libc::EACCES | libc::EINVAL | libc::ENODEV,
+        ) => Outcome::Unreachable,
         Some(
             libc::EMFILE
             | libc::ENFILE

@@ -100,20 +100,21 @@ async fn ask(
         !methods.is_empty() && !methods.iter().any(basic)
     };
     Err(match (reply.status, credentials) {
-        (407, _) if other_method() => DialError::Auth {
+        (401 | 407, _) if other_method() => DialError::Auth {
             server,
             reason: format!(
                 "wants the authentication method {}; only Basic is supported",
                 reply.methods.join(" or ")
             ),
         },
-        (407, None) => DialError::Auth {
+        (401 | 407, None) => DialError::Auth {
             server,
             reason:
                 "wants a user and password; write them in front of its host: USER:PASSWORD@HOST"
                     .to_owned(),
         },
-        (407, Some(credentials)) => DialError::Auth {
+        // 401 is what tinyproxy says of a password that is wrong.
+        (401 | 407, Some(credentials)) => DialError::Auth {
             server,
             reason: format!(
                 "refused the user \"{}\"; check user and password",

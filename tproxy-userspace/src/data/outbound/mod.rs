@@ -71,10 +71,12 @@ impl Dialer {
     pub async fn connect(&self, way: &Way, target: Target<'_>) -> Result<Stream, DialError> {
         let deadline = Instant::now() + self.limit;
         let connecting = self.open(way, target, deadline);
-        match way.outbound.server() {
+        let connected = match way.outbound.server() {
             None => self.within(deadline, &target, connecting).await,
             Some(server) => self.within(deadline, server, connecting).await,
-        }
+        };
+        way.tell(connected.as_ref().err());
+        connected
     }
 
     /// The same without a limit of its own. In a box, since a way may lead through another one.
@@ -87,8 +89,10 @@ impl Dialer {
         async move {
             match (&*way.outbound, target) {
                 (Outbound::Direct, Target::Address(address)) => {
-                    self.tcp(address).await.map(Stream::Plain)
+                    let connecting = self.tcp(address, way.binding());
+                    connecting.await.map(Stream::Plain)
                 }
+                (Outbound::Block, _) => Err(DialError::Blocked),
                 (Outbound::Direct, Target::Name(..)) => Err(DialError::Unsupported {
                     outbound: way.outbound.to_string(),
                     what: "names in the place of addresses",

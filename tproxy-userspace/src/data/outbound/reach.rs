@@ -1,4 +1,4 @@
-//! Reaching the server of an outbound.
+//! Reaching the server of an outbound: itself, by whichever of its addresses answers first, or through another outbound.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,17 +11,22 @@ use tokio::time::{Instant, sleep_until};
 use super::{DialError, Dialer};
 use crate::data::stream::Stream;
 use crate::data::way::Way;
+use crate::net::Binding;
 
 /// An address that has not answered by then gets company (RFC 8305 section 5).
 const STAGGER: Duration = Duration::from_millis(250);
 
 impl Dialer {
-    /// Connects to the outbound's server, and tells where that is.
+    /// Connects to the outbound's server, itself or through another outbound, and tells where that is.
     pub(super) async fn reach(
         &self,
         way: &Way,
         deadline: Instant,
     ) -> Result<(Stream, String), DialError> {
+        if let Some((other, server)) = way.through() {
+            let stream = self.open(other, server, deadline).await?;
+            return Ok((stream, format!("{server} (through \"{}\")", other.name)));
+        }
         let mut failure = DialError::Timeout {
             peer: way.outbound.to_string(),
             limit: self.limit,
@@ -38,7 +43,7 @@ impl Dialer {
             }
             !is_loop
         });
-        match self.race(candidates, deadline).await {
+        match self.race(candidates, way.binding(), deadline).await {
             Ok((stream, address)) => {
                 way.worked(address);
                 return Ok((Stream::Plain(stream), address.to_string()));
@@ -56,6 +61,7 @@ impl Dialer {
     async fn race(
         &self,
         addresses: Vec<SocketAddr>,
+        binding: &Binding,
         deadline: Instant,
     ) -> Result<(TcpStream, SocketAddr), Option<DialError>> {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -75,7 +81,7 @@ impl Dialer {
                 return Err(failure);
             };
             racing.push(async move {
-                let connecting = self.tcp(address);
+                let connecting = self.tcp(address, binding);
                 let stream = self.within(deadline, &address, connecting).await?;
                 Ok((stream, address))
             });
@@ -92,8 +98,12 @@ impl Dialer {
         }
     }
 
-    pub(super) async fn tcp(&self, peer: SocketAddr) -> Result<TcpStream, DialError> {
-        let socket = self.factory.tcp_outgoing(peer, self.keepalive)?;
+    pub(super) async fn tcp(
+        &self,
+        peer: SocketAddr,
+        binding: &Binding,
+    ) -> Result<TcpStream, DialError> {
+        let socket = self.factory.tcp_outgoing(peer, self.keepalive, binding)?;
         TcpSocket::from_std_stream(socket)
             .connect(peer)
             .await

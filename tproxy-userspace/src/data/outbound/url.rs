@@ -13,6 +13,8 @@ use crate::policy::prefix::excerpt;
 const LONGEST_SECRET: usize = 255;
 /// The port of an HTTPS proxy whose URL has none.
 const HTTPS_PORT: u16 = 443;
+/// The most bytes of a domain name (RFC 1035 section 2.3.4, without the length and the root).
+const LONGEST_NAME: usize = 253;
 /// What is not shown of a user as it is.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
 
@@ -21,6 +23,8 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 pub enum Outbound {
     /// `direct://`: to the destination itself.
     Direct,
+    /// `block://`: nowhere. Connections are reset at once, datagrams are dropped without a word.
+    Block,
     /// `socks5://[user:password@]host:port`: through a SOCKS5 server (RFC 1928, 1929).
     Socks5(Server),
     /// `http://[user:password@]host:port`: through an HTTP proxy (CONNECT, RFC 9110). TCP alone.
@@ -77,11 +81,16 @@ struct Scheme {
 }
 
 /// All that there are.
-const SCHEMES: [Scheme; 4] = [
+const SCHEMES: [Scheme; 5] = [
     Scheme {
         name: "direct",
         form: "write direct://",
         read: |written| written.nothing("the gateway connects itself", Outbound::Direct),
+    },
+    Scheme {
+        name: "block",
+        form: "write block://",
+        read: |written| written.nothing("nothing passes it", Outbound::Block),
     },
     Scheme {
         name: "socks5",
@@ -122,7 +131,7 @@ const SCHEMES: [Scheme; 4] = [
 ];
 
 /// The schemes that are planned.
-const PLANNED: [&str; 3] = ["ss", "trojan", "block"];
+const PLANNED: [&str; 2] = ["ss", "trojan"];
 
 /// A URL of a scheme that is known. All of them are taken apart by the same rules, whatever the scheme.
 struct Written<'u> {
@@ -157,6 +166,9 @@ impl Written<'_> {
             // URLs allow 1 and 0x7f.1 for addresses: a slip of the keyboard rather than a server.
             Ok(Host::Ipv4(ip)) if ip.to_string() != text => {
                 Err(self.refuse(format!("`{shown}` is not an IPv4 address")))
+            }
+            Ok(Host::Domain(name)) if name.len() > LONGEST_NAME => {
+                Err(self.refuse(format!("`{shown}` is longer than any name of a host")))
             }
             Ok(host) => Ok(host),
             Err(_) if text.bytes().all(numbers) => {
@@ -295,6 +307,7 @@ impl Outbound {
     pub fn scheme(&self) -> &'static str {
         match self {
             Self::Direct => "direct",
+            Self::Block => "block",
             Self::Socks5(_) => "socks5",
             Self::Http(_) => "http",
             Self::Https(_) => "https",
@@ -305,7 +318,7 @@ impl Outbound {
     #[must_use]
     pub fn server(&self) -> Option<&Server> {
         match self {
-            Self::Direct => None,
+            Self::Direct | Self::Block => None,
             Self::Socks5(server) | Self::Http(server) | Self::Https(server) => Some(server),
         }
     }
@@ -314,7 +327,7 @@ impl Outbound {
     #[must_use]
     pub fn takes_names(&self) -> bool {
         match self {
-            Self::Direct => false,
+            Self::Direct | Self::Block => false,
             Self::Socks5(_) | Self::Http(_) | Self::Https(_) => true,
         }
     }

@@ -6,6 +6,7 @@ use std::net::Shutdown;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
+mod chains;
 mod http;
 mod relay;
 mod rules;

@@ -188,7 +188,7 @@ impl Association {
     async fn associate(&self, relay: &UdpRelay, server: &Server) -> Result<Stream, DialError> {
         let dialer = &relay.hands.dialer;
         let (control, address) = dialer.associate(&self.way, server).await?;
-        let socket = dialer.factory.udp_outgoing(address)?;
+        let socket = dialer.factory.udp_outgoing(address, self.way.binding())?;
         let failed = |source| DialError::Connect {
             peer: address,
             source,

@@ -274,7 +274,8 @@ impl UdpRelay {
         record.name = name;
         let (upstream, server) = match &*way.outbound {
             Outbound::Direct => {
-                let socket = self.hands.dialer.factory.udp_outgoing(client);
+                let factory = self.hands.dialer.factory;
+                let socket = factory.udp_outgoing(client, way.binding());
                 let socket = socket
                     .map_err(|error| error.to_string())
                     .and_then(|socket| UdpSocket::from_std(socket).map_err(|e| e.to_string()));
@@ -287,9 +288,16 @@ impl UdpRelay {
                     }
                 }
             }
-            Outbound::Socks5(server) => (association::Upstream::socks5(), Some(server.clone())),
-            Outbound::Http(_) | Outbound::Https(_) => {
-                tracing::debug!(%client, outbound = %way.outbound, "an HTTP proxy carries no datagrams");
+            Outbound::Socks5(server) if way.through().is_none() => {
+                (association::Upstream::socks5(), Some(server.clone()))
+            }
+            Outbound::Block => {
+                record.outcome = Outcome::Blocked;
+                (association::Upstream::Nowhere, None)
+            }
+            // Nor does a SOCKS5 server that is reached through another outbound: its relay could not be.
+            Outbound::Http(_) | Outbound::Https(_) | Outbound::Socks5(_) => {
+                tracing::debug!(%client, outbound = %way.outbound, "the outbound carries no datagrams");
                 record.outcome = Outcome::Unsupported;
                 (association::Upstream::Nowhere, None)
             }

@@ -1,7 +1,6 @@
 use super::*;
 use crate::data::Limits;
-use crate::data::outbound::{DialError, Dialer};
-use crate::data::record::Outcome;
+use crate::data::outbound::Dialer;
 use crate::data::resolve::tests::TestDns;
 use crate::data::stream::Stream;
 use hickory_resolver::proto::op::ResponseCode;
@@ -78,7 +77,7 @@ impl Followed {
         drop(tokio::task::spawn_blocking(move || stopped.recv()));
         let dns = TestDns::start(&["192.0.2.1"], ttl).await;
         let outbound = Named::fixed(NAMED);
-        let way = Way::open(outbound, &dns.resolver(), &guard).await;
+        let way = Way::open(outbound, None, &dns.resolver(), &guard).await;
         let shared = Arc::new(Shared::new(way.expect("an address").into()));
         let following = follow(Arc::clone(&shared), dns.resolver(), Arc::new(guard));
         let task = tokio::spawn(following);
@@ -227,7 +226,7 @@ async fn an_outbound_that_leads_to_the_own_listener_is_refused() {
         let Some(port) = port else { continue };
         let url = format!("socks5://me:secret@{host}:{port}");
         let outbound = Named::fixed(&url);
-        let error = Way::open(outbound, &resolver, &guard).await;
+        let error = Way::open(outbound, None, &resolver, &guard).await;
         let error = error.expect_err(host);
         assert!(matches!(error, Error::Loop { .. }), "{error}");
         let text = error.to_string();
@@ -237,7 +236,7 @@ async fn an_outbound_that_leads_to_the_own_listener_is_refused() {
         assert!(!text.contains("secret"));
         let beside = format!("socks5://{host}:{}", port ^ 1);
         let beside = Named::fixed(&beside);
-        let beside = Way::open(beside, &resolver, &guard).await;
+        let beside = Way::open(beside, None, &resolver, &guard).await;
         assert!(beside.is_ok(), "another port of {host} is another program");
     }
 }

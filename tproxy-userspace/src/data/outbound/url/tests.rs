@@ -13,6 +13,7 @@ fn refused(text: &str) -> String {
 fn urls_are_read_and_shown_without_their_password() {
     for (text, shown) in [
         ("direct://", "direct://"),
+        ("BLOCK://", "block://"),
         ("socks5://192.0.2.1:1080", "socks5://192.0.2.1:1080"),
         ("SOCKS5://[2001:db8::1]:1080", "socks5://[2001:db8::1]:1080"),
         ("socks5://Proxy.example:1/", "socks5://proxy.example:1"),
@@ -66,15 +67,15 @@ fn what_is_no_outbound_is_told_with_a_remedy() {
         ),
         (
             "ss://abc@h:1",
-            "ss:// is not supported yet; supported are direct://, socks5://, http:// and https://".to_owned(),
+            "ss:// is not supported yet; supported are direct://, block://, socks5://, http:// and https://".to_owned(),
         ),
         (
             "socks://h:1",
-            "`socks` is not a known scheme; did you mean socks5://? supported are direct://, socks5://, http:// and https://".to_owned(),
+            "`socks` is not a known scheme; did you mean socks5://? supported are direct://, block://, socks5://, http:// and https://".to_owned(),
         ),
         (
             "gopher://h:1",
-            "`gopher` is not a known scheme; supported are direct://, socks5://, http:// and https://".to_owned(),
+            "`gopher` is not a known scheme; supported are direct://, block://, socks5://, http:// and https://".to_owned(),
         ),
         (
             "direct://h",
@@ -109,6 +110,7 @@ fn what_is_no_outbound_is_told_with_a_remedy() {
         "socks5://h:1#x",
         "socks5://:p@h:1",
         "direct:///",
+        "block://h",
         "http://h",
         "http://:p@h:1",
         "http://a%3Ab:p@h:1",
@@ -125,6 +127,8 @@ fn secrets_have_the_length_that_the_protocol_can_carry() {
     parse(&format!("socks5://{}:p@h:1", "%41".repeat(255)));
     let long = format!("socks5://u:{}@h:1", "p".repeat(256));
     assert!(refused(&long).contains("255 bytes"));
+    let long = format!("socks5://{}:1", "a.".repeat(127));
+    assert!(refused(&long).contains("longer than any name"));
 }
 
 proptest! {

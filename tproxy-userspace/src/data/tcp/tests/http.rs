@@ -91,6 +91,12 @@ async fn each_failure_has_its_outcome_and_its_words() {
             "refused the user \"me\"",
         ),
         (
+            "me:s3cret@",
+            b"HTTP/1.0 401 Unauthorized\r\n\r\n",
+            Outcome::ProxyAuth,
+            "refused the user \"me\"",
+        ),
+        (
             "",
             b"HTTP/1.1 407 No\r\n\r\n",
             Outcome::ProxyAuth,
