@@ -1,5 +1,7 @@
 //! An outbound in use: with its server's addresses, which are known before anything is relayed and kept fresh.
 
+mod road;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::AtomicBool;
@@ -14,7 +16,7 @@ use url::Host;
 
 use super::Error;
 use super::guard::Guard;
-use super::outbound::{DialError, Outbound, Server, Target};
+use super::outbound::{DialError, Outbound, Server};
 use super::record::{Outcome, Shared};
 use super::resolve::{Answer, LookupError, Resolver};
 use super::router::{Named, Router, Routing};
@@ -235,69 +237,6 @@ impl Way {
         let known = self.known.get_mut().unwrap_or_else(PoisonError::into_inner);
         known.addresses = addresses;
         known.due = known.looked_up + bounded(ttl);
-    }
-
-    /// The other way that the server is reached through, and what that is asked for. None: this machine connects to the
-    /// server itself.
-    #[must_use]
-    pub fn through(&self) -> Option<(&Self, Target<'_>)> {
-        let via = self.via.as_deref()?;
-        let server = self.outbound.server()?;
-        if *via.outbound == Outbound::Direct {
-            return None;
-        }
-        Some(match &server.host {
-            Host::Domain(name) => (via, Target::Name(name, server.port)),
-            Host::Ipv4(ip) => (via, SocketAddr::from((*ip, server.port)).into()),
-            Host::Ipv6(ip) => (
-                via,
-                SocketAddr::from((ip.to_canonical(), server.port)).into(),
-            ),
-        })
-    }
-
-    /// What the sockets have that this machine connects with.
-    #[must_use]
-    pub fn binding(&self) -> &Binding {
-        // Another one is `direct://`, or has sockets of its own.
-        self.via.as_ref().map_or(&self.binding, |via| &via.binding)
-    }
-
-    /// Is it the same as if there were no proxy?
-    #[must_use]
-    pub fn is_plainly_direct(&self) -> bool {
-        *self.outbound == Outbound::Direct && self.binding == Binding::default()
-    }
-
-    /// Is it as this one is configured? `via` is what that one names.
-    pub(super) fn is(&self, named: &Named, via: Option<&Arc<Self>>) -> bool {
-        let same_via = match (&self.via, via) {
-            (Some(own), Some(other)) => Arc::ptr_eq(own, other),
-            (own, other) => own.is_none() && other.is_none(),
-        };
-        *self.name == *named.name
-            && *self.outbound == named.outbound
-            && self.binding == named.binding
-            && same_via
-    }
-
-    /// The server's name, if this machine has to know what it means.
-    fn name_to_look_up(&self) -> Option<&str> {
-        if self.through().is_some() {
-            return None;
-        }
-        match &self.outbound.server()?.host {
-            Host::Domain(name) => Some(name),
-            Host::Ipv4(_) | Host::Ipv6(_) => None,
-        }
-    }
-
-    /// How to speak TLS to the server.
-    ///
-    /// # Panics
-    /// Of an outbound without TLS.
-    pub(super) fn tls(&self) -> &Connector {
-        self.tls.as_ref().expect("made with the way")
     }
 
     /// The addresses of the server that this machine itself connects to.

@@ -61,7 +61,9 @@ impl Dialer {
             }
             Ok((session.stream, relay))
         };
-        self.within(deadline, server, associating).await
+        let associated = self.within(deadline, server, associating).await;
+        way.tell(associated.as_ref().err());
+        associated
     }
 }
 

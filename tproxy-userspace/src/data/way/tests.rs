@@ -365,3 +365,34 @@ async fn a_silent_address_leaves_time_for_the_next_and_comes_after_it_from_then_
         .await
         .expect("the failure is told");
 }
+
+#[tokio::test]
+async fn an_address_that_refuses_makes_room_at_once_and_a_late_answer_still_counts() {
+    let gone = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    let refuses = gone.local_addr().expect("bound");
+    drop(gone);
+    let server = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
+    let good = server.local_addr().expect("bound");
+    tokio::spawn(async move {
+        loop {
+            drop(server.accept().await.expect("a client"));
+        }
+    });
+    let dialer = dialer(Guard::default(), Duration::from_secs(10));
+    let start = std::time::Instant::now();
+    let way = socks_way(vec![refuses, refuses, refuses, good]);
+    let error = dial(&dialer, &way).await.expect_err("it hangs up");
+    assert_eq!(error.outcome(), Outcome::ProxyProtocol, "{error}");
+    assert!(start.elapsed() < Duration::from_millis(250));
+    assert_eq!(way.candidates()[0], good);
+
+    // Nobody after the silent one answers, so there is no end before the limit.
+    let (_silent, _queue, port) = silent(Ipv4Addr::LOCALHOST);
+    let limit = Duration::from_millis(600);
+    let dialer = Dialer { limit, ..dialer };
+    let way = socks_way(vec![(Ipv4Addr::LOCALHOST, port).into(), refuses]);
+    let start = std::time::Instant::now();
+    let outcome = dial(&dialer, &way).await.expect_err("silent").outcome();
+    assert_eq!(outcome, Outcome::ConnectTimeout);
+    assert!(start.elapsed() >= limit);
+}
