@@ -76,6 +76,9 @@ const LAB: &[Package] = &[
         "danted",
         "a SOCKS5 upstream for UDP and passwords",
     ),
+    // The service that tinyproxy itself brings is not in this package.
+    package("tinyproxy-bin", "tinyproxy", "an HTTP proxy as upstream"),
+    package("stunnel4", "stunnel4", "TLS in front of it"),
     // There are two of this name; only this one has -N and its UDP mode.
     package(
         "netcat-openbsd",

@@ -11,6 +11,7 @@ use libfuzzer_sys as _;
 
 mod bytes;
 mod configuration;
+mod connect;
 mod dns;
 mod lists;
 pub mod memory;
@@ -46,8 +47,9 @@ enum Which {
 /// Gives bytes to a parser and panics when it breaks its word.
 type Check = fn(&[u8]);
 
-const OTHERS: [(&str, Check); 12] = [
+const OTHERS: [(&str, Check); 13] = [
     ("config", configuration::text),
+    ("connect", connect::replies),
     ("dns-query", dns::query),
     ("dns-response", dns::response),
     ("list-any", lists::any),

@@ -432,6 +432,12 @@ fn all() -> Vec<(String, Seeds)> {
         b"\x05\0\0\x03\x04host\x04\x38".to_vec(),
         vec![5, 5, 0, 1, 0, 0, 0, 0, 0, 0],
     ];
+    let replies = [
+        "HTTP/1.1 200 Connection established\r\n\r\nSSH-2.0-x\r\n",
+        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.0 204\n\n",
+        "HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic realm=\"x\"\r\nProxy-Authenticate: NTLM\r\n\r\n",
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: h2c\r\n\r\n",
+    ];
     let names = [
         "www.example.com\nexample.com\n.com\nfull:www.example.com\nkeyword:exam\nregexp:^w+\\.\n192.0.2.0/24\n*.a?.example\ngeoip.dat:!cn@ads\n",
         "Bücher.Example.\nxn--bcher-kva.example\n中国\nkeyword:er\n.example\n",
@@ -441,6 +447,7 @@ fn all() -> Vec<(String, Seeds)> {
     ]];
     let others = [
         ("config", numbered("made", [CONFIGURATION.into()])),
+        ("connect", numbered("made", replies.map(Into::into))),
         ("names", numbered("made", names.map(Into::into))),
         ("packets", packets()),
         ("prefixes", numbered("made", prefixes)),

@@ -11,11 +11,13 @@
 //! | [`TcpEcho`] | here | half-close, connection rates, something like SSH on the gateway, a banner |
 //! | [`Danted`] | danted | SOCKS5 with user and password, CONNECT and UDP ASSOCIATE, both families |
 //! | [`Microsocks`] | microsocks | SOCKS5 with user and password, CONNECT only |
+//! | [`Tinyproxy`], [`Stunnel`] | tinyproxy, stunnel | HTTP's CONNECT with and without password and TLS |
 //! | [`V2ray`] | v2ray | SOCKS5 with UDP; the iptables way of the guides |
 
 mod certificate;
 mod dnsmasq;
 mod files;
+mod http_proxy;
 mod iperf;
 mod nginx;
 mod socks;
@@ -26,6 +28,7 @@ mod unbound;
 pub use certificate::Certificate;
 pub use dnsmasq::Dnsmasq;
 pub use files::{Content, Hasher, hash_file, hash_reader};
+pub use http_proxy::{Stunnel, Tinyproxy};
 pub use iperf::Iperf;
 pub use nginx::{Nginx, Request};
 pub use socks::{Danted, Microsocks, PASSWORD, USER, V2ray};

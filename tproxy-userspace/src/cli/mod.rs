@@ -96,7 +96,7 @@ struct RunArgs {
     /// route: that traffic is proxied too.
     #[arg(long, value_name = "IF")]
     wan: Vec<String>,
-    /// Where proxied traffic goes: direct:// or socks5://[user:password@]host:port.
+    /// Where proxied traffic goes: direct://, block://, or socks5://, http:// or https:// with [user:password@]host:port.
     #[arg(long, value_name = "URL")]
     outbound: Option<String>,
     /// What happens to new traffic when the proxy is down.

@@ -42,10 +42,8 @@ fn config(args: &RunArgs) -> Result<Config> {
         config.wan.interfaces = parse_patterns(&args.wan)?;
     }
     if let Some(url) = &args.outbound {
-        config.outbounds = vec![Outbound {
-            name: "command-line".into(),
-            url: url.parse().context("--outbound")?,
-        }];
+        let url = url.parse().context("--outbound")?;
+        config.outbounds = vec![Outbound::new("command-line", url)];
     }
     if let Some(policy) = args.on_proxy_down {
         config.on_proxy_down = policy.into();

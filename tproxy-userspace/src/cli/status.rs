@@ -269,6 +269,9 @@ fn text(status: &Status) -> String {
             if !failures.is_empty() {
                 line("failures", &failures.join(", "));
             }
+            if traffic["blocked"].as_u64() > Some(0) {
+                line("blocked", &count("blocked"));
+            }
         }
         (Some(pid), None) => line("proxy", &format!("process {pid} runs but does not answer")),
         (None, _) if status.attached => line("proxy", &format!("not running: {down}")),

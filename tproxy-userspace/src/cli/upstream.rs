@@ -41,28 +41,28 @@ pub fn terms() -> Terms {
 }
 
 /// The outbounds of a configuration, the default one first.
-fn outbounds(config: &Config) -> Result<Vec<Named>> {
-    let named = |outbound: &config::Outbound| {
-        Ok(Named {
-            name: outbound.name.clone(),
-            outbound: outbound.url.as_str_with_secret().parse()?,
-        })
+fn outbounds(config: &Config) -> Vec<Named> {
+    let named = |outbound: &config::Outbound| Named {
+        name: outbound.name.clone(),
+        outbound: outbound.url.clone(),
+        via: outbound.via.clone(),
+        binding: outbound.binding(),
     };
     config.outbounds.iter().map(named).collect()
 }
 
 /// What decides where traffic goes.
-pub fn routing(config: &Config, lists: &Lists) -> Result<Routing> {
+pub fn routing(config: &Config, lists: &Lists) -> Routing {
     let sniff = &config.sniff;
-    Ok(Routing {
-        outbounds: outbounds(config)?,
+    Routing {
+        outbounds: outbounds(config),
         rules: Arc::clone(&lists.rules),
         direct_names: lists.direct_names,
         sniff: sniff.enabled.then_some(Sniff {
             timeout: sniff.timeout,
             rewrite: sniff.rewrite,
         }),
-    })
+    }
 }
 
 /// How questions to port 53 are answered. None: they are traffic like any other.

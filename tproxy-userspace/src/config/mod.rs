@@ -35,7 +35,7 @@ pub use duration::{LONGEST as LONGEST_DURATION, format_duration, parse_duration}
 pub use error::{ConfigError, Finding, Findings};
 pub use exempt::{CgroupPath, IdOrName, Mark};
 pub use link::{LinkPattern, WanPattern};
-pub use outbound::{OutboundUrl, Scheme};
+pub use outbound::Outbound;
 pub use refusal::Refusal;
 pub use rule::Rule;
 pub use source::Position;
@@ -139,15 +139,6 @@ pub struct Wan {
     pub interfaces: Vec<WanPattern>,
 }
 
-/// A way out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Outbound {
-    /// `name`: letters, digits, `-`, `_` and `.`; required.
-    pub name: String,
-    /// `url`: required.
-    pub url: OutboundUrl,
-}
-
 /// Destinations that go direct.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Bypass {
@@ -172,7 +163,7 @@ pub struct Sniff {
     /// long. Default 30ms.
     #[serde(serialize_with = "duration::serialize")]
     pub timeout: Duration,
-    /// `rewrite`: an outbound that takes names (SOCKS5, TCP) is asked for the name that was read, not for the address
+    /// `rewrite`: an outbound that takes names (SOCKS5 and HTTP, TCP) is asked for the name that was read, not for the address
     /// that the device chose. Every connection is looked at then. Default false.
     pub rewrite: bool,
 }
@@ -350,21 +341,6 @@ impl Config {
         match std::str::from_utf8(bytes) {
             Ok(text) => Self::parse(text, path),
             Err(error) => Err(parse::no_text(bytes, &error, path)),
-        }
-    }
-}
-
-impl Outbound {
-    /// The name of the way out that is always there: the gateway connects itself. An `[[outbound]]` of that name
-    /// takes its place.
-    pub const DIRECT: &str = "direct";
-
-    /// The gateway connects itself.
-    #[must_use]
-    pub fn direct() -> Self {
-        Self {
-            name: Self::DIRECT.to_owned(),
-            url: OutboundUrl::direct(),
         }
     }
 }

@@ -8,8 +8,8 @@ use super::error::ConfigError;
 use super::read::{Faults, Table, document};
 use super::value::{at_least, boolean, choice, integer, list, number_or_text, text, within};
 use super::{
-    CgroupPath, Config, IdOrName, LinkPattern, Mark, OnProxyDown, Outbound, OutboundUrl, Refusal,
-    Stage, WanPattern, dns, rule,
+    CgroupPath, Config, IdOrName, LinkPattern, Mark, OnProxyDown, Refusal, Stage, WanPattern, dns,
+    outbound, rule,
 };
 use crate::policy::prefix;
 use crate::policy::source::{STANDARD_INPUT, Source};
@@ -21,7 +21,6 @@ const LARGEST_LIMIT: i128 = 10_000_000;
 const LONGEST_KEEPALIVE: Duration = Duration::from_hours(9);
 /// A connection to a server that speaks first waits for as long.
 const LONGEST_SNIFF: Duration = Duration::from_secs(5);
-const LONGEST_OUTBOUND_NAME: usize = 64;
 
 pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
     document(text, path, |root| {
@@ -57,7 +56,7 @@ fn read(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
             list("names of links", link),
         );
     });
-    outbounds(root, &mut config.outbounds);
+    outbound::read(root, &mut config.outbounds);
     config.rules = rule::read(root, &config.outbounds, folder);
     root.table("bypass", |bypass| {
         bypass.optional("private", &mut config.bypass.private, boolean);
@@ -134,47 +133,6 @@ fn prefixes(table: &mut Table<'_>, key: &'static str, into: &mut Vec<ipnet::IpNe
     let one = text("a prefix", "192.0.2.0/24", prefix::parse);
     table.optional(key, into, list("prefixes", one));
     prefix::normalize(into);
-}
-
-fn outbounds(root: &mut Table<'_>, into: &mut Vec<Outbound>) {
-    let mut found: Vec<Outbound> = Vec::new();
-    root.tables("outbound", |table| {
-        let name = table.required("name", text("a name", "proxy", outbound_name));
-        let url = table.required(
-            "url",
-            text("a URL", "socks5://HOST:PORT", str::parse::<OutboundUrl>),
-        );
-        let Some(name) = name else { return };
-        if found.iter().any(|other| other.name == *name.get_ref()) {
-            table.fault(
-                name.span(),
-                format!("a second outbound has the name `{}`", name.get_ref()),
-                Some("give each a name of its own".to_owned()),
-            );
-        }
-        // An outbound whose URL was refused still keeps its name from being used again.
-        found.push(Outbound {
-            name: name.into_inner(),
-            url: url.map_or_else(OutboundUrl::direct, toml::Spanned::into_inner),
-        });
-    });
-    if !found.is_empty() {
-        *into = found;
-    }
-}
-
-fn outbound_name(text: &str) -> Result<String, Refusal> {
-    let fits = (1..=LONGEST_OUTBOUND_NAME).contains(&text.len())
-        && text
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
-    if fits {
-        return Ok(text.to_owned());
-    }
-    Err(Refusal::new(
-        format!("`{}` is not a name for an outbound", prefix::excerpt(text)),
-        format!("write 1 to {LONGEST_OUTBOUND_NAME} of: A-Z a-z 0-9 - _ ."),
-    ))
 }
 
 /// A list of a configuration.

@@ -1,5 +1,6 @@
 //! Why one value was refused.
 
+use crate::data::OutboundError;
 use crate::policy::domain::DomainError;
 use crate::policy::port::PortError;
 use crate::policy::prefix::PrefixError;
@@ -29,6 +30,12 @@ impl From<PrefixError> for Refusal {
             message: error.message(),
             help: error.help(),
         }
+    }
+}
+
+impl From<OutboundError> for Refusal {
+    fn from(error: OutboundError) -> Self {
+        Self::new(error.message, error.help)
     }
 }
 

@@ -9,7 +9,7 @@ use super::domain::{DomainSource, domains};
 use super::parse::file;
 use super::read::{Faults, Table};
 use super::value::{Value, choice, integer, some, text};
-use super::{Outbound, Refusal, nearest};
+use super::{Outbound, Refusal, outbound};
 use crate::policy::port::PortRange;
 use crate::policy::prefix;
 use crate::policy::rule::Protocol;
@@ -44,16 +44,14 @@ pub struct Rule {
     /// `protocol`: "tcp" or "udp". Default: both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
-    /// `outbound`: the name of an `[[outbound]]`, or "direct", which is there without being named; required.
+    /// `outbound`: the name of an `[[outbound]]`, or "direct" or "block", which are there without being named;
+    /// required.
     pub outbound: String,
 }
 
 /// Reads each `[[rule]]`.
 pub(super) fn read(root: &mut Table<'_>, outbounds: &[Outbound], folder: &Path) -> Vec<Rule> {
-    let mut known: Vec<&str> = outbounds.iter().map(|one| &*one.name).collect();
-    if !known.contains(&Outbound::DIRECT) {
-        known.push(Outbound::DIRECT);
-    }
+    let known = outbound::names(outbounds);
     let mut rules = Vec::new();
     let mut number = 0;
     root.tables("rule", |table| {
@@ -85,10 +83,10 @@ pub(super) fn read(root: &mut Table<'_>, outbounds: &[Outbound], folder: &Path) 
         table.optional("protocol", &mut rule.protocol, |value, faults| {
             protocols(value, faults).map(Some)
         });
-        let outbound = text("the name of an outbound", "proxy", |text| {
-            known_outbound(text, &known)
+        let one = text("the name of an outbound", "proxy", |text| {
+            outbound::known(text, &known)
         });
-        if let Some(outbound) = table.required("outbound", outbound) {
+        if let Some(outbound) = table.required("outbound", one) {
             rule.outbound = outbound.into_inner();
             rules.push(rule);
         }
@@ -114,18 +112,5 @@ fn name(text: &str) -> Result<String, Refusal> {
     Err(Refusal::new(
         format!("`{}` is not a name for a rule", prefix::excerpt(text)),
         format!("write 1 to {LONGEST_NAME} characters in one line"),
-    ))
-}
-
-fn known_outbound(text: &str, known: &[&str]) -> Result<String, Refusal> {
-    if known.contains(&text) {
-        return Ok(text.to_owned());
-    }
-    Err(Refusal::new(
-        format!("there is no outbound `{}`", prefix::excerpt(text)),
-        match nearest(text, known) {
-            Some(near) => format!("did you mean `{near}`?"),
-            None => format!("there are: {}", known.join(", ")),
-        },
     ))
 }

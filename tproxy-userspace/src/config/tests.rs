@@ -1,6 +1,7 @@
 mod random;
 
 use super::*;
+use crate::data;
 use crate::data::dns::Prefer;
 use crate::policy::domain::Domain;
 use crate::policy::rule::Protocol;
@@ -131,6 +132,13 @@ fn every_key_is_read() {
         [[outbound]]
         name = "other"
         url = "direct://"
+        source = ["192.0.2.7", "2001:db8::7"]
+        interface = "eth1"
+        mark = "0x10000"
+        [[outbound]]
+        name = "far"
+        url = "http://192.0.2.2:8080"
+        via = "proxy"
         [[rule]]
         name = "all of it"
         domain = ["x.com", ".Y.com", "full:z.com", "keyword:v", "regexp:^a:[/]$", "domains.txt", "/srv/geosite:cn"]
@@ -197,13 +205,19 @@ fn every_key_is_read() {
             ],
         },
         outbounds: vec![
+            Outbound::new(
+                "proxy",
+                "socks5://me:secret@192.0.2.1:1080".parse().unwrap(),
+            ),
             Outbound {
-                name: "proxy".to_owned(),
-                url: "socks5://me:secret@192.0.2.1:1080".parse().unwrap(),
+                source: vec!["192.0.2.7".parse().unwrap(), "2001:db8::7".parse().unwrap()],
+                interface: Some("eth1".parse().unwrap()),
+                mark: Some(0x1_0000),
+                ..Outbound::new("other", data::Outbound::Direct)
             },
             Outbound {
-                name: "other".to_owned(),
-                url: OutboundUrl::direct(),
+                via: Some("proxy".to_owned()),
+                ..Outbound::new("far", "http://192.0.2.2:8080".parse().unwrap())
             },
         ],
         rules: vec![
@@ -300,6 +314,8 @@ fn every_key_is_read() {
     assert!(!format!("{config} {config:?}").contains("secret"));
     let json = serde_json::to_value(&config).unwrap();
     assert_eq!(json["outbound"][0]["url"], "socks5://me:***@192.0.2.1:1080");
+    assert_eq!(json["outbound"][1]["mark"], "0x10000");
+    assert_eq!(json["outbound"][2]["via"], "proxy");
     assert_eq!(json["dns"]["direct_domains"][1], "conf/geosite.dat:cn");
     assert_eq!(json["tcp"]["idle"], "1h30m");
     assert_eq!(json["lan"]["sources"][0], "10.8.0.0/16");
@@ -576,6 +592,71 @@ fn wrong_types_and_values_are_told_with_what_is_right() {
             "a second outbound has the name `a`",
             "give each a name of its own",
         ),
+        (
+            "outbound = [{ name = \"a\", url = \"socks5://h:1\", via = \"a\" }]",
+            "`a` would be reached through itself: a → a",
+            "let one of them be reached without `via`",
+        ),
+        (
+            "outbound = [{ name = \"a\", url = \"socks5://h:1\", via = \"b\" }, { name = \"b\", url = \"http://h:1\", via = \"c\" }, { name = \"c\", url = \"http://h:2\", via = \"b\" }]",
+            "`b` would be reached through itself: b → c → b",
+            "let one of them be reached without `via`",
+        ),
+        (
+            "outbound = [{ name = \"a\", url = \"socks5://h:1\", via = \"bloc\" }]",
+            "there is no outbound `bloc`",
+            "did you mean `block`?",
+        ),
+        (
+            "outbound = [{ name = \"a\", url = \"socks5://h:1\", via = \"block\" }]",
+            "nothing is reached through `block`, which lets nothing pass",
+            "name another outbound",
+        ),
+        (
+            "outbound = [{ name = \"a\", url = \"direct://\", via = \"direct\" }]",
+            "`via` is of no use with direct://, which has no server",
+            "leave it out",
+        ),
+        (
+            "outbound = [{ name = \"a\", url = \"socks5://h:1\", via = \"direct\", mark = 256 }]",
+            "`mark` is of no use with `via`: the other outbound connects",
+            "write it there",
+        ),
+        (
+            "outbound = [{ name = \"a\", url = \"block://\", interface = \"eth0\" }]",
+            "`interface` is of no use with block://, which connects to nobody",
+            "leave it out",
+        ),
+        (
+            "outbound = [{ name = \"a\", url = \"direct://\", source = [\"192.0.2.1\", \"192.0.2.2\"] }]",
+            "`source` has two addresses of one family",
+            "name one for IPv4 and one for IPv6 at most",
+        ),
+        (
+            "outbound = [{ name = \"a\", url = \"direct://\", source = [\"192.0.2.0/24\"] }]",
+            "`192.0.2.0/24` is not an address",
+            "write an address of this machine, like 192.0.2.1",
+        ),
+        (
+            "outbound = [{ name = \"a\", url = \"direct://\", source = [\"::\"] }]",
+            "`::` is nothing to connect from",
+            "write an address of this machine, like 192.0.2.1",
+        ),
+        (
+            "outbound = [{ name = \"a\", url = \"direct://\", interface = \"eth*\" }]",
+            "`eth*` stands for more than one link",
+            "name one, like eth1",
+        ),
+        (
+            "outbound = [{ name = \"a\", url = \"direct://\", mark = 0xa0 }]",
+            "0xa0 has bits of 0xf0, which tproxy-bpf itself needs",
+            "write bits outside of 0xf0, like 0x100",
+        ),
+        (
+            "outbound = [{ name = \"a\", url = \"direct://\", mark = 0 }]",
+            "the mark 0 has no bits",
+            "leave it out",
+        ),
         ("rule = [{}]", "`outbound` is missing in [[rule]]", ""),
         (
             "rule = [{ outbound = \"drect\" }]",
@@ -585,7 +666,7 @@ fn wrong_types_and_values_are_told_with_what_is_right() {
         (
             "rule = [{ outbound = \"elsewhere\" }]",
             "there is no outbound `elsewhere`",
-            "there are: direct",
+            "there are: direct, block",
         ),
         (
             "rule = [{ domains = [\"x.com\"], outbound = \"direct\" }]",
@@ -706,5 +787,23 @@ fn deep_nesting_is_refused() {
         "a.".repeat(100_000),
     ] {
         assert!(parse(&text).is_err());
+    }
+}
+
+#[test]
+fn the_examples_of_the_pages_are_configurations() {
+    for (page, blocks) in [
+        (include_str!("../../../docs/outbounds.md"), 3),
+        (include_str!("../../../docs/split.md"), 2),
+    ] {
+        let examples: Vec<&str> = page
+            .split("```toml\n")
+            .skip(1)
+            .filter_map(|rest| rest.split("```").next())
+            .collect();
+        assert!(examples.len() >= blocks, "{}", examples.len());
+        for example in examples {
+            parse(example).unwrap();
+        }
     }
 }

@@ -25,7 +25,7 @@ pub struct Limits {
     /// An established connection without a byte for this long is ended. The default is the 2 h 4 min that
     /// RFC 5382 (REQ-5) asks of gateways.
     pub tcp_idle: Duration,
-    /// How long the upstream side may take to answer, SOCKS5 handshake included.
+    /// How long the upstream side may take to answer, the handshakes with its servers included.
     pub connect_timeout: Duration,
     /// After this long without a packet, TCP asks the peer whether it still lives.
     pub keepalive: Duration,

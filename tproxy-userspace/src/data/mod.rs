@@ -15,7 +15,9 @@ mod router;
 pub mod sniff;
 mod sockets;
 mod stats;
+mod stream;
 mod tcp;
+mod tls;
 mod udp;
 mod way;
 
@@ -55,7 +57,18 @@ pub enum Error {
         /// What it names.
         outbound: String,
     },
-    /// The DNS servers that speak TLS cannot be asked.
+    /// An outbound is to be reached through one that is not there, or through itself.
+    #[error(
+        "the outbound \"{outbound}\" cannot be reached through \"{via}\": there is none of that name, or it is reached \
+         through \"{outbound}\" itself"
+    )]
+    Via {
+        /// The outbound.
+        outbound: String,
+        /// What it is to be reached through.
+        via: String,
+    },
+    /// The servers that speak TLS cannot be asked.
     #[error(transparent)]
     Tls(#[from] TlsError),
     /// The outbound's server has no address.

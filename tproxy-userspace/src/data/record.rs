@@ -72,11 +72,17 @@ outcomes! {
     Unreachable = "unreachable", true;
     /// The upstream side is this proxy itself.
     Loop = "loop", true;
-    /// The SOCKS5 server refused the user or asks for one.
+    /// The outbound is there to end it.
+    Blocked = "blocked", false;
+    /// The outbound does not carry such traffic.
+    Unsupported = "unsupported", true;
+    /// The outbound's server has no TLS, or none that can be trusted.
+    ProxyTls = "proxy_tls", true;
+    /// The outbound's server refused the user or asks for one.
     ProxyAuth = "proxy_auth", true;
-    /// The SOCKS5 server refused the request.
+    /// The outbound's server refused the request.
     ProxyRefused = "proxy_refused", true;
-    /// The SOCKS5 server broke the protocol or closed the connection.
+    /// The outbound's server broke the protocol or closed the connection.
     ProxyProtocol = "proxy_protocol", true;
     /// This machine had no socket, port or memory left.
     NoResources = "no_resources", true;

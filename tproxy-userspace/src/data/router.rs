@@ -14,12 +14,13 @@ use super::guard::Guard;
 use super::outbound::Outbound;
 use super::resolve::Resolver;
 use super::way::Way;
+use crate::net::Binding;
 use crate::policy::rule::{Protocol, Query, Rules};
 
 pub use self::explain::{Explained, NamedRule, Resolving, Taken};
 
-/// The outbound that rules may name although no configuration has it.
-const DIRECT: &str = "direct";
+/// The outbounds that may be named although no configuration has them.
+const BUILT_IN: [(&str, Outbound); 2] = [("direct", Outbound::Direct), ("block", Outbound::Block)];
 
 /// An outbound as it is configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +29,23 @@ pub struct Named {
     pub name: String,
     /// What it is.
     pub outbound: Outbound,
+    /// The name of the outbound that its server is reached through.
+    pub via: Option<String>,
+    /// What the sockets have that this machine connects with.
+    pub binding: Binding,
+}
+
+impl Named {
+    /// One with nothing but what it is.
+    #[must_use]
+    pub fn new(name: &str, outbound: Outbound) -> Self {
+        Self {
+            name: name.to_owned(),
+            outbound,
+            via: None,
+            binding: Binding::default(),
+        }
+    }
 }
 
 /// What decides where traffic goes.
@@ -35,7 +53,7 @@ pub struct Named {
 pub struct Routing {
     /// The outbounds. The first is for all that no rule is about.
     pub outbounds: Vec<Named>,
-    /// Which connections take which. They may name "direct" although there is none of that name.
+    /// Which connections take which. They may name "direct" and "block" although there is none of that name.
     pub rules: Arc<Rules>,
     /// The rule (by its place) whose names are looked up by the DNS servers that are asked directly.
     pub direct_names: Option<usize>,
@@ -87,10 +105,7 @@ impl Routing {
 impl Named {
     /// An outbound as a test writes it.
     pub fn fixed(url: &str) -> Self {
-        Self {
-            name: "fixed".to_owned(),
-            outbound: url.parse().expect("a URL"),
-        }
+        Self::new("fixed", url.parse().expect("a URL"))
     }
 }
 
@@ -122,7 +137,8 @@ impl Router {
     /// `previous` has already is taken from there as it is.
     ///
     /// # Errors
-    /// [`Error::NoOutbound`], [`Error::Lookup`], [`Error::Loop`], [`Error::UnknownOutbound`].
+    /// [`Error::NoOutbound`], [`Error::Via`], [`Error::Lookup`], [`Error::Loop`], [`Error::Tls`],
+    /// [`Error::UnknownOutbound`].
     pub async fn open(
         routing: Routing,
         previous: Option<&Self>,
@@ -138,22 +154,28 @@ impl Router {
         if outbounds.is_empty() {
             return Err(Error::NoOutbound);
         }
-        let is_named =
-            |outbounds: &[Named], name: &str| outbounds.iter().any(|one| one.name == name);
-        if !is_named(&outbounds, DIRECT) {
-            outbounds.push(Named {
-                name: DIRECT.to_owned(),
-                outbound: Outbound::Direct,
-            });
+        for (name, outbound) in BUILT_IN {
+            if !outbounds.iter().any(|one| one.name == name) {
+                outbounds.push(Named::new(name, outbound));
+            }
         }
-        let mut ways = Vec::new();
-        for named in outbounds {
-            let kept = previous.and_then(|router| router.same(&named));
-            ways.push(match kept {
+        let kept = |named: &Named, via: Option<&Arc<Way>>| {
+            let ways = previous.map_or(&[][..], |router| &router.ways);
+            ways.iter().find(|way| way.is(named, via)).cloned()
+        };
+        let mut ways: Vec<Option<Arc<Way>>> = vec![None; outbounds.len()];
+        // Those that others are reached through come first.
+        for place in order(&outbounds)? {
+            let named = outbounds[place].clone();
+            let of = |name: &String| outbounds.iter().position(|one| one.name == *name);
+            let via = named.via.as_ref().and_then(of);
+            let via = via.and_then(|via| ways[via].clone());
+            ways[place] = Some(match kept(&named, via.as_ref()) {
                 Some(way) => way,
-                None => Arc::new(Way::open(named, resolver, guard).await?),
+                None => Arc::new(Way::open(named, via, resolver, guard).await?),
             });
         }
+        let ways: Vec<Arc<Way>> = ways.into_iter().flatten().collect();
         let of_rules = of_rules(&rules, &ways)?;
         Ok(Self {
             ways,
@@ -182,12 +204,6 @@ impl Router {
             direct_names: None,
             sniff,
         }
-    }
-
-    /// The way that this outbound has already.
-    fn same(&self, named: &Named) -> Option<Arc<Way>> {
-        let same = |way: &&Arc<Way>| *way.name == *named.name && *way.outbound == named.outbound;
-        self.ways.iter().find(same).cloned()
     }
 
     /// The way of all that no rule is about.
@@ -247,7 +263,7 @@ impl Router {
     pub fn is_always_direct(&self, name: &str, address: IpAddr) -> bool {
         let is_direct = |rule: Option<usize>| {
             let way = rule.map_or(self.default_way(), |rule| &self.of_rules[rule].1);
-            *way.outbound == Outbound::Direct
+            way.is_plainly_direct()
         };
         self.rules.all(name, address, is_direct)
     }
@@ -266,6 +282,30 @@ impl Router {
             .map(|way| Box::pin(way.refresh(resolver, guard)));
         select_all(all).await;
     }
+}
+
+/// The places of all outbounds, each behind the one that its server is reached through.
+fn order(outbounds: &[Named]) -> Result<Vec<usize>, Error> {
+    let mut order: Vec<usize> = Vec::with_capacity(outbounds.len());
+    while order.len() < outbounds.len() {
+        let is_ready = |place: &usize| match &outbounds[*place].via {
+            None => true,
+            Some(via) => order.iter().any(|done| outbounds[*done].name == *via),
+        };
+        let next = (0..outbounds.len())
+            .filter(|place| !order.contains(place))
+            .find(is_ready);
+        let Some(next) = next else {
+            let stuck = (0..outbounds.len()).find(|place| !order.contains(place));
+            let stuck = &outbounds[stuck.expect("one is left")];
+            return Err(Error::Via {
+                outbound: stuck.name.clone(),
+                via: stuck.via.clone().unwrap_or_default(),
+            });
+        };
+        order.push(next);
+    }
+    Ok(order)
 }
 
 fn of_rules(rules: &Rules, ways: &[Arc<Way>]) -> Result<Vec<OfRule>, Error> {
@@ -300,5 +340,50 @@ mod tests {
         for (port, milliseconds) in [(443, 300), (80, 300), (22, 30), (25, 30), (8443, 30)] {
             assert_eq!(sniff.limit(port), Duration::from_millis(milliseconds));
         }
+    }
+
+    fn named(name: &str, via: Option<&str>) -> Named {
+        let mut named = Named::fixed("http://192.0.2.1:1");
+        named.name = name.to_owned();
+        named.via = via.map(ToOwned::to_owned);
+        named
+    }
+
+    #[test]
+    fn outbounds_come_behind_those_that_they_are_reached_through() {
+        let all = [
+            named("a", Some("b")),
+            named("b", Some("c")),
+            named("c", None),
+        ];
+        assert_eq!(order(&all).expect("no circle"), [2, 1, 0]);
+        for bad in [
+            vec![named("a", Some("a"))],
+            vec![named("a", Some("b")), named("b", Some("a"))],
+            vec![named("a", Some("nobody"))],
+        ] {
+            let error = order(&bad).expect_err("a circle").to_string();
+            assert!(error.contains("\"a\" cannot be reached"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_way_is_kept_while_it_and_what_it_is_reached_through_are_the_same() {
+        let (resolver, guard) = (Resolver::system(Default::default()), Guard::default());
+        let open = async |outbounds: Vec<Named>, previous: Option<&Router>| {
+            let routing = Routing::plain(outbounds);
+            let router = Router::open(routing, previous, &resolver, &guard).await;
+            router.expect("addresses")
+        };
+        let chain = || vec![named("far", Some("near")), named("near", None)];
+        let first = open(chain(), None).await;
+        assert_eq!(*first.default_way().name, *"far");
+        assert_eq!(first.servers().len(), 1);
+        let second = open(chain(), Some(&first)).await;
+        assert!(Arc::ptr_eq(first.default_way(), second.default_way()));
+        let mut other = chain();
+        other[1].binding.mark = 0x100;
+        let third = open(other, Some(&second)).await;
+        assert!(!Arc::ptr_eq(second.default_way(), third.default_way()));
     }
 }

@@ -107,6 +107,7 @@ impl Counters {
             own_port: ended(Outcome::OwnPort) + self.own_port_datagrams.load(Relaxed),
             limit_reached: ended(Outcome::LimitReached),
             evicted: ended(Outcome::Evicted),
+            blocked: ended(Outcome::Blocked),
             accept_failed: self.accept_failed.load(Relaxed),
             pipe_missing: self.pipe_missing.load(Relaxed),
             flows: self.flows.load(Relaxed),
@@ -147,6 +148,8 @@ pub struct Stats {
     pub limit_reached: u64,
     /// Associations that made room for others.
     pub evicted: u64,
+    /// Connections and associations that an outbound block:// ended.
+    pub blocked: u64,
     /// Times that accepting failed for want of files or memory.
     pub accept_failed: u64,
     /// Times that bytes were copied because no pipe was to be had.

@@ -1,7 +1,11 @@
 //! An outbound in use: with its server's addresses, which are known before anything is relayed and kept fresh.
 
+mod road;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,12 +16,13 @@ use url::Host;
 
 use super::Error;
 use super::guard::Guard;
-use super::outbound::Outbound;
-use super::record::Shared;
+use super::outbound::{DialError, Outbound, Server};
+use super::record::{Outcome, Shared};
 use super::resolve::{Answer, LookupError, Resolver};
 use super::router::{Named, Router, Routing};
 use super::sockets::Sockets;
-use crate::net::SocketFactory;
+use super::tls::{Connector, Roots, TlsError};
+use crate::net::{Binding, SocketFactory};
 
 /// A name is not looked up more often than this because its time is over, whatever its TTL.
 const SHORTEST_TTL: Duration = Duration::from_secs(10);
@@ -71,8 +76,14 @@ pub struct Way {
     pub name: Arc<str>,
     /// The outbound.
     pub outbound: Arc<Outbound>,
+    /// The outbound that its server is reached through, if it has one.
+    pub(super) via: Option<Arc<Way>>,
+    binding: Binding,
+    tls: Option<Connector>,
     known: Mutex<Known>,
     failed: Notify,
+    /// What a person has to mend was told.
+    told: AtomicBool,
 }
 
 /// What is known of a server.
@@ -91,24 +102,37 @@ struct Known {
 }
 
 impl Way {
-    /// Looks the outbound's server up and makes sure that it is not the proxy itself.
+    /// Looks the outbound's server up and makes sure that it is not the proxy itself. `via` is what it names, if it
+    /// names one.
     ///
     /// # Errors
-    /// [`Error::Lookup`], [`Error::Loop`].
+    /// [`Error::Lookup`], [`Error::Loop`], [`Error::Tls`].
     pub async fn open(
-        Named { name, outbound }: Named,
+        named: Named,
+        via: Option<Arc<Self>>,
         resolver: &Resolver,
         guard: &Guard,
     ) -> Result<Self, Error> {
-        let way = match server_name(&outbound) {
-            None => Self::literal(&name, outbound),
-            Some(host) => {
-                let answer = resolver.lookup(host).await?;
-                let port = port(&outbound);
-                let addresses = arrange(&answer.addresses, port);
-                Self::new(&name, outbound, addresses, answer.ttl)
-            }
-        };
+        let Named {
+            name,
+            outbound,
+            via: _,
+            binding,
+        } = named;
+        let mut way = Self::literal(&name, outbound);
+        way.via = via;
+        way.binding = binding;
+        if let Outbound::Https(server) = &*way.outbound {
+            way.tls = Some(connector(server, &Roots::system()?)?);
+        }
+        if let Some(host) = way.name_to_look_up() {
+            let answer = resolver.lookup(host).await?;
+            way.set(arrange(&answer.addresses, port(&way.outbound)), answer.ttl);
+        }
+        if way.through().is_some() {
+            // Where that is, is the other's business.
+            return Ok(way);
+        }
         for address in way.candidates() {
             if guard.is_listener(address) {
                 return Err(Error::Loop {
@@ -130,15 +154,12 @@ impl Way {
 
     /// An outbound whose server, if it has one, is given by its address.
     fn literal(name: &str, outbound: Outbound) -> Self {
-        let address: Option<IpAddr> = match &outbound {
-            Outbound::Direct => None,
-            Outbound::Socks5(server) => match server.host {
-                Host::Ipv4(ip) => Some(ip.into()),
-                // An IPv4 address in IPv6's clothes is reached by an IPv4 socket.
-                Host::Ipv6(ip) => Some(ip.to_canonical()),
-                Host::Domain(_) => None,
-            },
-        };
+        let address = outbound.server().and_then(|server| match server.host {
+            Host::Ipv4(ip) => Some(IpAddr::from(ip)),
+            // An IPv4 address in IPv6's clothes is reached by an IPv4 socket.
+            Host::Ipv6(ip) => Some(ip.to_canonical()),
+            Host::Domain(_) => None,
+        });
         let addresses = arrange(address.as_slice(), port(&outbound));
         Self::new(name, outbound, addresses, LONGEST_TTL)
     }
@@ -155,11 +176,36 @@ impl Way {
         Self::literal(name, outbound.parse().expect("a literal"))
     }
 
+    /// The same through another one.
+    #[cfg(test)]
+    pub fn via(mut self, other: Self) -> Self {
+        self.via = Some(Arc::new(other));
+        self
+    }
+
+    /// The same with such sockets.
+    #[cfg(test)]
+    pub fn bound(mut self, binding: Binding) -> Self {
+        self.binding = binding;
+        self
+    }
+
+    /// An HTTPS proxy as a test writes it, and whom to trust.
+    #[cfg(test)]
+    pub fn trusting(outbound: &str, roots: &Roots) -> Self {
+        let mut way = Self::fixed(outbound);
+        way.tls = Some(connector(way.outbound.server().expect("a server"), roots).expect("sound"));
+        way
+    }
+
     fn new(name: &str, outbound: Outbound, addresses: Vec<SocketAddr>, ttl: Duration) -> Self {
         let now = Instant::now();
         Self {
             name: name.into(),
             outbound: Arc::new(outbound),
+            via: None,
+            binding: Binding::default(),
+            tls: None,
             known: Mutex::new(Known {
                 addresses,
                 worked: None,
@@ -168,12 +214,37 @@ impl Way {
                 stale: false,
             }),
             failed: Notify::new(),
+            told: AtomicBool::new(false),
         }
     }
 
-    /// The addresses of the server.
+    /// Tells how dialling ended, if a person has to mend something: once, until it succeeds.
+    pub(super) fn tell(&self, failure: Option<&DialError>) {
+        let Some(error) = failure else {
+            self.told.store(false, Relaxed);
+            return;
+        };
+        let mendable = matches!(
+            error.outcome(),
+            Outcome::ProxyAuth | Outcome::ProxyTls | Outcome::ProxyProtocol
+        );
+        if mendable && !self.told.swap(true, Relaxed) {
+            tracing::warn!("the outbound \"{}\" does not work: {error}", self.name);
+        }
+    }
+
+    fn set(&mut self, addresses: Vec<SocketAddr>, ttl: Duration) {
+        let known = self.known.get_mut().unwrap_or_else(PoisonError::into_inner);
+        known.addresses = addresses;
+        known.due = known.looked_up + bounded(ttl);
+    }
+
+    /// The addresses of the server that this machine itself connects to.
     #[must_use]
     pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        if self.through().is_some() {
+            return BTreeSet::new();
+        }
         self.known()
             .addresses
             .iter()
@@ -204,7 +275,7 @@ impl Way {
 
     /// Waits until it is time to look the server's name up, and does. Never ends for a server without a name.
     pub(super) async fn refresh(&self, resolver: &Resolver, guard: &Guard) {
-        let Some(name) = server_name(&self.outbound) else {
+        let Some(name) = self.name_to_look_up() else {
             return std::future::pending().await;
         };
         let (due, soonest) = {
@@ -273,23 +344,14 @@ pub async fn follow(shared: Arc<Shared>, resolver: Resolver, guard: Arc<Guard>) 
     }
 }
 
-/// The server's name, if it is given by name.
-fn server_name(outbound: &Outbound) -> Option<&str> {
-    match outbound {
-        Outbound::Direct => None,
-        Outbound::Socks5(server) => match &server.host {
-            Host::Domain(name) => Some(name),
-            Host::Ipv4(_) | Host::Ipv6(_) => None,
-        },
-    }
-}
-
 /// The server's port; 0 without a server.
 fn port(outbound: &Outbound) -> u16 {
-    match outbound {
-        Outbound::Direct => 0,
-        Outbound::Socks5(server) => server.port,
-    }
+    outbound.server().map_or(0, |server| server.port)
+}
+
+fn connector(server: &Server, roots: &Roots) -> Result<Connector, TlsError> {
+    let help = "write a name or an address that its certificate is for";
+    roots.connector(&server.host, &[b"http/1.1"], help)
 }
 
 fn bounded(ttl: Duration) -> Duration {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
-use tproxy_common::abi::MARK_EXEMPT;
+use tproxy_common::abi::{MARK_EXEMPT, MARK_MASK};
 
 /// Connections that wait to be accepted. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -93,7 +93,32 @@ fn remedy(source: &io::Error) -> &'static str {
         }
         Some(libc::EMFILE) => "; raise the limit of open files (ulimit -n, LimitNOFILE=)",
         Some(libc::EADDRINUSE) => "; another program holds this port, choose another one",
+        Some(libc::EADDRNOTAVAIL) => "; this machine has no such address",
+        Some(libc::ENODEV) => "; there is no link of that name",
         _ => "",
+    }
+}
+
+/// What the sockets that leave by one outbound have beside the usual. The default is nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Binding {
+    /// Their source address for IPv4. None: the kernel's choice.
+    pub v4: Option<Ipv4Addr>,
+    /// The same for IPv6.
+    pub v6: Option<Ipv6Addr>,
+    /// The only link that they use (`SO_BINDTODEVICE`).
+    pub interface: Option<String>,
+    /// More bits of their firewall mark. None of them is of [`MARK_MASK`].
+    pub mark: u32,
+}
+
+impl Binding {
+    /// The source address for a peer, or the unspecified one, with port 0.
+    fn source(&self, peer: SocketAddr) -> SocketAddr {
+        match peer {
+            SocketAddr::V4(_) => (self.v4.unwrap_or(Ipv4Addr::UNSPECIFIED), 0).into(),
+            SocketAddr::V6(_) => (self.v6.unwrap_or(Ipv6Addr::UNSPECIFIED), 0).into(),
+        }
     }
 }
 
@@ -159,10 +184,20 @@ impl SocketFactory {
         self,
         peer: SocketAddr,
         keepalive: Duration,
+        binding: &Binding,
     ) -> Result<std::net::TcpStream, NetError> {
         let steps = Steps::new(Purpose::Connection, peer);
         let socket = self.socket(steps, Type::STREAM, Protocol::TCP)?;
         steps.did("setting options of", set_tcp_options(&socket, keepalive))?;
+        self.bind(steps, &socket, binding)?;
+        let source = binding.source(peer);
+        if !source.ip().is_unspecified() {
+            // The port is chosen when the peer is known, so that each peer has all ports for itself.
+            let late = setsockopt(&socket, sockopt::IpBindAddressNoPort, &true);
+            steps.did("setting options of", late)?;
+            let steps = Steps::new(Purpose::Connection, source);
+            steps.did("binding", socket.bind(&source.into()))?;
+        }
         Ok(socket.into())
     }
 
@@ -171,16 +206,27 @@ impl SocketFactory {
     ///
     /// # Errors
     /// The step that failed.
-    pub fn udp_outgoing(self, peer: SocketAddr) -> Result<UdpSocket, NetError> {
-        let any = match peer {
-            SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
-            SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
-        };
-        let steps = Steps::new(Purpose::Association, any);
+    pub fn udp_outgoing(self, peer: SocketAddr, binding: &Binding) -> Result<UdpSocket, NetError> {
+        let source = binding.source(peer);
+        let steps = Steps::new(Purpose::Association, source);
         let socket = self.socket(steps, Type::DGRAM, Protocol::UDP)?;
         steps.did("sizing buffers of", set_buffers(&socket, OWN_BUFFER))?;
-        steps.did("binding", socket.bind(&any.into()))?;
+        self.bind(steps, &socket, binding)?;
+        steps.did("binding", socket.bind(&source.into()))?;
         Ok(socket.into())
+    }
+
+    /// All of a binding but the source address.
+    fn bind(self, steps: Steps, socket: &Socket, binding: &Binding) -> Result<(), NetError> {
+        let more = binding.mark & !MARK_MASK;
+        if more != 0 {
+            steps.did("marking", socket.set_mark(self.mark | more))?;
+        }
+        if let Some(interface) = &binding.interface {
+            let bound = socket.bind_device(Some(interface.as_bytes()));
+            steps.did("binding to its interface", bound)?;
+        }
+        Ok(())
     }
 
     /// A UDP socket bound to `local`, to ask a name server from. It is not connected.
@@ -310,15 +356,46 @@ mod tests {
             assert_eq!(mark(SockRef::from(&listener)), MARK_EXEMPT);
             let receiver = factory.udp_receiver(address)?;
             assert_eq!(mark(SockRef::from(&receiver)), MARK_EXEMPT);
-            let connection = factory.tcp_outgoing(address, keepalive)?;
+            let connection = factory.tcp_outgoing(address, keepalive, &Binding::default())?;
             assert_eq!(mark(SockRef::from(&connection)), MARK_EXEMPT);
-            let association = factory.udp_outgoing(address)?;
+            let association = factory.udp_outgoing(address, &Binding::default())?;
             assert_eq!(mark(SockRef::from(&association)), MARK_EXEMPT);
             let question = factory.lookup_udp(address)?;
             assert_eq!(mark(SockRef::from(&question)), MARK_EXEMPT);
             let question = factory.lookup_tcp(address)?;
             assert_eq!(mark(SockRef::from(&question)), MARK_EXEMPT);
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_binding_says_where_sockets_leave_from() -> Result<(), NetError> {
+        let factory = SocketFactory::default();
+        let mut binding = Binding {
+            v4: Some(Ipv4Addr::new(127, 1, 2, 3)),
+            v6: Some(Ipv6Addr::LOCALHOST),
+            interface: Some("lo".to_owned()),
+            mark: 0x100 | MARK_MASK,
+        };
+        let check = |socket: SockRef<'_>, peer: SocketAddr| {
+            assert_eq!(socket.mark().expect("readable"), MARK_EXEMPT | 0x100);
+            let device = socket.device().expect("readable");
+            assert_eq!(device.as_deref(), Some(&b"lo"[..]));
+            let local = socket.local_addr().expect("bound").as_socket();
+            let ip = local.expect("IP").ip();
+            assert_eq!(ip.is_ipv4(), peer.is_ipv4());
+            assert!(ip.is_loopback() && ip != Ipv4Addr::LOCALHOST);
+        };
+        for peer in loopback() {
+            let keepalive = Duration::from_secs(300);
+            let connection = factory.tcp_outgoing(peer, keepalive, &binding)?;
+            check(SockRef::from(&connection), peer);
+            check(SockRef::from(&factory.udp_outgoing(peer, &binding)?), peer);
+        }
+        binding.interface = Some("no such link".to_owned());
+        let error = factory.udp_outgoing(loopback()[0], &binding);
+        let text = error.expect_err("no such link").to_string();
+        assert!(text.ends_with("there is no link of that name"), "{text}");
         Ok(())
     }
 

@@ -68,7 +68,7 @@ impl Session<'_> {
     async fn put_into_force(&mut self, config: &Config, lists: &Lists) -> Result<()> {
         // First: the servers of the outbounds must be found, and may be refused.
         self.proxy
-            .set_routing(upstream::routing(config, lists)?)
+            .set_routing(upstream::routing(config, lists))
             .await?;
         let dns = upstream::dns(config);
         if dns != self.dns {

@@ -80,7 +80,7 @@ struct Session<'a> {
 pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
     // What can be wrong with the words is found before anything is touched.
     let lists = Lists::load_and_tell(&config)?;
-    let routing = upstream::routing(&config, &lists)?;
+    let routing = upstream::routing(&config, &lists);
     exempt::check(&config.exempt)?;
     let findings = preflight::check_machine()?;
     for warning in findings.warnings {

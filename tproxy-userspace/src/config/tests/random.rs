@@ -117,7 +117,7 @@ prop_compose! {
         (forward, masquerade) in any::<(bool, bool)>(),
         port: u16,
     ) -> Config {
-        let url: OutboundUrl = format!("socks5://{host}:{}", port.max(1)).parse().unwrap();
+        let url: data::Outbound = format!("socks5://{host}:{}", port.max(1)).parse().unwrap();
         for (rule, outbound) in rules.iter_mut().zip(names.iter().cycle()) {
             rule.outbound.clone_from(outbound);
         }
@@ -133,7 +133,7 @@ prop_compose! {
             },
             outbounds: names
                 .into_iter()
-                .map(|name| Outbound { name, url: url.clone() })
+                .map(|name| Outbound::new(name, url.clone()))
                 .collect(),
             rules,
             bypass: Bypass {

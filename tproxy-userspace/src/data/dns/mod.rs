@@ -52,8 +52,9 @@ pub use self::learned::{Announcement, Learned};
 pub use self::server::{Later, Now, Over};
 pub use self::split::{Choose, Group, Suffixes};
 pub use self::stats::DnsStats;
-pub use self::transport::{Path, Roots, TlsError};
+pub use self::transport::Path;
 pub use self::upstream::{Transport, Upstream, UpstreamError};
+pub use super::tls::{Roots, TlsError};
 
 /// The port of DNS servers (RFC 1035 section 4.2), a plain number.
 pub const PORT: u16 = 53;

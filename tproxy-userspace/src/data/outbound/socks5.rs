@@ -4,21 +4,21 @@ use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::wire::{self, Command, LONGEST_REPLY, Malformed, Method, Reply};
-use super::{DialError, Dialer, Socks5Server, Target};
+use super::{DialError, Dialer, Peer, Server, Target};
+use crate::data::stream::Stream;
 use crate::data::way::Way;
 
 /// Connects to `target` through the server.
 pub(super) async fn connect(
     dialer: &Dialer,
     way: &Way,
-    server: &Socks5Server,
+    server: &Server,
     target: Target<'_>,
     deadline: Instant,
-) -> Result<TcpStream, DialError> {
+) -> Result<Stream, DialError> {
     let mut session = Session::open(dialer, way, deadline).await?;
     session.authenticate(server).await?;
     session.ask(Command::Connect, target).await?;
@@ -34,21 +34,23 @@ impl Dialer {
     pub async fn associate(
         &self,
         way: &Way,
-        server: &Socks5Server,
-    ) -> Result<(TcpStream, SocketAddr), DialError> {
+        server: &Server,
+    ) -> Result<(Stream, SocketAddr), DialError> {
         let deadline = Instant::now() + self.limit;
         let associating = async {
             let mut session = Session::open(self, way, deadline).await?;
             session.authenticate(server).await?;
+            let own = session.stream.socket().peer_addr();
+            let own = own.map_err(session.broke_off("looking at its address"))?;
             // Which port the datagrams will come from is not known yet (RFC 1928 section 4).
-            let any = match session.server {
+            let any = match own {
                 SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
                 SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
             };
             let bound = session.ask(Command::UdpAssociate, any.into()).await?;
-            let mut relay = bound.unwrap_or(session.server);
+            let mut relay = bound.unwrap_or(own);
             if relay.ip().is_unspecified() {
-                relay.set_ip(session.server.ip());
+                relay.set_ip(own.ip());
             }
             if self.guard.is_receiver(relay) {
                 return Err(DialError::Loop {
@@ -59,40 +61,56 @@ impl Dialer {
             }
             Ok((session.stream, relay))
         };
-        self.within(deadline, self.limit, server, associating).await
+        let associated = self.within(deadline, server, associating).await;
+        way.tell(associated.as_ref().err());
+        associated
     }
 }
 
 /// A connection to the server whose handshake is under way.
 struct Session {
-    stream: TcpStream,
-    server: SocketAddr,
+    stream: Stream,
+    server: Peer,
 }
 
 impl Session {
     async fn open(dialer: &Dialer, way: &Way, deadline: Instant) -> Result<Self, DialError> {
-        let (stream, server) = dialer.reach(way, deadline).await?;
-        Ok(Self { stream, server })
+        let (stream, at) = dialer.reach(way, deadline).await?;
+        let kind = "SOCKS5 server";
+        Ok(Self {
+            stream,
+            server: Peer { kind, at },
+        })
     }
 
-    async fn authenticate(&mut self, server: &Socks5Server) -> Result<(), DialError> {
+    async fn authenticate(&mut self, server: &Server) -> Result<(), DialError> {
         let step = "choosing an authentication method";
         let with_password = server.credentials.is_some();
         let answer = self.exchange(step, wire::greeting(with_password)).await?;
         let method = wire::parse_method(answer, with_password)
             .map_err(self.malformed(step))?
-            .ok_or(DialError::NoMethod {
-                server: self.server,
-                with_password,
+            .ok_or_else(|| DialError::Auth {
+                server: self.server.clone(),
+                reason: format!(
+                    "takes none of the authentication methods; {}",
+                    if with_password {
+                        "it accepts no user and password"
+                    } else {
+                        "it wants a user and password: socks5://USER:PASSWORD@HOST:PORT"
+                    }
+                ),
             })?;
         if let (Method::UserPassword, Some(credentials)) = (method, &server.credentials) {
             let step = "checking the user and password";
             let message = wire::credentials(&credentials.user, &credentials.password);
             let answer = self.exchange(step, &message).await?;
             if !wire::parse_auth(answer).map_err(self.malformed(step))? {
-                return Err(DialError::Credentials {
-                    server: self.server,
-                    user: credentials.user.escape_ascii().to_string(),
+                return Err(DialError::Auth {
+                    server: self.server.clone(),
+                    reason: format!(
+                        "refused the user \"{}\"; check user and password",
+                        credentials.user.escape_ascii()
+                    ),
                 });
             }
         }
@@ -106,16 +124,20 @@ impl Session {
         target: Target<'_>,
     ) -> Result<Option<SocketAddr>, DialError> {
         let step = "waiting for its reply";
-        let sent = match target.name {
-            None => {
-                let request = wire::request(command, target.address);
-                self.stream.write_all(request.as_slice()).await
+        let sent = async {
+            match target {
+                Target::Address(address) => {
+                    let request = wire::request(command, address);
+                    self.stream.write_all(request.as_slice()).await?;
+                }
+                Target::Name(name, port) => {
+                    let request = wire::request_by_name(command, name, port);
+                    self.stream.write_all(&request).await?;
+                }
             }
-            Some(name) => {
-                let request = wire::request_by_name(command, name, target.address.port());
-                self.stream.write_all(&request).await
-            }
-        };
+            self.stream.flush().await
+        }
+        .await;
         sent.map_err(self.broke_off(step))?;
         let mut bytes = [0; LONGEST_REPLY];
         let mut read = 0;
@@ -130,12 +152,12 @@ impl Session {
                 Reply::Done(bound) => return Ok(bound),
                 Reply::Refused(refusal) => {
                     return Err(DialError::Refused {
-                        server: self.server,
+                        server: self.server.clone(),
                         request: match command {
                             Command::Connect => format!("a connection to {target}"),
                             Command::UdpAssociate => "to relay datagrams".to_owned(),
                         },
-                        refusal,
+                        reason: refusal.to_string(),
                     });
                 }
             }
@@ -147,6 +169,7 @@ impl Session {
         let mut answer = [0; 2];
         let exchanged = async {
             self.stream.write_all(message).await?;
+            self.stream.flush().await?;
             self.stream.read_exact(&mut answer).await
         }
         .await;
@@ -155,20 +178,20 @@ impl Session {
     }
 
     fn broke_off(&self, step: &'static str) -> impl Fn(io::Error) -> DialError + use<> {
-        let server = self.server;
+        let server = self.server.clone();
         move |source| DialError::Handshake {
-            server,
+            server: server.clone(),
             step,
             source,
         }
     }
 
     fn malformed(&self, step: &'static str) -> impl Fn(Malformed) -> DialError + use<> {
-        let server = self.server;
+        let server = self.server.clone();
         move |reason| DialError::Protocol {
-            server,
+            server: server.clone(),
             step,
-            reason,
+            reason: reason.to_string(),
         }
     }
 }

@@ -27,6 +27,7 @@ use super::limits::{Budget, Limits};
 use super::outbound::Target;
 use super::record::{Outcome, Protocol, Record};
 use super::stats::Counters;
+use super::stream::{Stream, Wrapped};
 use crate::net::reset_on_close;
 
 /// How long accepting rests when this machine has no file or memory left.
@@ -194,13 +195,30 @@ impl Drop for Member {
 }
 
 /// A connection that ends with RST unless it is told otherwise.
-struct ResetOnDrop {
-    stream: TcpStream,
+struct ResetOnDrop<S: HasSocket> {
+    stream: S,
     armed: bool,
 }
 
-impl ResetOnDrop {
-    fn new(stream: TcpStream) -> Self {
+/// Something that ends with its socket.
+trait HasSocket {
+    fn socket(&self) -> &TcpStream;
+}
+
+impl HasSocket for TcpStream {
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl HasSocket for Stream {
+    fn socket(&self) -> &TcpStream {
+        Self::socket(self)
+    }
+}
+
+impl<S: HasSocket> ResetOnDrop<S> {
+    fn new(stream: S) -> Self {
         Self {
             stream,
             armed: true,
@@ -208,17 +226,17 @@ impl ResetOnDrop {
     }
 }
 
-impl Drop for ResetOnDrop {
+impl<S: HasSocket> Drop for ResetOnDrop<S> {
     fn drop(&mut self) {
         if self.armed {
-            reset_on_close(&self.stream);
+            reset_on_close(self.stream.socket());
         }
     }
 }
 
 /// One connection from its acceptance to its end. Locals drop in reverse: first the streams, then the
 /// record, then the place among the live ones.
-async fn serve(member: Member, mut record: Record, mut device: ResetOnDrop) {
+async fn serve(member: Member, mut record: Record, mut device: ResetOnDrop<TcpStream>) {
     let relay = &*member.relay;
     // In a box, so that its size is not part of every idle connection.
     let opened = Box::pin(open(&relay.hands, &mut record, &device.stream)).await;
@@ -229,14 +247,17 @@ async fn serve(member: Member, mut record: Record, mut device: ResetOnDrop) {
             return;
         }
     };
-    relay::relay(
-        &device.stream,
-        &upstream.stream,
-        &relay.pool,
-        relay.idle,
-        &mut record,
-    )
-    .await;
+    let (device_side, idle) = (&device.stream, relay.idle);
+    match &mut upstream.stream {
+        Stream::Plain(upstream) => {
+            relay::splice::relay(device_side, upstream, &relay.pool, idle, &mut record).await;
+        }
+        // In a box, as above.
+        Stream::Wrapped(Wrapped { duplex, socket }) => {
+            let relaying = relay::copy::relay(device_side, duplex, socket, idle, &mut record);
+            Box::pin(relaying).await;
+        }
+    }
     if record.outcome == Outcome::Finished {
         device.armed = false;
         upstream.armed = false;
@@ -249,7 +270,7 @@ async fn open(
     hands: &Hands,
     record: &mut Record,
     device: &TcpStream,
-) -> Result<ResetOnDrop, Outcome> {
+) -> Result<ResetOnDrop<Stream>, Outcome> {
     let router = hands.shared.router();
     let sniff = router.sniff(&record.query());
     let first = match sniff {
@@ -265,9 +286,11 @@ async fn open(
     record.choice = Some(choice);
     drop(router);
     let rewrite = sniff.is_some_and(|sniff| sniff.rewrite);
-    let target = Target {
-        address: record.destination(),
-        name: record.name.as_deref().filter(|_| rewrite),
+    let target = match &record.name {
+        Some(name) if rewrite && way.outbound.takes_names() => {
+            Target::Name(name, record.destination().port())
+        }
+        _ => Target::Address(record.destination()),
     };
     let connected = hands.dialer.connect(&way, target).await;
     let mut upstream = connected.map(ResetOnDrop::new).map_err(|error| {
@@ -275,7 +298,10 @@ async fn open(
         error.outcome()
     })?;
     if !first.bytes.is_empty() {
-        let writing = upstream.stream.write_all(&first.bytes);
+        let writing = async {
+            upstream.stream.write_all(&first.bytes).await?;
+            upstream.stream.flush().await
+        };
         match timeout(hands.dialer.limit, writing).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(Outcome::UpstreamReset),
@@ -289,7 +315,7 @@ async fn open(
 }
 
 /// Answers the DNS questions of a connection.
-async fn answer(member: Member, mut record: Record, mut device: ResetOnDrop, dns: Dns) {
+async fn answer(member: Member, mut record: Record, mut device: ResetOnDrop<TcpStream>, dns: Dns) {
     // In a box, as above.
     let served = Box::pin(dns.serve(&mut device.stream, record.client())).await;
     record.outcome = match served {

@@ -7,16 +7,17 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use tokio::io::Interest;
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::io::{AsyncReadExt, Interest};
+use tokio::net::UdpSocket;
 use tokio::task::AbortHandle;
 use tokio::time::sleep;
 
 use super::key::Key;
 use super::waiting::Waiting;
 use super::{Receiver, Scratch, UdpRelay, with_scratch};
-use crate::data::outbound::{DialError, Socks5Server, wire};
+use crate::data::outbound::{DialError, Server, wire};
 use crate::data::record::{Outcome, Record, Shared};
+use crate::data::stream::Stream;
 use crate::data::way::Way;
 use crate::net::mmsg::{BATCH, Outgoing, Prefix, Received};
 
@@ -41,32 +42,39 @@ pub struct Association {
 
 /// The way to the peers.
 #[derive(Debug)]
-enum Upstream {
+pub enum Upstream {
+    /// This socket.
     Direct(UdpSocket),
+    /// The relay of a SOCKS5 server.
     Socks5 {
         /// Connected to the relay, once there is one.
         socket: OnceLock<UdpSocket>,
         /// What came while the server is being asked for it.
         waiting: Mutex<Waiting>,
     },
+    /// There is none: what is sent is dropped.
+    Nowhere,
+}
+
+impl Upstream {
+    /// A relay that is still to be asked for.
+    pub fn socks5() -> Self {
+        Self::Socks5 {
+            socket: OnceLock::new(),
+            waiting: Mutex::default(),
+        }
+    }
 }
 
 impl Association {
-    /// An association that takes this way. It sends from `socket`; without one its relay is still to be asked for.
+    /// An association that takes this way.
     pub fn new(
         key: Key,
         way: Arc<Way>,
         receiver: &Arc<Receiver>,
         record: Record,
-        socket: Option<UdpSocket>,
+        upstream: Upstream,
     ) -> Self {
-        let upstream = match socket {
-            Some(socket) => Upstream::Direct(socket),
-            None => Upstream::Socks5 {
-                socket: OnceLock::new(),
-                waiting: Mutex::default(),
-            },
-        };
         Self {
             key,
             way,
@@ -80,12 +88,13 @@ impl Association {
     }
 
     /// Starts the task that carries answers back. With a server it asks that one for a relay first.
-    pub fn start(self: &Arc<Self>, relay: &Arc<UdpRelay>, server: Option<Socks5Server>) {
+    pub fn start(self: &Arc<Self>, relay: &Arc<UdpRelay>, server: Option<Server>) {
         let association = Arc::clone(self);
         let relay = Arc::clone(relay);
-        let task = match server {
-            None => tokio::spawn(association.answer_directly(relay)),
-            Some(server) => tokio::spawn(association.answer_by(relay, server)),
+        let task = match (server, &self.upstream) {
+            (Some(server), _) => tokio::spawn(association.answer_by(relay, server)),
+            (None, Upstream::Nowhere) => tokio::spawn(association.hold_down(relay)),
+            (None, _) => tokio::spawn(association.answer_directly(relay)),
         };
         // Set once, here.
         let _ = self.task.set(task.abort_handle());
@@ -128,11 +137,18 @@ impl Association {
                     }
                 }
             }
+            Upstream::Nowhere => return,
         };
         shared.counters.count_sent(&report);
         let bytes = report.bytes as u64;
         self.up.fetch_add(bytes, Relaxed);
         shared.counters.up.fetch_add(bytes, Relaxed);
+    }
+
+    /// Takes what the device sends for a while, so that a busy one does not make a new association of every datagram.
+    async fn hold_down(self: Arc<Self>, relay: Arc<UdpRelay>) {
+        sleep(HOLD_DOWN).await;
+        relay.forget(&self);
     }
 
     async fn answer_directly(self: Arc<Self>, relay: Arc<UdpRelay>) {
@@ -144,18 +160,18 @@ impl Association {
         }
     }
 
-    async fn answer_by(self: Arc<Self>, relay: Arc<UdpRelay>, server: Socks5Server) {
+    async fn answer_by(self: Arc<Self>, relay: Arc<UdpRelay>, server: Server) {
         // In a box, so that its size is not part of every idle association.
         let associated = Box::pin(self.associate(&relay, &server)).await;
         let outcome = match (associated, &self.upstream) {
-            (Ok(control), Upstream::Socks5 { socket, .. }) => {
+            (Ok(mut control), Upstream::Socks5 { socket, .. }) => {
                 if let Some(socket) = socket.get() {
-                    self.answer_until_control_ends(socket, &control, &relay)
+                    self.answer_until_control_ends(socket, &mut control, &relay)
                         .await;
                 }
                 Outcome::UpstreamReset
             }
-            (Ok(_), Upstream::Direct(_)) => Outcome::Failed,
+            (Ok(_), _) => Outcome::Failed,
             (Err(error), _) => {
                 tracing::debug!(client = %self.key.client, %error, "an association got no relay");
                 let outcome = error.outcome();
@@ -169,14 +185,10 @@ impl Association {
     }
 
     /// Gets a relay from the server and sends it what waited.
-    async fn associate(
-        &self,
-        relay: &UdpRelay,
-        server: &Socks5Server,
-    ) -> Result<TcpStream, DialError> {
+    async fn associate(&self, relay: &UdpRelay, server: &Server) -> Result<Stream, DialError> {
         let dialer = &relay.hands.dialer;
         let (control, address) = dialer.associate(&self.way, server).await?;
-        let socket = dialer.factory.udp_outgoing(address)?;
+        let socket = dialer.factory.udp_outgoing(address, self.way.binding())?;
         let failed = |source| DialError::Connect {
             peer: address,
             source,
@@ -205,23 +217,21 @@ impl Association {
     async fn answer_until_control_ends(
         &self,
         socket: &UdpSocket,
-        control: &TcpStream,
+        control: &mut Stream,
         relay: &Arc<UdpRelay>,
     ) {
+        let mut words = [0; 64];
         loop {
             tokio::select! {
                 readable = socket.readable() => match readable {
                     Ok(()) => self.answer(socket, relay, true),
                     Err(_) => return,
                 },
-                readable = control.readable() => {
-                    // The server has nothing to say here; all that counts is the end.
-                    match readable.and_then(|()| control.try_read(&mut [0; 64])) {
-                        Ok(0) => return,
-                        Err(error) if error.kind() != io::ErrorKind::WouldBlock => return,
-                        _ => {}
-                    }
-                }
+                // The server has nothing to say here; all that counts is the end.
+                read = control.read(&mut words) => match read {
+                    Ok(1..) => {}
+                    Ok(0) | Err(_) => return,
+                },
             }
         }
     }

@@ -272,14 +272,15 @@ impl UdpRelay {
         let way = Arc::clone(&choice.way);
         record.choice = Some(choice);
         record.name = name;
-        let (socket, server) = match &*way.outbound {
+        let (upstream, server) = match &*way.outbound {
             Outbound::Direct => {
-                let socket = self.hands.dialer.factory.udp_outgoing(client);
+                let factory = self.hands.dialer.factory;
+                let socket = factory.udp_outgoing(client, way.binding());
                 let socket = socket
                     .map_err(|error| error.to_string())
                     .and_then(|socket| UdpSocket::from_std(socket).map_err(|e| e.to_string()));
                 match socket {
-                    Ok(socket) => (Some(socket), None),
+                    Ok(socket) => (association::Upstream::Direct(socket), None),
                     Err(error) => {
                         tracing::debug!(%client, error, "an association got no socket");
                         record.outcome = Outcome::NoResources;
@@ -287,9 +288,21 @@ impl UdpRelay {
                     }
                 }
             }
-            Outbound::Socks5(server) => (None, Some(server.clone())),
+            Outbound::Socks5(server) if way.through().is_none() => {
+                (association::Upstream::socks5(), Some(server.clone()))
+            }
+            Outbound::Block => {
+                record.outcome = Outcome::Blocked;
+                (association::Upstream::Nowhere, None)
+            }
+            // Nor does a SOCKS5 server that is reached through another outbound: its relay could not be.
+            Outbound::Http(_) | Outbound::Https(_) | Outbound::Socks5(_) => {
+                tracing::debug!(%client, outbound = %way.outbound, "the outbound carries no datagrams");
+                record.outcome = Outcome::Unsupported;
+                (association::Upstream::Nowhere, None)
+            }
         };
-        let association = Arc::new(Association::new(key, way, receiver, record, socket));
+        let association = Arc::new(Association::new(key, way, receiver, record, upstream));
         association.start(self, server);
         Some(association)
     }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::net::SocketFactory;
+use crate::net::{Binding, SocketFactory};
 use proptest::prelude::*;
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -36,7 +36,9 @@ fn original_destination_and_payload_of_every_size() {
         let factory = SocketFactory::default();
         let receiver = factory.udp_receiver(address).expect("root");
         let address = receiver.local_addr().expect("bound");
-        let sender = factory.udp_outgoing(address).expect("root");
+        let sender = factory
+            .udp_outgoing(address, &Binding::default())
+            .expect("root");
         let sizes = [0, 1, 1472, 1473, 9000, 65_507];
         let payloads: Vec<Vec<u8>> = sizes.iter().map(|size| vec![7; *size]).collect();
         let report = SendBatch::default().send(
@@ -64,7 +66,9 @@ fn more_than_one_batch_and_a_refused_one_in_between() {
     let factory = SocketFactory::default();
     let receiver = factory.udp_receiver(address).expect("root");
     let address = receiver.local_addr().expect("bound");
-    let sender = factory.udp_outgoing(address).expect("root");
+    let sender = factory
+        .udp_outgoing(address, &Binding::default())
+        .expect("root");
     let too_large = vec![0; 65_508];
     let report = SendBatch::default().send(
         &sender,

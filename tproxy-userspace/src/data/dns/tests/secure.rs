@@ -184,7 +184,10 @@ async fn another_status_of_http_is_a_failure() {
 #[test]
 fn the_machine_has_certificates_or_says_what_to_do() {
     match Roots::system() {
-        Ok(roots) => assert!(roots.connector(true).is_ok()),
+        Ok(roots) => {
+            let host = url::Host::parse("dns.example").expect("a name");
+            assert!(roots.connector(&host, &[b"h2"], "").is_ok());
+        }
         Err(error) => assert!(error.to_string().contains("ca-certificates"), "{error}"),
     }
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::time::Instant;
-use url::Host;
 
 use super::{Ask, Failure};
 use crate::data::dns::group::Group;
@@ -158,14 +157,4 @@ fn wire_name(name: &str) -> Option<Box<[u8]>> {
     }
     wire.push(0);
     (wire.len() <= 255).then(|| wire.into())
-}
-
-/// The host as certificates name it.
-pub fn server_name(host: &Host<String>) -> Option<rustls::pki_types::ServerName<'static>> {
-    let name = match host {
-        Host::Domain(name) => return name.trim_end_matches('.').to_owned().try_into().ok(),
-        Host::Ipv4(ip) => IpAddr::from(*ip),
-        Host::Ipv6(ip) => IpAddr::from(*ip),
-    };
-    Some(name.into())
 }

@@ -7,25 +7,23 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use rustls::pki_types::ServerName;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout, timeout_at};
-use tokio_rustls::TlsConnector;
 
-use super::address::{Addresses, server_name};
+use super::address::Addresses;
 use super::framed::Framed;
 use super::http::Http;
-use super::tls::{Roots, TlsError};
 use super::{Ask, Exchange, Failure, Path, Timing};
 use crate::data::dns::stats::Counters;
 use crate::data::dns::upstream::{Transport, Upstream};
 use crate::data::dns::wire::Response;
+use crate::data::tls::{Connector, Roots, TlsError};
 
 /// An upstream behind a connection: TCP, TLS or HTTPS.
 pub struct Stream {
     addresses: Arc<Addresses>,
     path: Path,
-    security: Option<(TlsConnector, ServerName<'static>)>,
+    security: Option<Connector>,
     /// For HTTPS.
     url: Option<Arc<str>>,
     timing: Timing,
@@ -79,9 +77,9 @@ impl Stream {
         let is_http = upstream.transport == Transport::Https;
         let security = if upstream.transport.is_encrypted() {
             let roots = roots.ok_or_else(|| TlsError::NoRoots("there are none".to_owned()))?;
-            let name = server_name(upstream.certified());
-            let name = name.ok_or_else(|| TlsError::Name(upstream.to_string()))?;
-            Some((roots.connector(is_http)?, name))
+            let protocols: &[&[u8]] = if is_http { &[b"h2"] } else { &[] };
+            let help = "name another one with #NAME at the end";
+            Some(roots.connector(upstream.certified(), protocols, help)?)
         } else {
             None
         };
@@ -171,10 +169,10 @@ impl Stream {
 
     async fn connect(&self, address: SocketAddr, limit: Duration) -> Result<Link, Failure> {
         let stream = self.path.connect(address, limit).await?;
-        let Some((connector, name)) = &self.security else {
+        let Some(connector) = &self.security else {
             return Ok(self.framed(stream, false));
         };
-        let stream = connector.connect(name.clone(), stream).await;
+        let stream = connector.connect(stream).await;
         let stream = stream.map_err(Failure::io("the TLS handshake"))?;
         match &self.url {
             Some(url) => Ok(Link::Http(Http::start(stream, url).await?)),

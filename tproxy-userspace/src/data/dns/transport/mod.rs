@@ -4,7 +4,6 @@ mod address;
 mod framed;
 mod http;
 mod kept;
-mod tls;
 mod udp;
 
 use std::fmt;
@@ -14,18 +13,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpSocket;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 pub use self::address::{Addresses, Bootstrap};
 pub use self::kept::Stream;
-pub use self::tls::{Roots, TlsError};
 pub use self::udp::Udp;
 use super::wire::{Mismatch, Question, Response};
 use crate::data::outbound::{DialError, Dialer};
 use crate::data::record::Shared;
 use crate::data::resolve::LookupError;
+use crate::data::stream::Stream as Connection;
 use crate::net::{NetError, SocketFactory};
 
 /// A question as upstreams get it.
@@ -168,12 +167,14 @@ pub enum Path {
 }
 
 impl Path {
-    async fn connect(&self, server: SocketAddr, limit: Duration) -> Result<TcpStream, Failure> {
+    async fn connect(&self, server: SocketAddr, limit: Duration) -> Result<Connection, Failure> {
         match self {
             Self::Direct(factory) => {
                 let socket = TcpSocket::from_std_stream(factory.lookup_tcp(server)?);
                 let connected = timeout(limit, socket.connect(server)).await?;
-                connected.map_err(Failure::io("connecting"))
+                Ok(Connection::Plain(
+                    connected.map_err(Failure::io("connecting"))?,
+                ))
             }
             Self::Outbound(dialer, shared) => {
                 let way = Arc::clone(shared.router().default_way());

@@ -1,4 +1,5 @@
 mod names;
+mod nowhere;
 mod rules;
 mod socks5;
 
