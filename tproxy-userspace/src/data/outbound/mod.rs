@@ -1,6 +1,8 @@
 //! Where relayed traffic goes.
 
+pub mod shadowsocks;
 pub mod socks5;
+pub mod trojan;
 pub mod wire;
 
 use std::fmt;

@@ -154,6 +154,24 @@ pub fn datagram_header(peer: SocketAddr) -> Prefix {
     bytes
 }
 
+/// Adds a destination as requests hold it (RFC 1928 section 5), which Shadowsocks and Trojan do in the same way: the
+/// name with the address's port, or the address.
+///
+/// # Panics
+/// With a name of more than 255 bytes; no domain name is.
+pub(super) fn put_destination(bytes: &mut Vec<u8>, address: SocketAddr, name: Option<&str>) {
+    let Some(name) = name else {
+        let mut prefix = Prefix::default();
+        push_address(&mut prefix, address);
+        bytes.extend_from_slice(prefix.as_slice());
+        return;
+    };
+    let length = u8::try_from(name.len()).expect("a domain name has at most 253 bytes");
+    bytes.extend_from_slice(&[NAME, length]);
+    bytes.extend_from_slice(name.as_bytes());
+    bytes.extend_from_slice(&address.port().to_be_bytes());
+}
+
 fn push_address(bytes: &mut Prefix, address: SocketAddr) {
     match address.ip() {
         IpAddr::V4(ip) => {
@@ -219,13 +237,16 @@ pub fn parse_datagram(bytes: &[u8]) -> Result<(Option<SocketAddr>, usize), Malfo
     }
 }
 
-enum Address {
+/// How far an address has come.
+pub(super) enum Address {
+    /// So many bytes more are needed at least.
     Needs(usize),
-    /// The address, and how many bytes it took.
+    /// The address, None when it is a name, and how many bytes it took.
     Whole(Option<SocketAddr>, usize),
 }
 
-fn parse_address(bytes: &[u8]) -> Result<Address, Malformed> {
+/// Reads an address from the front of these bytes (RFC 1928 section 5).
+pub(super) fn parse_address(bytes: &[u8]) -> Result<Address, Malformed> {
     let length = match bytes {
         [] => return Ok(Address::Needs(1)),
         [IPV4, ..] => 1 + 4 + 2,
