@@ -12,14 +12,18 @@
 //! | [`Danted`] | danted | SOCKS5 with user and password, CONNECT and UDP ASSOCIATE, both families |
 //! | [`Microsocks`] | microsocks | SOCKS5 with user and password, CONNECT only |
 //! | [`V2ray`] | v2ray | SOCKS5 with UDP; the iptables way of the guides |
+//! | [`Shadowsocks`] | ss-server, or sing-box for the 2022 edition | Shadowsocks, TCP and UDP, one user or several |
+//! | [`Trojan`] | trojan | Trojan, TCP and UDP |
 
 mod certificate;
 mod dnsmasq;
 mod files;
 mod iperf;
 mod nginx;
+mod shadowsocks;
 mod socks;
 mod tcp_echo;
+mod trojan;
 mod udp_echo;
 mod unbound;
 
@@ -28,8 +32,10 @@ pub use dnsmasq::Dnsmasq;
 pub use files::{Content, Hasher, hash_file, hash_reader};
 pub use iperf::Iperf;
 pub use nginx::{Nginx, Request};
+pub use shadowsocks::Shadowsocks;
 pub use socks::{Danted, Microsocks, PASSWORD, USER, V2ray};
 pub use tcp_echo::TcpEcho;
+pub use trojan::Trojan;
 pub use udp_echo::UdpEcho;
 pub use unbound::{Serve, Unbound, Zone};
 
