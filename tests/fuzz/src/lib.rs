@@ -17,6 +17,7 @@ pub mod memory;
 mod names;
 mod packets;
 mod prefixes;
+mod protocols;
 mod rewrite;
 #[cfg(test)]
 mod seeds;
@@ -46,19 +47,22 @@ enum Which {
 /// Gives bytes to a parser and panics when it breaks its word.
 type Check = fn(&[u8]);
 
-const OTHERS: [(&str, Check); 12] = [
+const OTHERS: [(&str, Check); 15] = [
     ("config", configuration::text),
     ("dns-query", dns::query),
     ("dns-response", dns::response),
     ("list-any", lists::any),
     ("names", names::set),
     ("packets", packets::frame),
+    ("outbound-urls", protocols::urls),
     ("prefixes", prefixes::arithmetic),
+    ("shadowsocks", protocols::shadowsocks),
     ("sniff-quic", sniff::quic_datagrams),
     ("sniff-quic-frames", sniff::quic_frames),
     ("sniff-tcp", sniff::tcp),
     ("sniff-tls", sniff::tls),
     ("socks", socks::replies),
+    ("trojan", protocols::trojan),
 ];
 
 impl Target {
