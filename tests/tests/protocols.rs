@@ -78,7 +78,7 @@ enum HalfClose {
 /// Sends far more than any buffer holds and wants all of it back. With a server that keeps it, its way ends before.
 async fn echoes(stream: impl AsyncRead + AsyncWrite, half_close: HalfClose) -> Result<()> {
     let bytes: Vec<u8> = (0..3_000_000_u32)
-        .map(|number| (number * 7 >> 3) as u8)
+        .map(|number| ((number * 7) >> 3) as u8)
         .collect();
     let (mut read, mut write) = split(stream);
     let sent = async {

@@ -1,5 +1,6 @@
 //! One connection by Shadowsocks, over any stream to the server.
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -31,7 +32,6 @@ const KEPT: usize = 4 << 10;
 /// - Shutdown ends the way to the server only; what the target still sends can be read.
 /// - A server says nothing of a wrong password: it closes the connection, or waits. So an end of file before
 ///   [`has_answered`](Self::has_answered) can mean that, or a target that sent nothing.
-#[derive(Debug)]
 pub struct ShadowsocksStream<S> {
     inner: S,
     keys: Arc<Keys>,
@@ -49,7 +49,6 @@ pub struct ShadowsocksStream<S> {
 }
 
 /// The way to the server.
-#[derive(Debug)]
 enum Up {
     /// Nothing was sent.
     Waiting {
@@ -242,5 +241,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ShadowsocksStream<S> {
         this.start();
         ready!(this.poll_drain(cx))?;
         Pin::new(&mut this.inner).poll_shutdown(cx)
+    }
+}
+
+/// Without what is carried.
+impl<S: fmt::Debug> fmt::Debug for ShadowsocksStream<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShadowsocksStream")
+            .field("inner", &self.inner)
+            .field("keys", &self.keys)
+            .field("decoder", &self.decoder)
+            .field("fault", &self.fault)
+            .finish_non_exhaustive()
     }
 }

@@ -1,5 +1,6 @@
 //! One connection by Trojan, inside of TLS.
 
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -17,7 +18,6 @@ const FIRST_PAYLOAD: usize = 15 << 10;
 ///
 /// Nothing is sent before the first write, flush or shutdown. The first write sends the target and the payload together.
 /// For a server that speaks first, flush: that sends the target alone.
-#[derive(Debug)]
 pub struct TrojanStream<S> {
     inner: S,
     /// What goes before all else, from `sent` on: the head, then also the payload of the first write.
@@ -110,5 +110,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TrojanStream<S> {
         let this = self.get_mut();
         ready!(this.poll_start(cx))?;
         Pin::new(&mut this.inner).poll_shutdown(cx)
+    }
+}
+
+/// Without what is still to be sent: that holds the token.
+impl<S: fmt::Debug> fmt::Debug for TrojanStream<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TrojanStream")
+            .field("inner", &self.inner)
+            .field("has_started", &self.has_started)
+            .finish_non_exhaustive()
     }
 }
