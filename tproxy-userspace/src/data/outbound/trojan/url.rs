@@ -42,6 +42,11 @@ pub enum TrojanUrlError {
     /// Perhaps a user's name, perhaps a part of the password.
     #[error("the URL trojan:// has a `:` in the password; write it as %3A there")]
     Colon,
+    /// Perhaps the rest of the password.
+    #[error(
+        "the URL trojan:// has an `@` behind the host; write `/`, `?`, `#` and `@` in the password as %2F, %3F, %23 and %40"
+    )]
+    Unescaped,
     /// No host.
     #[error("the URL trojan:// names no host; {FORM}")]
     Host,
@@ -80,6 +85,13 @@ impl FromStr for TrojanServer {
         let url = Url::parse(text)?;
         if url.scheme() != "trojan" {
             return Err(TrojanUrlError::Scheme);
+        }
+        // Before anything of it is shown.
+        if [url.path(), url.query().unwrap_or_default()]
+            .iter()
+            .any(|part| part.contains('@'))
+        {
+            return Err(TrojanUrlError::Unescaped);
         }
         if url.password().is_some() {
             return Err(TrojanUrlError::Colon);
