@@ -1,10 +1,14 @@
-//! sing-box, which writes and reads rule sets itself: a second opinion on lists.
+//! sing-box, which writes and reads rule sets itself: a second opinion on lists. And a server of several protocols.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
-use crate::process::{self, Output};
+use crate::{
+    Namespace, Process,
+    process::{self, Output},
+    wait::{Transport, listening},
+};
 
 /// Far longer than it ever takes.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -56,5 +60,30 @@ impl SingBox {
         let file = file.to_str().context("the path is text")?;
         let output = self.run(&["rule-set", "match", "-f", format, file, asked])?;
         Ok(output.stderr.contains("match rules."))
+    }
+
+    /// Starts it with a configuration of the caller's and waits for TCP `port`, one of those it is configured to listen at.
+    /// Its files are in `dir`.
+    ///
+    /// # Errors
+    /// When it does not listen in time; the message holds its log.
+    pub fn serve(
+        &self,
+        ns: &Namespace,
+        dir: &Path,
+        configuration: &serde_json::Value,
+        port: u16,
+    ) -> Result<Process> {
+        let path = dir.join(format!("sing-box-{}-{port}.json", ns.inode()));
+        fs::write(&path, configuration.to_string())
+            .with_context(|| format!("writing {}", path.display()))?;
+        let program = self.0.to_str().context("the path is text")?;
+        let mut command = ns.command(program);
+        command.args(["--disable-color", "run", "-D"]).arg(dir);
+        command.arg("-c").arg(path);
+        let process = Process::spawn(command)?;
+        listening(ns, Transport::Tcp, port)
+            .with_context(|| format!("sing-box said: {}", process.lines().join("\n")))?;
+        Ok(process)
     }
 }

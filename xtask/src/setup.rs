@@ -79,6 +79,12 @@ const LAB: &[Package] = &[
     // The service that tinyproxy itself brings is not in this package.
     package("tinyproxy-bin", "tinyproxy", "an HTTP proxy as upstream"),
     package("stunnel4", "stunnel4", "TLS in front of it"),
+    package(
+        "shadowsocks-libev",
+        "ss-server",
+        "a Shadowsocks server with AEAD ciphers",
+    ),
+    package("trojan", "trojan", "a Trojan server"),
     // There are two of this name; only this one has -N and its UDP mode.
     package(
         "netcat-openbsd",
@@ -301,12 +307,12 @@ fn sing_box(installed: &mut bool) {
         return;
     }
     shell::say(&format!(
-        "sing-box {SING_BOX} is missing: the tests of lists compare with it"
+        "sing-box {SING_BOX} is missing: the tests of lists compare with it, and it is the server of Shadowsocks 2022"
     ));
     match fetch_sing_box() {
         Ok(()) => *installed = true,
         Err(error) => shell::say(&format!(
-            "{error:#}; without it the tests of lists against sing-box are skipped"
+            "{error:#}; without it the tests against sing-box are skipped"
         )),
     }
 }

@@ -18,6 +18,7 @@ pub mod memory;
 mod names;
 mod packets;
 mod prefixes;
+mod protocols;
 mod rewrite;
 #[cfg(test)]
 mod seeds;
@@ -47,7 +48,7 @@ enum Which {
 /// Gives bytes to a parser and panics when it breaks its word.
 type Check = fn(&[u8]);
 
-const OTHERS: [(&str, Check); 13] = [
+const OTHERS: [(&str, Check); 16] = [
     ("config", configuration::text),
     ("connect", connect::replies),
     ("dns-query", dns::query),
@@ -55,12 +56,15 @@ const OTHERS: [(&str, Check); 13] = [
     ("list-any", lists::any),
     ("names", names::set),
     ("packets", packets::frame),
+    ("outbound-urls", protocols::urls),
     ("prefixes", prefixes::arithmetic),
+    ("shadowsocks", protocols::shadowsocks),
     ("sniff-quic", sniff::quic_datagrams),
     ("sniff-quic-frames", sniff::quic_frames),
     ("sniff-tcp", sniff::tcp),
     ("sniff-tls", sniff::tls),
     ("socks", socks::replies),
+    ("trojan", protocols::trojan),
 ];
 
 impl Target {

@@ -426,7 +426,7 @@ fn all() -> Vec<(String, Seeds)> {
         [datagram_header(address_v6).as_slice(), b"x"].concat(),
         [
             &[5, 0][..],
-            &request(Command::Connect, address_v6).as_slice()[2..],
+            &request(Command::Connect, address_v6.into())[2..],
         ]
         .concat(),
         b"\x05\0\0\x03\x04host\x04\x38".to_vec(),
@@ -445,13 +445,40 @@ fn all() -> Vec<(String, Seeds)> {
     let prefixes = [vec![
         0x40, 2, 0, 0x40, 3, 0, 0x04, 2, 1, 9, 9, 0xfd, 0x20, 1, 2, 5, 0, 0, 1, 0xff, 0xff, 0xff,
     ]];
+    let urls = [
+        "ss://YWVzLTEyOC1nY206dGVzdA@192.168.100.1:8888/?plugin=#name",
+        "ss://2022-blake3-aes-128-gcm:AAECAwQFBgcICQoLDA0ODw%3D%3D:AAECAwQFBgcICQoLDA0ODw==@[2001:db8::1]:1",
+        "ss://YWVzLTI1Ni1nY206cGFAc3NAMTkyLjAuMi4xOjgzODg=",
+        "ss://none:x@h:1?plugin=obfs-local%3Bobfs%3Dhttp",
+        "trojan://p%40ss@h.example:8443/?sni=n.example&allowInsecure=0&type=tcp#tag",
+        "trojan://x@[2001:db8::1]?allowInsecure=1&peer=h",
+    ];
+    let shadowsocks = (0..6).map(|method| [&[method, 3, 0, 200][..], &[method; 90]].concat());
+    let datagram = |address: SocketAddr, payload: &[u8]| {
+        let length = (payload.len() as u16).to_be_bytes();
+        let header = datagram_header(address);
+        [&header.as_slice()[3..], &length, b"\r\n", payload].concat()
+    };
+    let trojan = [
+        [
+            &[4],
+            &datagram(address, b"abc")[..],
+            &datagram(address_v6, b""),
+        ]
+        .concat(),
+        b"\x10\x03\x04host\x04\x38\0\x01\r\nx".to_vec(),
+        b"\x10HTTP/1.1 400 Bad Request\r\n".to_vec(),
+    ];
     let others = [
         ("config", numbered("made", [CONFIGURATION.into()])),
         ("connect", numbered("made", replies.map(Into::into))),
         ("names", numbered("made", names.map(Into::into))),
         ("packets", packets()),
+        ("outbound-urls", numbered("made", urls.map(Into::into))),
         ("prefixes", numbered("made", prefixes)),
+        ("shadowsocks", numbered("made", shadowsocks)),
         ("socks", numbered("made", socks)),
+        ("trojan", numbered("made", trojan)),
     ];
     let others = others.into_iter().chain(sniffers()).chain(dns());
     all.extend(others.map(|(name, seeds)| (name.to_owned(), seeds)));

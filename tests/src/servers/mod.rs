@@ -13,6 +13,8 @@
 //! | [`Microsocks`] | microsocks | SOCKS5 with user and password, CONNECT only |
 //! | [`Tinyproxy`], [`Stunnel`] | tinyproxy, stunnel | HTTP's CONNECT with and without password and TLS |
 //! | [`V2ray`] | v2ray | SOCKS5 with UDP; the iptables way of the guides |
+//! | [`Shadowsocks`] | ss-server, or sing-box for the 2022 edition | Shadowsocks, TCP and UDP, one user or several |
+//! | [`Trojan`] | trojan | Trojan, TCP and UDP |
 
 mod certificate;
 mod dnsmasq;
@@ -20,8 +22,10 @@ mod files;
 mod http_proxy;
 mod iperf;
 mod nginx;
+mod shadowsocks;
 mod socks;
 mod tcp_echo;
+mod trojan;
 mod udp_echo;
 mod unbound;
 
@@ -31,8 +35,10 @@ pub use files::{Content, Hasher, hash_file, hash_reader};
 pub use http_proxy::{Stunnel, Tinyproxy};
 pub use iperf::Iperf;
 pub use nginx::{Nginx, Request};
+pub use shadowsocks::Shadowsocks;
 pub use socks::{Danted, Microsocks, PASSWORD, USER, V2ray};
 pub use tcp_echo::TcpEcho;
+pub use trojan::Trojan;
 pub use udp_echo::UdpEcho;
 pub use unbound::{Serve, Unbound, Zone};
 

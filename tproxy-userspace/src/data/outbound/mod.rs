@@ -4,7 +4,9 @@ pub mod connect;
 mod error;
 mod http;
 mod reach;
+pub mod shadowsocks;
 mod socks5;
+pub mod trojan;
 mod url;
 pub mod wire;
 

@@ -125,16 +125,8 @@ impl Session {
     ) -> Result<Option<SocketAddr>, DialError> {
         let step = "waiting for its reply";
         let sent = async {
-            match target {
-                Target::Address(address) => {
-                    let request = wire::request(command, address);
-                    self.stream.write_all(request.as_slice()).await?;
-                }
-                Target::Name(name, port) => {
-                    let request = wire::request_by_name(command, name, port);
-                    self.stream.write_all(&request).await?;
-                }
-            }
+            let request = wire::request(command, target);
+            self.stream.write_all(&request).await?;
             self.stream.flush().await
         }
         .await;

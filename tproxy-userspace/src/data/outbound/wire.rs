@@ -5,6 +5,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
+use super::Target;
 use crate::net::mmsg::Prefix;
 
 const VERSION: u8 = 5;
@@ -125,24 +126,15 @@ pub fn parse_auth(answer: [u8; 2]) -> Result<bool, Malformed> {
     }
 }
 
-/// A request for a destination.
-#[must_use]
-pub fn request(command: Command, destination: SocketAddr) -> Prefix {
-    let mut bytes = Prefix::default();
-    bytes.push(&[VERSION, command as u8, 0]);
-    push_address(&mut bytes, destination);
-    bytes
-}
-
-/// A request for a name of at most 255 bytes and a port in host byte order.
+/// A request for a target.
 ///
 /// # Panics
-/// With a longer name; no domain name is.
+/// With a name of more than 255 bytes; no domain name is.
 #[must_use]
-pub fn request_by_name(command: Command, name: &str, port: u16) -> Vec<u8> {
-    let length = u8::try_from(name.len()).expect("a domain name has at most 253 bytes");
-    let head = [VERSION, command as u8, 0, NAME, length];
-    [&head, name.as_bytes(), &port.to_be_bytes()].concat()
+pub fn request(command: Command, target: Target<'_>) -> Vec<u8> {
+    let mut bytes = vec![VERSION, command as u8, 0];
+    put_target(&mut bytes, target);
+    bytes
 }
 
 /// The header of a datagram (RFC 1928 section 7).
@@ -152,6 +144,26 @@ pub fn datagram_header(peer: SocketAddr) -> Prefix {
     bytes.push(&[0, 0, 0]);
     push_address(&mut bytes, peer);
     bytes
+}
+
+/// Adds a target as requests hold it (RFC 1928 section 5), which Shadowsocks and Trojan do in the same way.
+///
+/// # Panics
+/// With a name of more than 255 bytes; no domain name is.
+pub(super) fn put_target(bytes: &mut Vec<u8>, target: Target<'_>) {
+    match target {
+        Target::Address(address) => {
+            let mut prefix = Prefix::default();
+            push_address(&mut prefix, address);
+            bytes.extend_from_slice(prefix.as_slice());
+        }
+        Target::Name(name, port) => {
+            let length = u8::try_from(name.len()).expect("a domain name has at most 253 bytes");
+            bytes.extend_from_slice(&[NAME, length]);
+            bytes.extend_from_slice(name.as_bytes());
+            bytes.extend_from_slice(&port.to_be_bytes());
+        }
+    }
 }
 
 fn push_address(bytes: &mut Prefix, address: SocketAddr) {
@@ -219,13 +231,16 @@ pub fn parse_datagram(bytes: &[u8]) -> Result<(Option<SocketAddr>, usize), Malfo
     }
 }
 
-enum Address {
+/// How far an address has come.
+pub(super) enum Address {
+    /// So many bytes more are needed at least.
     Needs(usize),
-    /// The address, and how many bytes it took.
+    /// The address, None when it is a name, and how many bytes it took.
     Whole(Option<SocketAddr>, usize),
 }
 
-fn parse_address(bytes: &[u8]) -> Result<Address, Malformed> {
+/// Reads an address from the front of these bytes (RFC 1928 section 5).
+pub(super) fn parse_address(bytes: &[u8]) -> Result<Address, Malformed> {
     let length = match bytes {
         [] => return Ok(Address::Needs(1)),
         [IPV4, ..] => 1 + 4 + 2,
@@ -282,10 +297,14 @@ mod tests {
 
     #[test]
     fn requests_hold_the_destination_in_network_order() {
-        let destination = "192.0.2.1:443".parse().expect("literal");
+        let address: SocketAddr = "192.0.2.1:443".parse().expect("literal");
         assert_eq!(
-            request(Command::Connect, destination).as_slice(),
+            request(Command::Connect, address.into()),
             [5, 1, 0, 1, 192, 0, 2, 1, 1, 187]
+        );
+        assert_eq!(
+            request(Command::Connect, Target::Name("h.example", 443)),
+            b"\x05\x01\x00\x03\x09h.example\x01\xbb"
         );
     }
 
