@@ -3,6 +3,7 @@
 pub mod connect;
 mod error;
 mod http;
+mod pending;
 mod reach;
 pub mod shadowsocks;
 mod socks5;

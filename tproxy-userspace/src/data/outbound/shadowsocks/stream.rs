@@ -15,14 +15,13 @@ use super::encode::{Encoder, random_salt};
 use super::keys::Keys;
 use super::unix_seconds;
 use crate::data::outbound::Target;
+use crate::data::outbound::pending::Pending;
 
 /// The most bytes that one write takes: four chunks of SIP004.
 const MOST_WRITTEN: usize = 4 * 0x3fff;
 /// The bytes that are read at once: at first, and when the server has more than that.
 const LEAST_READ: usize = 2 << 10;
 const MOST_READ: usize = 64 << 10;
-/// Buffers of more than this are given back when they are empty.
-const KEPT: usize = 4 << 10;
 
 /// A connection to a target by a Shadowsocks server. What is read and written is what the target sends and gets.
 ///
@@ -36,9 +35,8 @@ pub struct ShadowsocksStream<S> {
     inner: S,
     keys: Arc<Keys>,
     up: Up,
-    /// Encrypted and not yet taken by the inner stream, from `sent` on.
-    out: Vec<u8>,
-    sent: usize,
+    /// Encrypted and not yet taken by the inner stream.
+    out: Pending,
     decoder: Decoder,
     received: BytesMut,
     /// Decrypted and not yet read.
@@ -94,8 +92,7 @@ impl<S> ShadowsocksStream<S> {
                 salt,
                 target: target.into(),
             },
-            out: Vec::new(),
-            sent: 0,
+            out: Pending::default(),
             received: BytesMut::new(),
             plain: BytesMut::new(),
             ask: LEAST_READ,
@@ -123,13 +120,13 @@ impl<S> ShadowsocksStream<S> {
         match &mut self.up {
             Up::Open(encoder) => {
                 let payload = &payload[..payload.len().min(MOST_WRITTEN)];
-                encoder.encode(payload, &mut self.out);
+                encoder.encode(payload, &mut self.out.bytes);
                 payload.len()
             }
             Up::Waiting { salt, target } => {
                 let target = target.as_target();
                 let (encoder, taken) =
-                    Encoder::start(&self.keys, salt, target, payload, &mut self.out);
+                    Encoder::start(&self.keys, salt, target, payload, &mut self.out.bytes);
                 self.up = Up::Open(Box::new(encoder));
                 taken
             }
@@ -146,19 +143,7 @@ impl<S> ShadowsocksStream<S> {
 impl<S: AsyncWrite + Unpin> ShadowsocksStream<S> {
     /// Gives the inner stream what is encrypted.
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while self.sent < self.out.len() {
-            let rest = &self.out[self.sent..];
-            match ready!(Pin::new(&mut self.inner).poll_write(cx, rest))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                sent => self.sent += sent,
-            }
-        }
-        self.sent = 0;
-        self.out.clear();
-        if self.out.capacity() > KEPT {
-            self.out = Vec::new();
-        }
-        Poll::Ready(Ok(()))
+        self.out.poll_drain(Pin::new(&mut self.inner), cx)
     }
 }
 

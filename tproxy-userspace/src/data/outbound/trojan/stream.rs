@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{HASH, Token};
 use crate::data::outbound::Target;
+use crate::data::outbound::pending::Pending;
 use crate::data::outbound::wire::{self, Command};
 
 /// The most payload that goes with the head: one TLS record holds both.
@@ -20,9 +21,8 @@ const FIRST_PAYLOAD: usize = 15 << 10;
 /// For a server that speaks first, flush: that sends the target alone.
 pub struct TrojanStream<S> {
     inner: S,
-    /// What goes before all else, from `sent` on: the head, then also the payload of the first write.
-    out: Vec<u8>,
-    sent: usize,
+    /// What goes before all else: the head, then also the payload of the first write.
+    out: Pending,
     has_started: bool,
 }
 
@@ -39,8 +39,7 @@ impl<S> TrojanStream<S> {
         out.extend_from_slice(b"\r\n");
         Self {
             inner,
-            out,
-            sent: 0,
+            out: Pending::new(out),
             has_started: false,
         }
     }
@@ -55,15 +54,9 @@ impl<S: AsyncWrite + Unpin> TrojanStream<S> {
     /// Gives the inner stream what goes before all else.
     fn poll_start(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.has_started = true;
-        while self.sent < self.out.len() {
-            let rest = &self.out[self.sent..];
-            match ready!(Pin::new(&mut self.inner).poll_write(cx, rest))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                sent => self.sent += sent,
-            }
-        }
-        self.sent = 0;
-        self.out = Vec::new();
+        ready!(self.out.poll_drain(Pin::new(&mut self.inner), cx))?;
+        // The token was in it.
+        self.out = Pending::default();
         Poll::Ready(Ok(()))
     }
 }
@@ -92,7 +85,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TrojanStream<S> {
             return Pin::new(&mut this.inner).poll_write(cx, payload);
         }
         let payload = &payload[..payload.len().min(FIRST_PAYLOAD)];
-        this.out.extend_from_slice(payload);
+        this.out.bytes.extend_from_slice(payload);
         // What does not go now goes with the next write or flush.
         match this.poll_start(cx) {
             Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
