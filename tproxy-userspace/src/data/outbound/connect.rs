@@ -115,7 +115,10 @@ fn end(bytes: &[u8]) -> Option<usize> {
 }
 
 fn head_of(bytes: &[u8]) -> Result<Reply, Malformed> {
-    let mut lines = bytes.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+    // What begins with white space is no reply, whether or not its end is there.
+    let mut lines = bytes
+        .split(|byte| *byte == b'\n')
+        .map(<[u8]>::trim_ascii_end);
     let line = lines.next().unwrap_or_default();
     let rest = line
         .split_at_checked(PREFIX.len())
@@ -163,6 +166,17 @@ mod tests {
             status,
             reason: reason.to_owned(),
             methods: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn white_space_before_a_reply_is_no_reply_whole_or_in_pieces() {
+        for text in [
+            &b" HTTP/1.1 200 OK\r\n\r\n"[..],
+            b"HTTP/1.1 100 A\r\n\r\n\x0c\rHTTP/1.1 200 OK\r\n\r\n",
+        ] {
+            assert_eq!(parse(text), Err(Malformed::Version));
+            assert_eq!(parse(&text[..text.len() - 1]), Err(Malformed::Version));
         }
     }
 
