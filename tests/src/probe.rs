@@ -7,7 +7,7 @@ use std::{
     io::{ErrorKind, Read},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, AsRawFd},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
@@ -72,6 +72,19 @@ pub fn fate(ns: &Namespace, target: SocketAddr) -> Result<(Vec<u8>, End)> {
         }
         Err(error) => Err(error).with_context(|| format!("connecting to {target}")),
     }
+}
+
+/// Wants RST soon after a device's connection was made.
+///
+/// # Errors
+/// When it ends otherwise, or not within 2 s.
+pub fn is_reset_at_once(lab: &Lab, target: SocketAddr) -> Result<()> {
+    let start = Instant::now();
+    let fate = fate(&lab.device, target)?;
+    ensure!(fate == (Vec::new(), End::Reset), "{target}: {fate:?}");
+    let elapsed = start.elapsed();
+    ensure!(elapsed < Duration::from_secs(2), "{target}: {elapsed:?}");
+    Ok(())
 }
 
 /// Ends a connection with RST.

@@ -4,14 +4,13 @@ use std::{
     collections::BTreeSet,
     io::ErrorKind,
     net::{IpAddr, SocketAddr},
-    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
 use lab::{
     Family, Lab, Tproxy,
     addr::url,
-    probe::{End, at, carry, fate},
+    probe::{at, carry, is_reset_at_once},
     servers::{Danted, Nginx, Stunnel, TcpEcho, Tinyproxy, UdpEcho},
     traffic::{self, HeldDownload, open_udp, whoami},
     wait::SOON,
@@ -43,15 +42,6 @@ fn trusting(lab: &Lab, stunnel: &Stunnel, outbound: &str) -> Result<Tproxy> {
         .env("SSL_CERT_FILE", stunnel.authority())
         .env_remove("SSL_CERT_DIR");
     Lab::tproxy_by(command)
-}
-
-/// Wants RST soon after the connection was made.
-fn is_reset_at_once(lab: &Lab, target: SocketAddr) -> Result<()> {
-    let start = Instant::now();
-    assert_eq!(fate(&lab.device, target)?, (Vec::new(), End::Reset));
-    let elapsed = start.elapsed();
-    assert!(elapsed < Duration::from_secs(2), "{elapsed:?}");
-    Ok(())
 }
 
 /// Sends a datagram that cannot be answered.

@@ -10,7 +10,7 @@ use anyhow::Result;
 use lab::{
     Family, Lab, Tproxy,
     addr::url,
-    probe::{End, at, carry, fate},
+    probe::{at, carry, is_reset_at_once},
     servers::{Danted, Dnsmasq, Iperf, Microsocks, Nginx, TcpEcho, UdpEcho, V2ray},
     traffic::{self, Test, connect, open_udp, whoami},
     wait::{SOON, until},
@@ -191,15 +191,6 @@ fn an_association_and_its_control_connection_end_together() -> Result<()> {
         let _danted = Danted::start(&lab.internet, lab.dir())?;
         carry(&devices[0], target, &devices[0], b"and again")?;
     }
-    Ok(())
-}
-
-/// Wants RST soon after the connection was made.
-fn is_reset_at_once(lab: &Lab, target: SocketAddr) -> Result<()> {
-    let start = Instant::now();
-    assert_eq!(fate(&lab.device, target)?, (Vec::new(), End::Reset));
-    let elapsed = start.elapsed();
-    assert!(elapsed < Duration::from_secs(2), "{elapsed:?}");
     Ok(())
 }
 

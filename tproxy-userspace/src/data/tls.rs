@@ -132,3 +132,31 @@ fn server_name(host: &Host<String>) -> Option<ServerName<'static>> {
     };
     Some(name.into())
 }
+
+/// Servers of tests.
+#[cfg(test)]
+pub mod samples {
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivateKeyDer;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+
+    /// A server for this name and 127.0.0.1 that offers these protocols (ALPN), and who trusts it.
+    pub fn certified(name: &str, protocols: &[&[u8]]) -> (TlsAcceptor, Roots) {
+        let names = vec![name.to_owned(), "127.0.0.1".to_owned()];
+        let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
+        let certificate: CertificateDer<'static> = made.cert.der().clone();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+        let provider = Arc::new(default_provider());
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], key)
+            .expect("a pair");
+        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
+        let roots = Roots::only(certificate).expect("a certificate");
+        (TlsAcceptor::from(Arc::new(config)), roots)
+    }
+}

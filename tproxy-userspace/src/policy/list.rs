@@ -205,18 +205,6 @@ pub fn load_domains(
     Ok(loaded)
 }
 
-/// Reads one list whole.
-///
-/// # Errors
-/// As [`load_prefixes`].
-pub fn load_entries(source: &Source) -> Result<Entries, ListError> {
-    let mut error = ListError::default();
-    match read_source(source, &mut false, &mut error) {
-        Some(entries) => Ok(entries),
-        None => Err(error),
-    }
-}
-
 fn load<T>(
     sources: &[Source],
     progress: &mut dyn FnMut(Progress<'_>),

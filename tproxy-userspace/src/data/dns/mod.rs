@@ -50,7 +50,9 @@ use crate::net::SocketFactory;
 
 pub use self::learned::{Announcement, Learned};
 pub use self::server::{Later, Now, Over};
-pub use self::split::{Choose, Group, Suffixes};
+#[cfg(test)]
+use self::split::Suffixes;
+pub use self::split::{Choose, Group};
 pub use self::stats::DnsStats;
 pub use self::transport::Path;
 pub use self::upstream::{Transport, Upstream, UpstreamError};

@@ -1,5 +1,6 @@
 //! Which upstreams are asked for a name.
 
+#[cfg(test)]
 use std::collections::HashSet;
 use std::fmt;
 
@@ -31,10 +32,12 @@ pub trait Choose: Send + Sync + fmt::Debug {
     fn group(&self, name: &str) -> Group;
 }
 
-/// The names that go direct: each with all names below it. All others go to the proxy group.
+/// The names that go direct in a test: each with all names below it. All others go to the proxy group.
+#[cfg(test)]
 #[derive(Clone, Debug, Default)]
 pub struct Suffixes(HashSet<Box<str>>);
 
+#[cfg(test)]
 impl<T: AsRef<str>> FromIterator<T> for Suffixes {
     fn from_iter<I: IntoIterator<Item = T>>(names: I) -> Self {
         let plain = |name: T| {
@@ -45,6 +48,7 @@ impl<T: AsRef<str>> FromIterator<T> for Suffixes {
     }
 }
 
+#[cfg(test)]
 impl Choose for Suffixes {
     fn group(&self, name: &str) -> Group {
         let mut rest = name;

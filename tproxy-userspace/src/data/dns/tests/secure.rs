@@ -1,13 +1,11 @@
 //! DoT and DoH, with a certificate of the test's own.
 
 use bytes::Bytes;
-use rustls::ServerConfig;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::*;
+use crate::data::tls::samples;
 
 /// A server for `dns.example` and 127.0.0.1 that has 192.0.2.1 for every name.
 struct Secure {
@@ -18,25 +16,12 @@ struct Secure {
 }
 
 async fn start(http: bool) -> Secure {
-    let names = vec!["dns.example".to_owned(), "127.0.0.1".to_owned()];
-    let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
-    let certificate: CertificateDer<'static> = made.cert.der().clone();
-    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let mut config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.clone()], key)
-        .expect("a pair");
-    if http {
-        config.alpn_protocols = vec![b"h2".to_vec()];
-    }
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let protocols: &[&[u8]] = if http { &[b"h2"] } else { &[] };
+    let (acceptor, roots) = samples::certified("dns.example", protocols);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("loopback");
     let server = Secure {
         address: listener.local_addr().expect("bound"),
-        roots: Roots::only(certificate).expect("a certificate"),
+        roots,
         handshakes: Arc::default(),
         sizes: Arc::default(),
     };
