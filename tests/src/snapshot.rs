@@ -5,6 +5,7 @@ use std::{
     fmt::Write,
     fs,
     path::Path,
+    process::Command,
 };
 
 use anyhow::{Context, Result, bail};
@@ -12,7 +13,10 @@ use serde_json::Value;
 use tproxy_common::abi;
 use tproxy_userspace::control::cgroup;
 
-use crate::{Lab, Namespace};
+use crate::{
+    Lab, Namespace, process,
+    wait::{SOON, until},
+};
 
 /// Sysctls that change by themselves.
 const RESTLESS: &[&str] = &["nf_conntrack_count", "nf_conntrack_expect_count"];
@@ -57,8 +61,8 @@ impl Snapshot {
         parts.insert("file", files);
         parts.insert("cgroup", cgroups(lab)?);
         if lab.is_alone() {
-            parts.insert("program", named(ns, "prog", &program_names())?);
-            parts.insert("map", named(ns, "map", &map_names())?);
+            parts.insert("program", named("prog", &program_names())?);
+            parts.insert("map", named("map", &map_names())?);
         }
         Ok(Self { parts })
     }
@@ -94,6 +98,17 @@ impl Snapshot {
         }
         bail!(text)
     }
+}
+
+/// Waits until the kernel has freed what labs that ended left to it: under load that takes seconds after the last
+/// reference is gone. What is still there then belongs to somebody who goes on.
+pub(crate) fn settle() {
+    let freed = || {
+        let left = named("prog", &program_names())?.len() + named("map", &map_names())?.len();
+        Ok((left == 0).then_some(()))
+    };
+    // Whoever takes a snapshot meets the same error.
+    let _ = until("programs of other labs to go", SOON, freed);
 }
 
 fn lines(text: &str) -> BTreeSet<String> {
@@ -212,8 +227,10 @@ fn map_names() -> Vec<&'static str> {
 }
 
 /// The kernel keeps 15 bytes of a name (`BPF_OBJ_NAME_LEN`).
-fn named(ns: &Namespace, kind: &str, names: &[&str]) -> Result<BTreeSet<String>> {
-    let objects: Value = ns.run(&["bpftool", "-j", kind])?.json()?;
+fn named(kind: &str, names: &[&str]) -> Result<BTreeSet<String>> {
+    let mut command = Command::new("bpftool");
+    command.args(["-j", kind]);
+    let objects: Value = process::run(command, SOON)?.ok()?.json()?;
     let objects = objects
         .as_array()
         .with_context(|| format!("bpftool {kind} gave no list"))?;

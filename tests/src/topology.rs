@@ -20,7 +20,7 @@ pub use split::{Split, SplitServers, names};
 use crate::{
     Lan, Namespace, Process,
     addr::{FAR_COUNT, Family, UPSTREAM_COUNT},
-    links, remains,
+    links, remains, snapshot,
     wait::{SOON, until},
 };
 
@@ -211,6 +211,9 @@ impl Ground {
     fn new(alone: bool) -> Result<Self> {
         remains::clear_stale();
         let lock = lock(alone)?;
+        if alone {
+            snapshot::settle();
+        }
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("tp{}-{number}-", std::process::id());

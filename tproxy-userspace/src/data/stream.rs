@@ -30,6 +30,9 @@ pub struct Wrapped {
     pub duplex: Box<dyn Duplex>,
     /// The socket below.
     pub socket: Arc<TcpStream>,
+    /// Nothing was heard from the server yet. What it is to connect to goes with the first bytes that are written, or
+    /// with a flush; only an answer shows that it took them.
+    pub opens_with_payload: bool,
 }
 
 impl fmt::Debug for Wrapped {
@@ -57,10 +60,44 @@ impl Stream {
                 Wrapped {
                     duplex: Box::new(Shared(Arc::clone(&socket))),
                     socket,
+                    opens_with_payload: false,
                 }
             }
             Self::Wrapped(wrapped) => wrapped,
         }
+    }
+
+    /// Lays one more transformation around it: one whose other side has shown itself.
+    #[must_use]
+    pub fn wrap<D: Duplex + 'static>(self, transform: impl FnOnce(Box<dyn Duplex>) -> D) -> Self {
+        let Wrapped { duplex, socket, .. } = self.into_wrapped();
+        Self::Wrapped(Wrapped {
+            duplex: Box::new(transform(duplex)),
+            socket,
+            opens_with_payload: false,
+        })
+    }
+
+    /// Lays one around it that says with the first payload what it is to be connected to.
+    #[must_use]
+    pub fn wrap_lazily<D: Duplex + 'static>(
+        self,
+        transform: impl FnOnce(Box<dyn Duplex>) -> D,
+    ) -> Self {
+        let mut stream = self.wrap(transform);
+        if let Self::Wrapped(wrapped) = &mut stream {
+            wrapped.opens_with_payload = true;
+        }
+        stream
+    }
+
+    /// The other side has answered.
+    #[must_use]
+    pub fn answered(mut self) -> Self {
+        if let Self::Wrapped(wrapped) = &mut self {
+            wrapped.opens_with_payload = false;
+        }
+        self
     }
 
     /// Reads a head whose end only its reader knows, and not a byte behind that. `parse` gets all bytes so far and

@@ -81,6 +81,22 @@ impl Roots {
         protocols: &[&[u8]],
         help: &'static str,
     ) -> Result<Connector, TlsError> {
+        let name = server_name(host).ok_or_else(|| TlsError::Name {
+            server: host.to_string(),
+            help,
+        })?;
+        self.connector_to(name, protocols)
+    }
+
+    /// The same, to whoever has a certificate of this name.
+    ///
+    /// # Errors
+    /// When the library refuses.
+    pub fn connector_to(
+        &self,
+        name: ServerName<'static>,
+        protocols: &[&[u8]],
+    ) -> Result<Connector, TlsError> {
         // Named, so that no other part of the program has a say in the matter.
         let builder = ClientConfig::builder_with_provider(Arc::new(default_provider()));
         let builder = builder.with_safe_default_protocol_versions()?;
@@ -88,10 +104,7 @@ impl Roots {
         let mut config = builder.with_no_client_auth();
         config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
         Ok(Connector {
-            name: server_name(host).ok_or_else(|| TlsError::Name {
-                server: host.to_string(),
-                help,
-            })?,
+            name,
             tls: TlsConnector::from(Arc::new(config)),
         })
     }

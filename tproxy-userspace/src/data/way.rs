@@ -16,7 +16,7 @@ use url::Host;
 
 use super::Error;
 use super::guard::Guard;
-use super::outbound::{DialError, Outbound, Server};
+use super::outbound::{DialError, Outbound};
 use super::record::{Outcome, Shared};
 use super::resolve::{Answer, LookupError, Resolver};
 use super::router::{Named, Router, Routing};
@@ -122,8 +122,8 @@ impl Way {
         let mut way = Self::literal(&name, outbound);
         way.via = via;
         way.binding = binding;
-        if let Outbound::Https(server) = &*way.outbound {
-            way.tls = Some(connector(server, &Roots::system()?)?);
+        if way.outbound.speaks_tls() {
+            way.tls = connector(&way.outbound, &Roots::system()?)?;
         }
         if let Some(host) = way.name_to_look_up() {
             let answer = resolver.lookup(host).await?;
@@ -155,7 +155,7 @@ impl Way {
     /// An outbound whose server, if it has one, is given by its address.
     fn literal(name: &str, outbound: Outbound) -> Self {
         let address = outbound.server().and_then(|server| match server.host {
-            Host::Ipv4(ip) => Some(IpAddr::from(ip)),
+            Host::Ipv4(ip) => Some(IpAddr::from(*ip)),
             // An IPv4 address in IPv6's clothes is reached by an IPv4 socket.
             Host::Ipv6(ip) => Some(ip.to_canonical()),
             Host::Domain(_) => None,
@@ -194,7 +194,7 @@ impl Way {
     #[cfg(test)]
     pub fn trusting(outbound: &str, roots: &Roots) -> Self {
         let mut way = Self::fixed(outbound);
-        way.tls = Some(connector(way.outbound.server().expect("a server"), roots).expect("sound"));
+        way.tls = connector(&way.outbound, roots).expect("sound");
         way
     }
 
@@ -349,9 +349,16 @@ fn port(outbound: &Outbound) -> u16 {
     outbound.server().map_or(0, |server| server.port)
 }
 
-fn connector(server: &Server, roots: &Roots) -> Result<Connector, TlsError> {
-    let help = "write a name or an address that its certificate is for";
-    roots.connector(&server.host, &[b"http/1.1"], help)
+/// How to speak TLS to the server. None: it is not spoken to by TLS.
+fn connector(outbound: &Outbound, roots: &Roots) -> Result<Option<Connector>, TlsError> {
+    Ok(match outbound {
+        Outbound::Https(server) => {
+            let help = "write a name or an address that its certificate is for";
+            Some(roots.connector(&server.host, &[b"http/1.1"], help)?)
+        }
+        Outbound::Trojan(server) => Some(roots.connector_to(server.name.clone(), &[])?),
+        _ => None,
+    })
 }
 
 fn bounded(ttl: Duration) -> Duration {

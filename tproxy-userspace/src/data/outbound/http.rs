@@ -6,8 +6,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use super::connect::{self, Malformed};
-use super::{Credentials, DialError, Dialer, Peer, Server, Target};
-use crate::data::stream::{Stream, Wrapped};
+use super::{Credentials, DialError, Dialer, Peer, Server, Target, secure};
+use crate::data::stream::Stream;
 use crate::data::tls::Connector;
 use crate::data::way::Way;
 
@@ -29,21 +29,10 @@ pub(super) async fn connect(
     let peer = Peer { kind, at };
     let mut stream = match tls {
         None => stream,
-        Some(connector) => {
-            let Wrapped { duplex, socket } = stream.into_wrapped();
-            let encrypted = connector.connect(duplex).await;
-            let encrypted = encrypted.map_err(|source| DialError::Tls {
-                server: peer.clone(),
-                source,
-            })?;
-            Stream::Wrapped(Wrapped {
-                duplex: Box::new(encrypted),
-                socket,
-            })
-        }
+        Some(connector) => secure(stream, connector, &peer).await?,
     };
     ask(&mut stream, peer, server.credentials.as_ref(), target).await?;
-    Ok(stream)
+    Ok(stream.answered())
 }
 
 /// Why there is no reply.

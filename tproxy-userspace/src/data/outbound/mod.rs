@@ -21,9 +21,12 @@ use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout_at};
 
 pub use self::error::{DialError, Peer};
-pub use self::url::{Credentials, Outbound, OutboundError, Server};
+use self::shadowsocks::ShadowsocksStream;
+pub use self::url::{Credentials, Endpoint, Outbound, OutboundError, Server};
+use self::wire::Command;
 use super::guard::Guard;
-use super::stream::Stream;
+use super::stream::{Stream, Wrapped};
+use super::tls::Connector;
 use super::way::Way;
 use crate::net::SocketFactory;
 
@@ -76,7 +79,7 @@ impl Dialer {
         let connecting = self.open(way, target, deadline);
         let connected = match way.outbound.server() {
             None => self.within(deadline, &target, connecting).await,
-            Some(server) => self.within(deadline, server, connecting).await,
+            Some(server) => self.within(deadline, &server, connecting).await,
         };
         way.tell(connected.as_ref().err());
         connected
@@ -110,6 +113,15 @@ impl Dialer {
                     let tls = Some(way.tls());
                     http::connect(self, way, server, tls, target, deadline).await
                 }
+                (Outbound::Shadowsocks(server), _) => {
+                    let (stream, _) = self.reach(way, deadline).await?;
+                    let keys = &server.keys;
+                    Ok(stream.wrap_lazily(|inner| ShadowsocksStream::new(inner, keys, target)))
+                }
+                (Outbound::Trojan(server), _) => {
+                    let command = Command::Connect;
+                    trojan::open(self, way, server, command, target, deadline).await
+                }
             }
         }
         .boxed()
@@ -129,4 +141,19 @@ impl Dialer {
             })
         })
     }
+}
+
+/// Speaks TLS to the server of an outbound from here on.
+async fn secure(stream: Stream, connector: &Connector, server: &Peer) -> Result<Stream, DialError> {
+    let Wrapped { duplex, socket, .. } = stream.into_wrapped();
+    let encrypted = connector.connect(duplex).await;
+    let encrypted = encrypted.map_err(|source| DialError::Tls {
+        server: server.clone(),
+        source,
+    })?;
+    Ok(Stream::Wrapped(Wrapped {
+        duplex: Box::new(encrypted),
+        socket,
+        opens_with_payload: false,
+    }))
 }

@@ -22,7 +22,7 @@ pub(super) async fn connect(
     let mut session = Session::open(dialer, way, deadline).await?;
     session.authenticate(server).await?;
     session.ask(Command::Connect, target).await?;
-    Ok(session.stream)
+    Ok(session.stream.answered())
 }
 
 impl Dialer {

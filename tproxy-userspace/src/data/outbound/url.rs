@@ -7,6 +7,8 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_e
 use serde::{Serialize, Serializer};
 use url::{Host, Url};
 
+use super::shadowsocks::ShadowsocksServer;
+use super::trojan::TrojanServer;
 use crate::policy::prefix::excerpt;
 
 /// The most bytes of a user and of a password. RFC 1929 has no room for more.
@@ -19,7 +21,7 @@ const LONGEST_NAME: usize = 253;
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.');
 
 /// Where relayed traffic goes, as read from a URL. Neither `Display` nor `Debug` nor its JSON show a password.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum Outbound {
     /// `direct://`: to the destination itself.
     Direct,
@@ -31,10 +33,30 @@ pub enum Outbound {
     Http(Server),
     /// `https://[user:password@]host[:port]`: the same over TLS, so that nobody on the way to the proxy sees more than that.
     Https(Server),
+    /// `ss://METHOD:PASSWORD@host:port`: through a Shadowsocks server (SIP002, SIP022).
+    Shadowsocks(ShadowsocksServer),
+    /// `trojan://PASSWORD@host[:port][?sni=NAME]`: through a Trojan server.
+    Trojan(TrojanServer),
+}
+
+/// Where a server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint<'o> {
+    /// Its address, or its name.
+    pub host: &'o Host<String>,
+    /// Its TCP port, a plain number.
+    pub port: u16,
+}
+
+/// `host:port`.
+impl fmt::Display for Endpoint<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.host, self.port)
+    }
 }
 
 /// A server that traffic goes through.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Server {
     /// Its address, or its name.
     pub host: Host<String>,
@@ -45,7 +67,7 @@ pub struct Server {
 }
 
 /// A user and a password, at most 255 bytes each.
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// The user.
     pub user: Vec<u8>,
@@ -70,6 +92,13 @@ impl OutboundError {
             help: help.into(),
         }
     }
+
+    /// What the parser of one scheme says: first what is wrong, then, behind a `;`, what to do.
+    fn of(error: &impl ToString, form: &str) -> Self {
+        let text = error.to_string();
+        let (message, help) = text.split_once("; ").unwrap_or((&text, form));
+        Self::new(message, help)
+    }
 }
 
 /// A scheme, and how its URLs are read.
@@ -77,47 +106,57 @@ struct Scheme {
     name: &'static str,
     /// How to write one.
     form: &'static str,
-    read: fn(&Written<'_>) -> Result<Outbound, OutboundError>,
+    read: Reader,
 }
 
+/// Who reads the URLs of a scheme.
+enum Reader {
+    /// They are taken apart as all are, and this makes sense of the parts.
+    Parts(fn(&Written<'_>) -> Result<Outbound, OutboundError>),
+    /// They have a form of their own.
+    Whole(fn(&str) -> Result<Outbound, OutboundError>),
+}
+
+use Reader::{Parts, Whole};
+
 /// All that there are.
-const SCHEMES: [Scheme; 5] = [
+const SCHEMES: [Scheme; 7] = [
     Scheme {
         name: "direct",
         form: "write direct://",
-        read: |written| written.nothing("the gateway connects itself", Outbound::Direct),
+        read: Parts(|written| written.nothing("the gateway connects itself", Outbound::Direct)),
     },
     Scheme {
         name: "block",
         form: "write block://",
-        read: |written| written.nothing("nothing passes it", Outbound::Block),
+        read: Parts(|written| written.nothing("nothing passes it", Outbound::Block)),
     },
     Scheme {
         name: "socks5",
         form: "write socks5://HOST:PORT or socks5://USER:PASSWORD@HOST:PORT",
-        read: |written| {
+        read: Parts(|written| {
             Ok(Outbound::Socks5(Server {
                 host: written.host()?,
                 port: written.port("socks5://HOST:1080")?,
                 credentials: written.socks_credentials()?,
             }))
-        },
+        }),
     },
     Scheme {
         name: "http",
         form: "write http://HOST:PORT or http://USER:PASSWORD@HOST:PORT",
-        read: |written| {
+        read: Parts(|written| {
             Ok(Outbound::Http(Server {
                 host: written.host()?,
                 port: written.port("http://HOST:8080")?,
                 credentials: written.http_credentials()?,
             }))
-        },
+        }),
     },
     Scheme {
         name: "https",
         form: "write https://HOST:PORT or https://USER:PASSWORD@HOST:PORT",
-        read: |written| {
+        read: Parts(|written| {
             Ok(Outbound::Https(Server {
                 host: written.host()?,
                 port: match written.url.port() {
@@ -126,14 +165,32 @@ const SCHEMES: [Scheme; 5] = [
                 },
                 credentials: written.http_credentials()?,
             }))
-        },
+        }),
+    },
+    Scheme {
+        name: "ss",
+        form: SS_FORM,
+        read: Whole(|text| {
+            let server = text.parse::<ShadowsocksServer>();
+            let server = server.map_err(|error| OutboundError::of(&error, SS_FORM))?;
+            Ok(Outbound::Shadowsocks(server))
+        }),
+    },
+    Scheme {
+        name: "trojan",
+        form: TROJAN_FORM,
+        read: Whole(|text| {
+            let server = text.parse::<TrojanServer>();
+            let server = server.map_err(|error| OutboundError::of(&error, TROJAN_FORM))?;
+            Ok(Outbound::Trojan(server))
+        }),
     },
 ];
 
-/// The schemes that are planned.
-const PLANNED: [&str; 2] = ["ss", "trojan"];
+const SS_FORM: &str = "write ss://METHOD:PASSWORD@HOST:PORT";
+const TROJAN_FORM: &str = "write trojan://PASSWORD@HOST:PORT";
 
-/// A URL of a scheme that is known. All of them are taken apart by the same rules, whatever the scheme.
+/// A URL that is taken apart by the rules that hold for most schemes.
 struct Written<'u> {
     scheme: &'u Scheme,
     url: Url,
@@ -257,9 +314,6 @@ fn known(text: &str) -> OutboundError {
     let names = SCHEMES.map(|scheme| format!("{}://", scheme.name));
     let (last, others) = names.split_last().expect("there are schemes");
     let supported = format!("supported are {} and {last}", others.join(", "));
-    if PLANNED.contains(&text) {
-        return OutboundError::new(format!("{text}:// is not supported yet"), supported);
-    }
     let near = |scheme: &Scheme| strsim::damerau_levenshtein(scheme.name, text);
     let nearest = SCHEMES.iter().min_by_key(|scheme| near(scheme));
     let help = match nearest.filter(|scheme| near(scheme) <= scheme.name.len() / 3) {
@@ -288,12 +342,16 @@ impl FromStr for Outbound {
         let name: String = name.to_ascii_lowercase().chars().take(64).collect();
         let scheme = SCHEMES.iter().find(|scheme| scheme.name == name);
         let scheme = scheme.ok_or_else(|| known(&name))?;
+        let read = match scheme.read {
+            Parts(read) => read,
+            Whole(read) => return read(text),
+        };
         // The parser has rules of its own for the web's schemes, such as ports that it leaves out.
         let url = Url::parse(&format!("outbound://{rest}")).map_err(|error| {
             OutboundError::new(format!("it is not a valid URL: {error}"), scheme.form)
         })?;
         let written = Written { scheme, url };
-        let outbound = (scheme.read)(&written)?;
+        let outbound = read(&written)?;
         if outbound.server().is_some() {
             written.end()?;
         }
@@ -311,16 +369,29 @@ impl Outbound {
             Self::Socks5(_) => "socks5",
             Self::Http(_) => "http",
             Self::Https(_) => "https",
+            Self::Shadowsocks(_) => "ss",
+            Self::Trojan(_) => "trojan",
         }
     }
 
     /// The server, if it has one.
     #[must_use]
-    pub fn server(&self) -> Option<&Server> {
-        match self {
-            Self::Direct | Self::Block => None,
-            Self::Socks5(server) | Self::Http(server) | Self::Https(server) => Some(server),
-        }
+    pub fn server(&self) -> Option<Endpoint<'_>> {
+        let (host, port) = match self {
+            Self::Direct | Self::Block => return None,
+            Self::Socks5(server) | Self::Http(server) | Self::Https(server) => {
+                (&server.host, server.port)
+            }
+            Self::Shadowsocks(server) => (&server.host, server.port),
+            Self::Trojan(server) => (&server.host, server.port),
+        };
+        Some(Endpoint { host, port })
+    }
+
+    /// Is its server spoken to by TLS?
+    #[must_use]
+    pub fn speaks_tls(&self) -> bool {
+        matches!(self, Self::Https(_) | Self::Trojan(_))
     }
 
     /// Can it be asked for a name as well as for an address?
@@ -328,7 +399,11 @@ impl Outbound {
     pub fn takes_names(&self) -> bool {
         match self {
             Self::Direct | Self::Block => false,
-            Self::Socks5(_) | Self::Http(_) | Self::Https(_) => true,
+            Self::Socks5(_)
+            | Self::Http(_)
+            | Self::Https(_)
+            | Self::Shadowsocks(_)
+            | Self::Trojan(_) => true,
         }
     }
 }
@@ -336,10 +411,14 @@ impl Outbound {
 /// The URL, with `***` for the password.
 impl fmt::Display for Outbound {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}://", self.scheme())?;
-        match self.server() {
-            None => Ok(()),
-            Some(server) => server.fmt(f),
+        let scheme = self.scheme();
+        match self {
+            Self::Direct | Self::Block => write!(f, "{scheme}://"),
+            Self::Socks5(server) | Self::Http(server) | Self::Https(server) => {
+                write!(f, "{scheme}://{server}")
+            }
+            Self::Shadowsocks(server) => server.fmt(f),
+            Self::Trojan(server) => server.fmt(f),
         }
     }
 }

@@ -253,7 +253,7 @@ async fn serve(member: Member, mut record: Record, mut device: ResetOnDrop<TcpSt
             relay::splice::relay(device_side, upstream, &relay.pool, idle, &mut record).await;
         }
         // In a box, as above.
-        Stream::Wrapped(Wrapped { duplex, socket }) => {
+        Stream::Wrapped(Wrapped { duplex, socket, .. }) => {
             let relaying = relay::copy::relay(device_side, duplex, socket, idle, &mut record);
             Box::pin(relaying).await;
         }

@@ -296,7 +296,7 @@ impl UdpRelay {
                 (association::Upstream::Nowhere, None)
             }
             // Nor does a SOCKS5 server that is reached through another outbound: its relay could not be.
-            Outbound::Http(_) | Outbound::Https(_) | Outbound::Socks5(_) => {
+            _ => {
                 tracing::debug!(%client, outbound = %way.outbound, "the outbound carries no datagrams");
                 record.outcome = Outcome::Unsupported;
                 (association::Upstream::Nowhere, None)

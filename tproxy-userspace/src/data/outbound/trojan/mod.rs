@@ -4,7 +4,7 @@
 //! <https://trojan-gfw.github.io/trojan/protocol>.
 //!
 //! - [`TrojanServer`] is what a URL says.
-//! - [`connect`] does the TLS handshake over any stream and gives a [`TrojanStream`].
+//! - [`TrojanStream`] carries one connection over a TLS stream to the server.
 //! - [`put_datagram`] and [`parse_datagram`] frame what a stream of [`Command::UdpAssociate`] carries.
 //!
 //! A server answers to a wrong password as the web server that it pretends to be. So nothing can be known of it here.
@@ -17,21 +17,17 @@ mod url;
 mod tests;
 
 use std::fmt;
-use std::io;
-use std::sync::Arc;
 
-use rustls::ClientConfig;
-use rustls::pki_types::ServerName;
 use sha2::{Digest as _, Sha224};
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
+use tokio::time::Instant;
 
 pub use self::packets::{LONGEST_PAYLOAD, Malformed, Parsed, parse_datagram, put_datagram};
 pub use self::stream::TrojanStream;
 pub use self::url::{TrojanServer, TrojanUrlError};
-use super::Target;
 pub use super::wire::Command;
+use super::{DialError, Dialer, Peer, Target, secure};
+use crate::data::stream::Stream;
+use crate::data::way::Way;
 
 /// Bytes of the password's hash in hexadecimal digits.
 const HASH: usize = 56;
@@ -65,74 +61,18 @@ impl fmt::Debug for Token {
     }
 }
 
-/// Why no TLS connection to the server could be made.
-#[derive(Debug, thiserror::Error)]
-pub enum TrojanError {
-    /// The server's certificate is not one of its name.
-    #[error(
-        "the Trojan server shows a certificate that is not good for \"{name}\": {reason}; if it is for another name, write \
-         ?sni=NAME behind the port"
-    )]
-    Certificate {
-        /// The name that was asked for.
-        name: String,
-        /// What is wrong with it.
-        reason: rustls::Error,
-    },
-    /// It does not speak TLS as we do.
-    #[error(
-        "the TLS handshake with the Trojan server \"{name}\" failed: {reason}; is it a Trojan server's port?"
-    )]
-    Tls {
-        /// The name that was asked for.
-        name: String,
-        /// What is wrong.
-        reason: rustls::Error,
-    },
-    /// The connection broke.
-    #[error("the Trojan server \"{name}\" broke off during the TLS handshake: {source}")]
-    Handshake {
-        /// The name that was asked for.
-        name: String,
-        /// The kernel's answer.
-        source: io::Error,
-    },
-}
-
-impl TrojanError {
-    fn new(name: &ServerName<'_>, error: io::Error) -> Self {
-        let name = name.to_str().into_owned();
-        let reason = error
-            .get_ref()
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        match reason.cloned() {
-            Some(reason @ rustls::Error::InvalidCertificate(_)) => {
-                Self::Certificate { name, reason }
-            }
-            Some(reason) => Self::Tls { name, reason },
-            None => Self::Handshake {
-                name,
-                source: error,
-            },
-        }
-    }
-}
-
-/// Connects to a target by a server, over a stream that is connected to it. Nothing but the TLS handshake is waited for:
-/// the target goes with the first payload.
-///
-/// # Errors
-/// When the TLS handshake fails.
-pub async fn connect<S: AsyncRead + AsyncWrite + Unpin>(
-    inner: S,
-    config: &Arc<ClientConfig>,
+/// Connects to a target by a server. Nothing but the TLS handshake is waited for: the target goes with the first
+/// payload.
+pub(super) async fn open(
+    dialer: &Dialer,
+    way: &Way,
     server: &TrojanServer,
     command: Command,
     target: Target<'_>,
-) -> Result<TrojanStream<TlsStream<S>>, TrojanError> {
-    let name = server.name.clone();
-    let connector = TlsConnector::from(Arc::clone(config));
-    let connected = connector.connect(name, inner).await;
-    let stream = connected.map_err(|error| TrojanError::new(&server.name, error))?;
-    Ok(TrojanStream::new(stream, &server.token, command, target))
+    deadline: Instant,
+) -> Result<Stream, DialError> {
+    let (stream, at) = dialer.reach(way, deadline).await?;
+    let kind = "Trojan server";
+    let stream = secure(stream, way.tls(), &Peer { kind, at }).await?;
+    Ok(stream.wrap_lazily(|inner| TrojanStream::new(inner, &server.token, command, target)))
 }

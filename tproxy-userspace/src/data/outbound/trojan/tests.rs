@@ -1,14 +1,10 @@
 //! Tests against a scripted server.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use proptest::collection::vec;
 use proptest::prelude::*;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio_rustls::TlsAcceptor;
 
 use super::*;
 
@@ -71,109 +67,6 @@ async fn the_target_goes_with_the_first_payload_or_by_a_flush() {
     let (mut client, mut server) = stream(target().into(), 1 << 20);
     client.shutdown().await.expect("room");
     assert_eq!(sent(&mut server).await, head(1, &ADDRESS));
-}
-
-fn server_of(names: &[&str]) -> (TlsAcceptor, CertificateDer<'static>) {
-    let names: Vec<String> = names.iter().map(ToString::to_string).collect();
-    let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
-    let certificate = made.cert.der().clone();
-    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate.clone()], key)
-        .expect("a pair");
-    (TlsAcceptor::from(Arc::new(config)), certificate)
-}
-
-fn trusting(certificate: CertificateDer<'static>) -> Arc<ClientConfig> {
-    let mut roots = RootCertStore::empty();
-    roots.add(certificate).expect("a certificate");
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("versions")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Arc::new(config)
-}
-
-#[tokio::test]
-async fn a_connection_goes_by_tls_to_a_server_of_the_right_name() {
-    let (acceptor, certificate) = server_of(&["trojan.example", "192.0.2.9"]);
-    let config = trusting(certificate);
-    for (url, name) in [
-        ("trojan://password@trojan.example", Some("trojan.example")),
-        (
-            "trojan://password@192.0.2.7?sni=trojan.example",
-            Some("trojan.example"),
-        ),
-        ("trojan://password@192.0.2.9:1", None),
-    ] {
-        let (client, server) = duplex(1 << 16);
-        let acceptor = acceptor.clone();
-        let serving = tokio::spawn(async move {
-            let mut stream = acceptor.accept(server).await.expect("a handshake");
-            let asked = stream.get_ref().1.server_name().map(str::to_owned);
-            let mut bytes = Vec::new();
-            stream.read_to_end(&mut bytes).await.expect("an end");
-            stream.write_all(b"answer").await.expect("it is read");
-            stream.shutdown().await.expect("an end");
-            (asked, bytes)
-        });
-        let server: TrojanServer = url.parse().expect("a URL");
-        let connected = connect(
-            client,
-            &config,
-            &server,
-            Command::UdpAssociate,
-            target().into(),
-        );
-        let mut stream = connected.await.expect("a handshake");
-        stream.write_all(b"hello").await.expect("it is read");
-        stream.shutdown().await.expect("an end");
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer).await.expect("the answer");
-        assert_eq!(answer, b"answer");
-        let (asked, bytes) = serving.await.expect("no panic");
-        assert_eq!(asked.as_deref(), name);
-        assert_eq!(bytes, [&head(3, &ADDRESS)[..], b"hello"].concat());
-    }
-}
-
-#[tokio::test]
-async fn what_is_no_server_of_ours_is_told_apart() {
-    let (acceptor, certificate) = server_of(&["other.example"]);
-    let config = trusting(certificate);
-    let server: TrojanServer = "trojan://password@trojan.example".parse().expect("a URL");
-    let (client, other) = duplex(1 << 16);
-    tokio::spawn(async move { acceptor.accept(other).await.map(|_| ()) });
-    let connected = connect(client, &config, &server, Command::Connect, target().into());
-    let error = connected.await.map(|_| ()).expect_err("another name");
-    assert!(matches!(error, TrojanError::Certificate { .. }), "{error}");
-    assert!(
-        error
-            .to_string()
-            .contains("not good for \"trojan.example\""),
-        "{error}"
-    );
-
-    let (client, mut other) = duplex(1 << 16);
-    tokio::spawn(async move {
-        other.write_all(b"SSH-2.0-x\r\n").await?;
-        other.read_to_end(&mut Vec::new()).await
-    });
-    let connected = connect(client, &config, &server, Command::Connect, target().into());
-    let error = connected.await.map(|_| ()).expect_err("no TLS");
-    assert!(matches!(error, TrojanError::Tls { .. }), "{error}");
-
-    let (client, other) = duplex(1 << 16);
-    drop(other);
-    let connected = connect(client, &config, &server, Command::Connect, target().into());
-    let error = connected.await.map(|_| ()).expect_err("nobody");
-    assert!(matches!(error, TrojanError::Handshake { .. }), "{error}");
 }
 
 fn refused(text: &str) -> String {

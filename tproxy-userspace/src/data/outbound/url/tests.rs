@@ -30,6 +30,16 @@ fn urls_are_read_and_shown_without_their_password() {
             "https://me:***@proxy.example:443",
         ),
         ("https://192.0.2.1:8443", "https://192.0.2.1:8443"),
+        // s3cret in base64, method and all.
+        (
+            "ss://YWVzLTI1Ni1nY206czNjcmV0@h:8388#tag",
+            "ss://aes-256-gcm:***@h:8388",
+        ),
+        (
+            "ss://YWVzLTI1Ni1nY206czNjcmV0QDE5Mi4wLjIuMTo4Mzg4",
+            "ss://aes-256-gcm:***@192.0.2.1:8388",
+        ),
+        ("trojan://s3cret@h", "trojan://***@h:443"),
     ] {
         let outbound = parse(text);
         assert_eq!(outbound.to_string(), shown);
@@ -67,15 +77,19 @@ fn what_is_no_outbound_is_told_with_a_remedy() {
         ),
         (
             "ss://abc@h:1",
-            "ss:// is not supported yet; supported are direct://, block://, socks5://, http:// and https://".to_owned(),
+            "the URL ss:// has no `:` between method and password; write ss://METHOD:PASSWORD@HOST:PORT".to_owned(),
+        ),
+        (
+            "trojan://h:1",
+            "the URL trojan:// has no password before the host; write trojan://PASSWORD@HOST:PORT?sni=NAME".to_owned(),
         ),
         (
             "socks://h:1",
-            "`socks` is not a known scheme; did you mean socks5://? supported are direct://, block://, socks5://, http:// and https://".to_owned(),
+            "`socks` is not a known scheme; did you mean socks5://? supported are direct://, block://, socks5://, http://, https://, ss:// and trojan://".to_owned(),
         ),
         (
             "gopher://h:1",
-            "`gopher` is not a known scheme; supported are direct://, block://, socks5://, http:// and https://".to_owned(),
+            "`gopher` is not a known scheme; supported are direct://, block://, socks5://, http://, https://, ss:// and trojan://".to_owned(),
         ),
         (
             "direct://h",

@@ -13,7 +13,11 @@ pub fn certified() -> (TlsAcceptor, Roots) {
 
 /// The server's end of TLS.
 pub async fn wrap(acceptor: &TlsAcceptor, stream: TcpStream) -> std::io::Result<Stream> {
-    let Wrapped { duplex, socket } = Stream::Plain(stream).into_wrapped();
+    let Wrapped { duplex, socket, .. } = Stream::Plain(stream).into_wrapped();
     let duplex = Box::new(acceptor.accept(duplex).await?);
-    Ok(Stream::Wrapped(Wrapped { duplex, socket }))
+    Ok(Stream::Wrapped(Wrapped {
+        duplex,
+        socket,
+        opens_with_payload: false,
+    }))
 }
