@@ -56,7 +56,7 @@ impl Lists {
                 outbound: Outbound::DIRECT.to_owned(),
             });
         }
-        let rules = Rules::new(rules, &*config.outbound().name)?;
+        let rules = Rules::new(rules, config.default_exit())?;
         Ok(Self {
             bypass,
             rules: Arc::new(rules),

@@ -11,6 +11,7 @@ mod lists;
 mod output;
 mod progress;
 mod run;
+mod select;
 mod session;
 mod status;
 mod upstream;
@@ -63,6 +64,18 @@ enum Command {
     Status(ReadArgs),
     /// Why packets passed, were steered or were dropped.
     Counters(CountersArgs),
+    /// Choose the member that a group of the kind "select" takes.
+    ///
+    /// New connections take it; those that live keep theirs. It holds until the proxy ends; `default` of the group
+    /// in the configuration is what a start begins with.
+    Select {
+        /// The group's name.
+        #[arg(value_name = "GROUP")]
+        group: String,
+        /// The member's name.
+        #[arg(value_name = "MEMBER")]
+        member: String,
+    },
     /// What would happen to such a packet, and why: the kernel's program, then the rules.
     ///
     /// A packet is made and the program is run on it. Nothing is sent or counted. It is the first of a TCP
@@ -96,7 +109,8 @@ struct RunArgs {
     /// route: that traffic is proxied too.
     #[arg(long, value_name = "IF")]
     wan: Vec<String>,
-    /// Where proxied traffic goes: direct://, block://, or socks5://, http:// or https:// with [user:password@]host:port.
+    /// Where proxied traffic goes: direct://, block://, socks5://, http:// or https:// with [user:password@]host:port,
+    /// ss://method:password@host:port, or trojan://password@host:port.
     #[arg(long, value_name = "URL")]
     outbound: Option<String>,
     /// What happens to new traffic when the proxy is down.
@@ -314,6 +328,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Detach(args) => attach::detach(&args),
         Command::Bypass { command } => bypass::bypass(command),
         Command::Exempt { command } => exempt::exempt(command),
+        Command::Select { group, member } => select::select(&group, &member),
         Command::Status(args) => status::status(&args),
         Command::Counters(args) => counters::counters(&args),
         Command::Explain(args) => explain::explain(&args),

@@ -44,6 +44,7 @@ fn config(args: &RunArgs) -> Result<Config> {
     if let Some(url) = &args.outbound {
         let url = url.parse().context("--outbound")?;
         config.outbounds = vec![Outbound::new("command-line", url)];
+        (config.groups, config.proxy.outbound) = (Vec::new(), None);
     }
     if let Some(policy) = args.on_proxy_down {
         config.on_proxy_down = policy.into();

@@ -20,7 +20,7 @@ use super::exempt::Force;
 use super::{ReadArgs, output, small_runtime};
 
 /// How long a proxy may take to answer.
-const PATIENCE: Duration = Duration::from_secs(3);
+pub const PATIENCE: Duration = Duration::from_secs(3);
 
 #[derive(Serialize)]
 struct Status {
@@ -176,16 +176,67 @@ fn fill(status: &mut Status, maps: &Maps, snapshot: &Snapshot) -> Result<()> {
 /// The outbounds that rules may lead to.
 fn other_outbounds(detail: &Value) -> Option<String> {
     let rules = detail["rules"].as_u64().filter(|rules| *rules > 0)?;
-    let others = detail["outbounds"].as_array()?.iter().skip(1);
-    let names: Vec<_> = others.filter_map(|one| one["name"].as_str()).collect();
+    let all = ["outbounds", "groups"].into_iter();
+    let all = all.flat_map(|key| detail[key].as_array().into_iter().flatten());
+    let names = all.filter_map(|one| one["name"].as_str());
+    // Those that are there without being named may be left out.
+    let names: Vec<_> = names
+        .filter(|name| detail["default"] != *name && *name != "block")
+        .collect();
     let rules = match rules {
         1 => "1 rule".to_owned(),
         rules => format!("{} rules", output::number(rules)),
     };
-    Some(match &names[..] {
-        [] => format!("direct; {rules}"),
-        names => format!("{}; {rules}", names.join(", ")),
-    })
+    Some(format!("{}; {rules}", names.join(", ")))
+}
+
+/// What is known of outbounds and groups, each with its name.
+fn health(detail: &Value) -> Vec<(String, String)> {
+    let list = |key: &str| detail[key].as_array().cloned().unwrap_or_default();
+    let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+    let mut lines = Vec::new();
+    for group in list("groups") {
+        let now = |protocol: &str| group[protocol].as_str().map(ToOwned::to_owned);
+        let members = match (now("tcp"), now("udp")) {
+            (Some(tcp), Some(udp)) if tcp == udp => format!("{tcp} now"),
+            (Some(tcp), Some(udp)) => format!("{tcp} for TCP now, {udp} for UDP"),
+            _ => {
+                let members = group["members"].as_array().into_iter().flatten();
+                members.map(text).collect::<Vec<_>>().join(", ")
+            }
+        };
+        lines.push((
+            text(&group["name"]),
+            format!("{}: {members}", text(&group["kind"])),
+        ));
+    }
+    for outbound in list("outbounds") {
+        let parts = ["tcp", "udp"].into_iter().filter_map(|protocol| {
+            let of = &outbound[protocol];
+            let state = of["state"].as_str()?;
+            // Nothing is known, or the URL says it.
+            if of["error"].is_null() && matches!(state, "unknown" | "unsupported") {
+                return None;
+            }
+            let since = Duration::from_secs(of["since_seconds"].as_u64().unwrap_or(0));
+            let mut part = format!("{} {state}", protocol.to_uppercase());
+            if let Some(delay) = of["delay_milliseconds"].as_u64().filter(|_| state == "up") {
+                part.push_str(&format!(", {delay} ms"));
+            }
+            if state != "unknown" {
+                part.push_str(&format!(", for {}", output::duration(since)));
+            }
+            if let Some(error) = of["error"].as_str() {
+                part.push_str(&format!(": {error}"));
+            }
+            Some(part)
+        });
+        let parts: Vec<String> = parts.collect();
+        if !parts.is_empty() {
+            lines.push((text(&outbound["name"]), parts.join("; ")));
+        }
+    }
+    lines
 }
 
 /// What the resolver does.
@@ -211,7 +262,7 @@ fn dns(detail: &Value) -> Option<String> {
 fn text(status: &Status) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
-        let _ = writeln!(text, "{name:<15}{value}");
+        let _ = writeln!(text, "{name:<14} {value}");
     };
     let down = match status.on_proxy_down {
         Some("drop") => "new traffic is dropped",
@@ -234,6 +285,9 @@ fn text(status: &Status) -> String {
             }
             if let Some(names) = other_outbounds(detail) {
                 line("and by rules", &names);
+            }
+            for (name, text) in health(detail) {
+                line(&format!("  {name}"), &text);
             }
             if let Some(text) = dns(detail) {
                 line("dns", &text);

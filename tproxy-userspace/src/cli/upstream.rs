@@ -9,7 +9,7 @@ use anyhow::Result;
 use tproxy_userspace::config::{self, Config};
 use tproxy_userspace::control::bypass::Terms;
 use tproxy_userspace::control::links::Snapshot;
-use tproxy_userspace::data::{Named, Routing, Sniff, Sockets, Upstream, dns};
+use tproxy_userspace::data::{Named, NamedGroup, Routing, Sniff, Sockets, Upstream, dns};
 use tproxy_userspace::net::SocketFactory;
 
 use super::lists::Lists;
@@ -40,7 +40,7 @@ pub fn terms() -> Terms {
     }
 }
 
-/// The outbounds of a configuration, the default one first.
+/// The outbounds of a configuration.
 fn outbounds(config: &Config) -> Vec<Named> {
     let named = |outbound: &config::Outbound| Named {
         name: outbound.name.clone(),
@@ -51,11 +51,25 @@ fn outbounds(config: &Config) -> Vec<Named> {
     config.outbounds.iter().map(named).collect()
 }
 
+/// The groups of a configuration.
+fn groups(config: &Config) -> Vec<NamedGroup> {
+    let named = |group: &config::Group| NamedGroup {
+        name: group.name.clone(),
+        kind: group.kind(),
+        members: group.members.clone(),
+        default: group.default.clone(),
+    };
+    config.groups.iter().map(named).collect()
+}
+
 /// What decides where traffic goes.
 pub fn routing(config: &Config, lists: &Lists) -> Routing {
     let sniff = &config.sniff;
     Routing {
         outbounds: outbounds(config),
+        groups: groups(config),
+        default: Some(config.default_exit().to_owned()),
+        check: config.check.settings(),
         rules: Arc::clone(&lists.rules),
         direct_names: lists.direct_names,
         sniff: sniff.enabled.then_some(Sniff {

@@ -2,11 +2,13 @@
 //!
 //! A key is a field with its default in [`Config::preset`], and one line in `parse.rs`.
 
+mod check;
 mod dns;
 mod domain;
 mod duration;
 mod error;
 mod exempt;
+mod group;
 mod link;
 mod outbound;
 mod parse;
@@ -29,11 +31,13 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
+pub use check::Check;
 pub use dns::Dns;
 pub use domain::DomainSource;
 pub use duration::{LONGEST as LONGEST_DURATION, format_duration, parse_duration};
 pub use error::{ConfigError, Finding, Findings};
 pub use exempt::{CgroupPath, IdOrName, Mark};
+pub use group::{Group, GroupKind};
 pub use link::{LinkPattern, WanPattern};
 pub use outbound::Outbound;
 pub use refusal::Refusal;
@@ -57,10 +61,14 @@ pub struct Config {
     pub lan: Lan,
     /// `[wan]`: what of the gateway's own traffic is proxied.
     pub wan: Wan,
-    /// `[[outbound]]`: the ways out. Never empty and the names differ. The first is used;
-    /// default `direct://`.
+    /// `[[outbound]]`: the ways out. Never empty and the names differ. Default `direct://`.
     #[serde(rename = "outbound")]
     pub outbounds: Vec<Outbound>,
+    /// `[[group]]`: several of them as one. Default: none.
+    #[serde(rename = "group", skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<Group>,
+    /// `[check]`: how the members of groups are checked.
+    pub check: Check,
     /// `[[rule]]`: which connections take another outbound. In their order: the first that matches decides.
     /// Default: none.
     #[serde(rename = "rule", skip_serializing_if = "Vec::is_empty")]
@@ -244,6 +252,10 @@ pub struct Proxy {
     /// once. Default 10s.
     #[serde(serialize_with = "duration::serialize")]
     pub drain: Duration,
+    /// `outbound`: the name of the outbound or group for all that no rule is about. Default: the first `[[group]]`,
+    /// or without groups the first `[[outbound]]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub outbound: Option<String>,
 }
 
 impl Default for Config {
@@ -268,6 +280,8 @@ impl Config {
                 },
             },
             outbounds: vec![Outbound::direct()],
+            groups: Vec::new(),
+            check: Check::default(),
             rules: Vec::new(),
             bypass: Bypass {
                 private: stage != Stage::One,
@@ -296,6 +310,7 @@ impl Config {
             proxy: Proxy {
                 port: 0,
                 drain: Duration::from_secs(10),
+                outbound: None,
             },
         }
     }
@@ -322,12 +337,12 @@ impl Config {
         parse::config(text, path)
     }
 
-    /// The outbound that is used.
+    /// The name of the outbound or group that takes all that no rule is about.
     #[must_use]
-    pub fn outbound(&self) -> &Outbound {
-        self.outbounds
-            .first()
-            .expect("a configuration has an outbound")
+    pub fn default_exit(&self) -> &str {
+        let first = || self.groups.first().map(|group| &group.name);
+        let named = self.proxy.outbound.as_ref().or_else(first);
+        named.map_or_else(|| &*self.outbounds[0].name, |name| name)
     }
 
     fn parse_bytes(bytes: &[u8], path: &Path) -> Result<Self, ConfigError> {

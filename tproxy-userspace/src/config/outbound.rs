@@ -240,7 +240,7 @@ fn leads_somewhere(outbound: &Outbound, via: &str, all: &[Outbound]) -> Result<(
     Ok(())
 }
 
-fn outbound_name(text: &str) -> Result<String, Refusal> {
+pub(super) fn outbound_name(text: &str) -> Result<String, Refusal> {
     let fits = (1..=LONGEST_NAME).contains(&text.len())
         && text
             .bytes()

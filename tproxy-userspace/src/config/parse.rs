@@ -8,8 +8,8 @@ use super::error::ConfigError;
 use super::read::{Faults, Table, document};
 use super::value::{at_least, boolean, choice, integer, list, number_or_text, text, within};
 use super::{
-    CgroupPath, Config, IdOrName, LinkPattern, Mark, OnProxyDown, Refusal, Stage, WanPattern, dns,
-    outbound, rule,
+    CgroupPath, Config, IdOrName, LinkPattern, Mark, OnProxyDown, Refusal, Stage, WanPattern,
+    check, dns, group, outbound, rule,
 };
 use crate::policy::prefix;
 use crate::policy::source::{STANDARD_INPUT, Source};
@@ -57,7 +57,10 @@ fn read(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
         );
     });
     outbound::read(root, &mut config.outbounds);
-    config.rules = rule::read(root, &config.outbounds, folder);
+    config.groups = group::read(root, &config.outbounds);
+    check::read(root, &mut config.check);
+    let names = group::names(&config.outbounds, &config.groups);
+    config.rules = rule::read(root, &names, folder);
     root.table("bypass", |bypass| {
         bypass.optional("private", &mut config.bypass.private, boolean);
         prefixes(bypass, "prefixes", &mut config.bypass.prefixes);
@@ -126,6 +129,12 @@ fn read(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
             integer("a port", 0..=65_535),
         );
         proxy.optional("drain", &mut config.proxy.drain, at_least(Duration::ZERO));
+        let exit = text("the name of an outbound or group", "proxy", |text| {
+            outbound::known(text, &names)
+        });
+        proxy.optional("outbound", &mut config.proxy.outbound, |value, faults| {
+            exit(value, faults).map(Some)
+        });
     });
 }
 

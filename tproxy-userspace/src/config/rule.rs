@@ -9,7 +9,7 @@ use super::domain::{DomainSource, domains};
 use super::parse::file;
 use super::read::{Faults, Table};
 use super::value::{Value, choice, integer, some, text};
-use super::{Outbound, Refusal, outbound};
+use super::{Refusal, outbound};
 use crate::policy::port::PortRange;
 use crate::policy::prefix;
 use crate::policy::rule::Protocol;
@@ -44,14 +44,13 @@ pub struct Rule {
     /// `protocol`: "tcp" or "udp". Default: both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
-    /// `outbound`: the name of an `[[outbound]]`, or "direct" or "block", which are there without being named;
+    /// `outbound`: the name of an `[[outbound]]` or a `[[group]]`, or "direct" or "block", which are there without being named;
     /// required.
     pub outbound: String,
 }
 
 /// Reads each `[[rule]]`.
-pub(super) fn read(root: &mut Table<'_>, outbounds: &[Outbound], folder: &Path) -> Vec<Rule> {
-    let known = outbound::names(outbounds);
+pub(super) fn read(root: &mut Table<'_>, exits: &[&str], folder: &Path) -> Vec<Rule> {
     let mut rules = Vec::new();
     let mut number = 0;
     root.tables("rule", |table| {
@@ -84,7 +83,7 @@ pub(super) fn read(root: &mut Table<'_>, outbounds: &[Outbound], folder: &Path) 
             protocols(value, faults).map(Some)
         });
         let one = text("the name of an outbound", "proxy", |text| {
-            outbound::known(text, &known)
+            outbound::known(text, exits)
         });
         if let Some(outbound) = table.required("outbound", one) {
             rule.outbound = outbound.into_inner();

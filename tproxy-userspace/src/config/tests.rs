@@ -4,6 +4,7 @@ use super::*;
 use crate::data;
 use crate::data::dns::Prefer;
 use crate::policy::domain::Domain;
+use crate::policy::group::Key;
 use crate::policy::rule::Protocol;
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
@@ -42,6 +43,12 @@ interfaces = []
 [[outbound]]
 name = "direct"
 url = "direct://"
+
+[check]
+url = "http://cp.cloudflare.com/generate_204"
+dns = "1.1.1.1:53"
+interval = "1m"
+timeout = "5s"
 
 [bypass]
 private = true
@@ -96,7 +103,7 @@ fn every_key_has_its_default() {
     assert_eq!((dns.cache, dns.stale), (10_000, Duration::from_hours(24)));
     // The one key that TOML has no way to print.
     assert_eq!(config.tcp.max_connections, None);
-    assert_eq!(config.outbound(), &Outbound::direct());
+    assert_eq!(config.default_exit(), "direct");
     assert_eq!(parse(DEFAULTS).unwrap(), config);
 }
 
@@ -113,6 +120,33 @@ fn the_gateways_own_traffic_is_a_matter_of_the_stage() {
     }
     let none = parse("stage = 3\n[wan]\ninterfaces = []").unwrap();
     assert_eq!(none.wan, Wan::default());
+}
+
+fn group(name: &str, kind: GroupKind, members: &[&str]) -> Group {
+    Group {
+        name: name.to_owned(),
+        kind,
+        members: members.iter().map(ToString::to_string).collect(),
+        tolerance: None,
+        by: None,
+        default: None,
+    }
+}
+
+#[test]
+fn what_no_rule_is_about_takes_the_first_group_or_outbound_unless_one_is_named() {
+    let outbounds = "[[outbound]]\nname = \"a\"\nurl = \"direct://\"\n\
+                     [[outbound]]\nname = \"b\"\nurl = \"direct://\"\n";
+    let group = "[[group]]\nname = \"g\"\nkind = \"fallback\"\nmembers = [\"b\", \"a\"]\n";
+    for (text, name) in [
+        (String::new(), "direct"),
+        (outbounds.to_owned(), "a"),
+        (format!("{outbounds}{group}"), "g"),
+        (format!("{outbounds}{group}[proxy]\noutbound = \"b\""), "b"),
+        (format!("{outbounds}[proxy]\noutbound = \"block\""), "block"),
+    ] {
+        assert_eq!(parse(&text).unwrap().default_exit(), name, "{text}");
+    }
 }
 
 #[test]
@@ -139,6 +173,26 @@ fn every_key_is_read() {
         name = "far"
         url = "http://192.0.2.2:8080"
         via = "proxy"
+        [[group]]
+        name = "auto"
+        kind = "url-test"
+        members = ["spread", "proxy", "direct"]
+        tolerance = "20ms"
+        [[group]]
+        name = "spread"
+        kind = "load-balance"
+        members = ["proxy", "far"]
+        by = "source"
+        [[group]]
+        name = "mine"
+        kind = "select"
+        members = ["proxy", "auto", "block"]
+        default = "auto"
+        [check]
+        url = "https://Check.example:8443/a?b"
+        dns = "[2001:db8::53]:5353"
+        interval = "5m"
+        timeout = "2s"
         [[rule]]
         name = "all of it"
         domain = ["x.com", ".Y.com", "full:z.com", "keyword:v", "regexp:^a:[/]$", "domains.txt", "/srv/geosite:cn"]
@@ -149,7 +203,7 @@ fn every_key_is_read() {
         protocol = "udp"
         outbound = "other"
         [[rule]]
-        outbound = "proxy"
+        outbound = "spread"
         [bypass]
         private = true
         prefixes = ["203.0.113.0/24", "2001:db8::1"]
@@ -187,6 +241,7 @@ fn every_key_is_read() {
         [proxy]
         port = 12345
         drain = "0s"
+        outbound = "mine"
         "#,
     )
     .unwrap();
@@ -220,6 +275,31 @@ fn every_key_is_read() {
                 ..Outbound::new("far", "http://192.0.2.2:8080".parse().unwrap())
             },
         ],
+        groups: vec![
+            Group {
+                tolerance: Some(Duration::from_millis(20)),
+                ..group("auto", GroupKind::UrlTest, &["spread", "proxy", "direct"])
+            },
+            Group {
+                by: Some(Key::Source),
+                ..group("spread", GroupKind::LoadBalance, &["proxy", "far"])
+            },
+            Group {
+                default: Some("auto".to_owned()),
+                ..group("mine", GroupKind::Select, &["proxy", "auto", "block"])
+            },
+        ],
+        check: Check {
+            url: data::CheckUrl {
+                tls: true,
+                host: url::Host::Domain("check.example".to_owned()),
+                port: 8443,
+                path: "/a?b".to_owned(),
+            },
+            dns: "[2001:db8::53]:5353".parse().unwrap(),
+            interval: Duration::from_secs(300),
+            timeout: Duration::from_secs(2),
+        },
         rules: vec![
             Rule {
                 name: "all of it".to_owned(),
@@ -249,7 +329,7 @@ fn every_key_is_read() {
                 source: vec![],
                 port: vec![],
                 protocol: None,
-                outbound: "proxy".to_owned(),
+                outbound: "spread".to_owned(),
             },
         ],
         bypass: Bypass {
@@ -308,6 +388,7 @@ fn every_key_is_read() {
         proxy: Proxy {
             port: 12345,
             drain: Duration::ZERO,
+            outbound: Some("mine".to_owned()),
         },
     };
     assert_eq!(config, expected);
@@ -442,7 +523,7 @@ fn unknown_keys_lead_to_known_ones() {
         (
             "colour = 1",
             "unknown key `colour`",
-            "known here: stage, on_proxy_down, lan, wan, outbound, rule, bypass, dns, sniff, exempt, tcp, udp, gateway, proxy",
+            "known here: stage, on_proxy_down, lan, wan, outbound, group, check, rule, bypass, dns, sniff, exempt, tcp, udp, gateway, proxy",
         ),
     ] {
         assert_eq!(only_finding(text), (message.to_owned(), help.to_owned()));
@@ -601,6 +682,61 @@ fn wrong_types_and_values_are_told_with_what_is_right() {
             "outbound = [{ name = \"a\", url = \"socks5://h:1\", via = \"b\" }, { name = \"b\", url = \"http://h:1\", via = \"c\" }, { name = \"c\", url = \"http://h:2\", via = \"b\" }]",
             "`b` would be reached through itself: b → c → b",
             "let one of them be reached without `via`",
+        ),
+        (
+            "group = [{ name = \"g\", kind = \"fastest\", members = [\"direct\"] }]",
+            "expected \"select\" or \"fallback\" or \"url-test\" or \"load-balance\", found \"fastest\"",
+            "write \"select\" or \"fallback\" or \"url-test\" or \"load-balance\"",
+        ),
+        (
+            "group = [{ name = \"direct\", kind = \"select\", members = [\"block\"] }]",
+            "there is an outbound or group of the name `direct` already",
+            "give each a name of its own",
+        ),
+        (
+            "group = [{ name = \"g\", kind = \"select\", members = [] }]",
+            "an empty list matches nothing",
+            "leave the key out if anything may match",
+        ),
+        (
+            "group = [{ name = \"g\", kind = \"select\", members = [\"direkt\"] }]",
+            "there is no outbound `direkt`",
+            "did you mean `direct`?",
+        ),
+        (
+            "group = [{ name = \"g\", kind = \"select\", members = [\"direct\", \"direct\"] }]",
+            "`direct` is a member twice",
+            "name each once",
+        ),
+        (
+            "group = [{ name = \"g\", kind = \"select\", members = [\"direct\"], tolerance = \"1s\" }]",
+            "`tolerance` is of use only in a group of the kind \"url-test\"",
+            "leave it out",
+        ),
+        (
+            "group = [{ name = \"g\", kind = \"select\", members = [\"direct\"], default = \"block\" }]",
+            "`block` is not a member of the group",
+            "name one of them",
+        ),
+        (
+            "group = [{ name = \"g\", kind = \"select\", members = [\"h\"] }, { name = \"h\", kind = \"select\", members = [\"direct\", \"g\"] }]",
+            "the group `g` would be a member of itself",
+            "leave the group out that leads back to it",
+        ),
+        (
+            "check.url = \"ftp://h/\"",
+            "`ftp://h/` does not begin with http:// or https://",
+            "write one like http://192.0.2.1/ or https://www.example.com/generate_204",
+        ),
+        (
+            "check.dns = \"dns.example\"",
+            "`dns.example` is not the address of a DNS server",
+            "write one like 192.0.2.1, 192.0.2.1:53 or [2001:db8::1]:53",
+        ),
+        (
+            "proxy.outbound = \"auto\"",
+            "there is no outbound `auto`",
+            "there are: direct, block",
         ),
         (
             "outbound = [{ name = \"a\", url = \"socks5://h:1\", via = \"bloc\" }]",

@@ -3,7 +3,9 @@
 //! It knows nothing of the kernel half. Steered connections arrive on its [`Sockets`] with the original
 //! destination as their local address, steered datagrams with it in a control message.
 
+mod check;
 pub mod dns;
+mod exit;
 mod guard;
 mod hands;
 mod limits;
@@ -21,6 +23,8 @@ mod tls;
 mod udp;
 mod way;
 
+pub use self::check::{CheckSettings, CheckUrl};
+pub use self::exit::{GroupStatus, NamedGroup};
 pub use self::limits::{Budget, Limits};
 pub use self::outbound::{Outbound, OutboundError};
 pub use self::proxy::{DrainReport, Proxy};
@@ -29,7 +33,7 @@ pub use self::resolve::LookupError;
 pub use self::router::{Explained, Named, NamedRule, Resolving, Routing, Sniff, Taken};
 pub use self::sockets::Sockets;
 pub use self::stats::Stats;
-pub use self::way::Upstream;
+pub use self::way::{HealthStatus, OutboundStatus, Upstream};
 
 use std::io;
 use std::net::SocketAddr;
@@ -68,6 +72,11 @@ pub enum Error {
         /// What it is to be reached through.
         via: String,
     },
+    /// A group has none, one that is not there, or itself.
+    #[error(
+        "the group \"{0}\" has no members, one that is neither an outbound nor a group, or itself"
+    )]
+    Member(String),
     /// The servers that speak TLS cannot be asked.
     #[error(transparent)]
     Tls(#[from] TlsError),

@@ -11,7 +11,9 @@ use tokio::task::AbortHandle;
 use tokio::time::timeout;
 
 use super::Error;
+use super::check;
 use super::dns::{self, Announcement, Choose, Dns, DnsStats, Group};
+use super::exit::GroupStatus;
 use super::guard::Guard;
 use super::hands::Hands;
 use super::limits::{Budget, Limits};
@@ -23,7 +25,7 @@ use super::sockets::Sockets;
 use super::stats::Stats;
 use super::tcp::{self, TcpRelay};
 use super::udp::UdpRelay;
-use super::way::{Upstream, follow};
+use super::way::{OutboundStatus, Upstream, follow};
 use crate::net::{SocketFactory, raise_open_files};
 use crate::policy::rule::Query;
 
@@ -124,6 +126,12 @@ impl Proxy {
         let sweeping = tokio::spawn(udp.sweep());
         proxy.receiving.push(sweeping.abort_handle());
         proxy.receiving.push(tokio::spawn(following).abort_handle());
+        let watching = check::watch(
+            Arc::clone(&proxy.shared),
+            proxy.dialer.clone(),
+            proxy.resolver.clone(),
+        );
+        proxy.receiving.push(tokio::spawn(watching).abort_handle());
         Ok(proxy)
     }
 
@@ -208,6 +216,26 @@ impl Proxy {
     #[must_use]
     pub fn servers(&self) -> watch::Receiver<BTreeSet<IpAddr>> {
         self.shared.servers()
+    }
+
+    /// What is known of the outbounds.
+    #[must_use]
+    pub fn outbounds(&self) -> Vec<OutboundStatus> {
+        self.shared.router().outbounds()
+    }
+
+    /// What the groups do.
+    #[must_use]
+    pub fn groups(&self) -> Vec<GroupStatus> {
+        self.shared.router().groups()
+    }
+
+    /// From now on new connections that take the group take this member of it.
+    ///
+    /// # Errors
+    /// What is wrong, for people.
+    pub fn select(&self, group: &str, member: &str) -> Result<(), String> {
+        self.shared.router().select(group, member)
     }
 
     /// What it did so far.

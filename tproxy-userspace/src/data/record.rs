@@ -7,9 +7,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use serde::Serialize;
-use tokio::sync::{Notify, watch};
+use tokio::sync::watch;
 
-use super::router::{Choice, Router};
+use super::exit::Choice;
+use super::router::Router;
 use super::stats::Counters;
 pub use crate::policy::rule::Protocol;
 use crate::policy::rule::Query;
@@ -95,7 +96,7 @@ outcomes! {
 #[derive(Debug)]
 pub struct Record {
     shared: Arc<Shared>,
-    /// The outbound that it took, and the rule that says so. None before the choice, and for what takes none. Of an
+    /// The outbound that it took, the group that has it, and the rule that says so. None before the choice, and for what takes none. Of an
     /// association the rule and the name are those of its first flow.
     pub choice: Option<Choice>,
     /// The name that the device asks for, if it was read.
@@ -117,7 +118,7 @@ pub struct Record {
 #[derive(Debug)]
 pub struct Shared {
     router: RwLock<Arc<Router>>,
-    replaced: Notify,
+    replacements: watch::Sender<()>,
     servers: watch::Sender<BTreeSet<IpAddr>>,
     /// The proxy's counters.
     pub counters: Counters,
@@ -130,7 +131,7 @@ impl Shared {
         Self {
             servers: watch::Sender::new(router.servers()),
             router: RwLock::new(Arc::new(router)),
-            replaced: Notify::new(),
+            replacements: watch::Sender::new(()),
             counters: Counters::default(),
         }
     }
@@ -145,12 +146,13 @@ impl Shared {
     pub fn replace(&self, router: Router) {
         *self.router.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(router);
         self.publish();
-        self.replaced.notify_one();
+        self.replacements.send_replace(());
     }
 
-    /// Waits for the next [`replace`](Self::replace). For one task.
-    pub async fn replaced(&self) {
-        self.replaced.notified().await;
+    /// Changes with each [`replace`](Self::replace).
+    #[must_use]
+    pub fn replacements(&self) -> watch::Receiver<()> {
+        self.replacements.subscribe()
     }
 
     /// Tells of the present addresses of the servers, if they are others than before.
@@ -239,6 +241,7 @@ impl Drop for Record {
             destination = %self.destination,
             name = self.name.as_deref(),
             outbound = self.choice.as_ref().map(|choice| &*choice.way.name),
+            group = self.choice.as_ref().and_then(Choice::group),
             rule = self.choice.as_ref().and_then(|choice| choice.rule.as_deref()),
             up = self.up,
             down = self.down,
@@ -283,9 +286,10 @@ mod tests {
             assert_eq!(shared.counters.now(Protocol::Tcp).load(Relaxed), 1);
             (record.up, record.down) = (17, 18);
             record.name = Some("www.example".into());
+            let query = record.query();
             record.choice = Some(Choice {
                 rule: Some("video".into()),
-                ..shared.router().default_choice()
+                ..shared.router().default_choice(&query)
             });
             record.outcome = Outcome::Idle;
         });

@@ -5,15 +5,17 @@ mod explain;
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::select_all;
 
 use super::Error;
+use super::check::{CheckSettings, Checker};
+use super::exit::{Choice, Exit, Group, GroupStatus, NamedGroup};
 use super::guard::Guard;
 use super::outbound::Outbound;
 use super::resolve::Resolver;
-use super::way::Way;
+use super::way::{OutboundStatus, Way};
 use crate::net::Binding;
 use crate::policy::rule::{Protocol, Query, Rules};
 
@@ -51,8 +53,14 @@ impl Named {
 /// What decides where traffic goes.
 #[derive(Clone, Debug)]
 pub struct Routing {
-    /// The outbounds. The first is for all that no rule is about.
+    /// The outbounds.
     pub outbounds: Vec<Named>,
+    /// The groups of them. No name is that of an outbound or of another group.
+    pub groups: Vec<NamedGroup>,
+    /// The name of the outbound or group for all that no rule is about. None: the first outbound.
+    pub default: Option<String>,
+    /// How the members of groups are checked.
+    pub check: CheckSettings,
     /// Which connections take which. They may name "direct" and "block" although there is none of that name.
     pub rules: Arc<Rules>,
     /// The rule (by its place) whose names are looked up by the DNS servers that are asked directly.
@@ -94,6 +102,9 @@ impl Routing {
     pub fn plain(outbounds: Vec<Named>) -> Self {
         Self {
             outbounds,
+            groups: Vec::new(),
+            default: None,
+            check: CheckSettings::default(),
             rules: Arc::new(Rules::none()),
             direct_names: None,
             sniff: None,
@@ -109,23 +120,18 @@ impl Named {
     }
 }
 
-/// Which way something takes.
-#[derive(Clone, Debug)]
-pub struct Choice {
-    /// The outbound.
-    pub way: Arc<Way>,
-    /// The rule that says so. None: no rule is about it, so it is the default.
-    pub rule: Option<Arc<str>>,
-}
+/// Name and exit of a rule.
+type OfRule = (Arc<str>, Exit);
 
-/// Name and way of a rule.
-type OfRule = (Arc<str>, Arc<Way>);
-
-/// The outbounds in use, and the rules.
+/// The outbounds in use, their groups, and the rules.
 #[derive(Debug)]
 pub struct Router {
-    /// Never empty. The first is for all that no rule is about.
+    /// Never empty.
     ways: Vec<Arc<Way>>,
+    groups: Vec<Arc<Group>>,
+    /// For all that no rule is about.
+    default: Exit,
+    checker: Arc<Checker>,
     rules: Arc<Rules>,
     of_rules: Vec<OfRule>,
     direct_names: Option<usize>,
@@ -138,7 +144,7 @@ impl Router {
     ///
     /// # Errors
     /// [`Error::NoOutbound`], [`Error::Via`], [`Error::Lookup`], [`Error::Loop`], [`Error::Tls`],
-    /// [`Error::UnknownOutbound`].
+    /// [`Error::UnknownOutbound`], [`Error::Member`].
     pub async fn open(
         routing: Routing,
         previous: Option<&Self>,
@@ -147,6 +153,9 @@ impl Router {
     ) -> Result<Self, Error> {
         let Routing {
             mut outbounds,
+            groups,
+            default,
+            check,
             rules,
             direct_names,
             sniff,
@@ -176,14 +185,40 @@ impl Router {
             });
         }
         let ways: Vec<Arc<Way>> = ways.into_iter().flatten().collect();
-        let of_rules = of_rules(&rules, &ways)?;
-        Ok(Self {
+        let before = previous.map_or(&[][..], |router| &router.groups);
+        let groups = open_groups(groups, &ways, before)?;
+        let checker = Arc::new(Checker::new(check)?);
+        let default = match default {
+            None => Exit::Way(Arc::clone(&ways[0])),
+            Some(name) => exit(&name, &ways, &groups).ok_or(Error::NoOutbound)?,
+        };
+        let router = Self {
+            of_rules: of_rules(&rules, &ways, &groups)?,
             ways,
+            groups,
+            default,
+            checker,
             rules,
-            of_rules,
             direct_names,
             sniff,
-        })
+        };
+        // When nothing can fail any more: the ways may be in use.
+        router.set_checks();
+        Ok(router)
+    }
+
+    /// The members of groups are checked, and no other outbound is: nobody asked for that.
+    fn set_checks(&self) {
+        let groups = self
+            .groups
+            .iter()
+            .map(|group| Exit::Group(Arc::clone(group)));
+        let groups: Vec<Exit> = groups.collect();
+        for way in &self.ways {
+            let mut members = groups.iter().flat_map(Exit::all);
+            let is_member = members.any(|member| Arc::ptr_eq(member, way));
+            way.check_every(is_member.then(|| self.checker.interval()));
+        }
     }
 
     /// One outbound as a test writes it.
@@ -197,8 +232,12 @@ impl Router {
     pub fn with_rules(ways: Vec<impl Into<Arc<Way>>>, rules: Rules, sniff: Option<Sniff>) -> Self {
         let ways: Vec<_> = ways.into_iter().map(Into::into).collect();
         let rules = Arc::new(rules);
+        let checker = Checker::new(CheckSettings::default());
         Self {
-            of_rules: of_rules(&rules, &ways).expect("outbounds that are there"),
+            of_rules: of_rules(&rules, &ways, &[]).expect("outbounds that are there"),
+            groups: Vec::new(),
+            default: Exit::Way(Arc::clone(&ways[0])),
+            checker: Arc::new(checker.expect("no TLS")),
             ways,
             rules,
             direct_names: None,
@@ -206,19 +245,25 @@ impl Router {
         }
     }
 
-    /// The way of all that no rule is about.
-    #[must_use]
+    /// The way of all that no rule is about, where that is no group.
+    #[cfg(test)]
     pub fn default_way(&self) -> &Arc<Way> {
-        self.ways.first().expect("a router has an outbound")
+        match &self.default {
+            Exit::Way(way) => way,
+            Exit::Group(group) => panic!("the default is the group {}", group.name),
+        }
     }
 
-    /// The same as a choice.
+    /// What takes all that no rule is about.
     #[must_use]
-    pub fn default_choice(&self) -> Choice {
-        Choice {
-            way: Arc::clone(self.default_way()),
-            rule: None,
-        }
+    pub fn default_exit(&self) -> &Exit {
+        &self.default
+    }
+
+    /// The way of something that no rule is about.
+    #[must_use]
+    pub fn default_choice(&self, query: &Query<'_>) -> Choice {
+        Choice::new(&self.default, None, query)
     }
 
     /// The way that the rules say.
@@ -226,13 +271,65 @@ impl Router {
     pub fn choose(&self, query: &Query<'_>) -> Choice {
         match self.rules.decide(query).rule {
             Some((rule, _)) => {
-                let (rule, way) = &self.of_rules[rule];
-                Choice {
-                    way: Arc::clone(way),
-                    rule: Some(Arc::clone(rule)),
-                }
+                let (rule, exit) = &self.of_rules[rule];
+                Choice::new(exit, Some(rule), query)
             }
-            None => self.default_choice(),
+            None => self.default_choice(query),
+        }
+    }
+
+    /// All outbounds.
+    #[must_use]
+    pub fn ways(&self) -> &[Arc<Way>] {
+        &self.ways
+    }
+
+    /// Who makes the checks.
+    #[must_use]
+    pub fn checker(&self) -> &Arc<Checker> {
+        &self.checker
+    }
+
+    /// When the next check is to be made.
+    #[must_use]
+    pub fn next_due(&self) -> Option<Instant> {
+        self.ways.iter().filter_map(|way| way.next_due()).min()
+    }
+
+    /// Waits until a check may be due sooner than it was.
+    pub(super) async fn doubted(&self) {
+        select_all(self.ways.iter().map(|way| Box::pin(way.doubted()))).await;
+    }
+
+    /// What is known of the outbounds.
+    #[must_use]
+    pub fn outbounds(&self) -> Vec<OutboundStatus> {
+        self.ways.iter().map(|way| way.status()).collect()
+    }
+
+    /// What the groups do.
+    #[must_use]
+    pub fn groups(&self) -> Vec<GroupStatus> {
+        self.groups.iter().map(|group| group.status()).collect()
+    }
+
+    /// From now on the group takes this member.
+    ///
+    /// # Errors
+    /// What is wrong, for people.
+    pub fn select(&self, group: &str, member: &str) -> Result<(), String> {
+        match self.groups.iter().find(|one| *one.name == *group) {
+            Some(group) => group.select(member),
+            None if self.groups.is_empty() => Err(format!(
+                "there is no group \"{group}\": the configuration has no [[group]]"
+            )),
+            None => {
+                let names: Vec<&str> = self.groups.iter().map(|one| &*one.name).collect();
+                Err(format!(
+                    "there is no group \"{group}\"; there are {}",
+                    names.join(", ")
+                ))
+            }
         }
     }
 
@@ -262,8 +359,8 @@ impl Router {
     #[must_use]
     pub fn is_always_direct(&self, name: &str, address: IpAddr) -> bool {
         let is_direct = |rule: Option<usize>| {
-            let way = rule.map_or(self.default_way(), |rule| &self.of_rules[rule].1);
-            way.is_plainly_direct()
+            let exit = rule.map_or(&self.default, |rule| &self.of_rules[rule].1);
+            exit.is_plainly_direct()
         };
         self.rules.all(name, address, is_direct)
     }
@@ -308,14 +405,51 @@ fn order(outbounds: &[Named]) -> Result<Vec<usize>, Error> {
     Ok(order)
 }
 
-fn of_rules(rules: &Rules, ways: &[Arc<Way>]) -> Result<Vec<OfRule>, Error> {
+/// The outbound or group of this name.
+fn exit(name: &str, ways: &[Arc<Way>], groups: &[Arc<Group>]) -> Option<Exit> {
+    let way = ways.iter().find(|way| *way.name == *name);
+    let group = groups.iter().find(|group| *group.name == *name);
+    way.cloned()
+        .map(Exit::Way)
+        .or_else(|| group.cloned().map(Exit::Group))
+}
+
+/// Opens groups, each behind those that are its members.
+fn open_groups(
+    mut specs: Vec<NamedGroup>,
+    ways: &[Arc<Way>],
+    before: &[Arc<Group>],
+) -> Result<Vec<Arc<Group>>, Error> {
+    let names: Vec<String> = specs.iter().map(|spec| spec.name.clone()).collect();
+    let mut groups = Vec::with_capacity(specs.len());
+    while !specs.is_empty() {
+        let members = |spec: &NamedGroup| -> Option<Vec<Exit>> {
+            let members = spec.members.iter();
+            members.map(|name| exit(name, ways, &groups)).collect()
+        };
+        let ready = specs
+            .iter()
+            .position(|spec| members(spec).is_some_and(|members| !members.is_empty()));
+        let Some(ready) = ready else {
+            return Err(Error::Member(specs.swap_remove(0).name));
+        };
+        let spec = specs.remove(ready);
+        let members = members(&spec).unwrap_or_default();
+        let previous = before.iter().find(|group| *group.name == *spec.name);
+        groups.push(Group::open(spec, members, previous));
+    }
+    let place = |group: &Arc<Group>| names.iter().position(|name| **name == *group.name);
+    groups.sort_by_key(place);
+    Ok(groups)
+}
+
+fn of_rules(rules: &Rules, ways: &[Arc<Way>], groups: &[Arc<Group>]) -> Result<Vec<OfRule>, Error> {
     let of_rule = |(rule, outbound): (&str, &str)| {
-        let way = ways.iter().find(|way| *way.name == *outbound);
-        let way = way.ok_or_else(|| Error::UnknownOutbound {
+        let exit = exit(outbound, ways, groups).ok_or_else(|| Error::UnknownOutbound {
             rule: rule.to_owned(),
             outbound: outbound.to_owned(),
         })?;
-        Ok((rule.into(), Arc::clone(way)))
+        Ok((rule.into(), exit))
     };
     rules.names_and_outbounds().map(of_rule).collect()
 }

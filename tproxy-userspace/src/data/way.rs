@@ -1,5 +1,6 @@
 //! An outbound in use: with its server's addresses, which are known before anything is relayed and kept fresh.
 
+mod condition;
 mod road;
 
 use std::collections::BTreeSet;
@@ -14,6 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use url::Host;
 
+pub use self::condition::{HealthStatus, OutboundStatus};
 use super::Error;
 use super::guard::Guard;
 use super::outbound::{DialError, Outbound};
@@ -23,6 +25,7 @@ use super::router::{Named, Router, Routing};
 use super::sockets::Sockets;
 use super::tls::{Connector, Roots, TlsError};
 use crate::net::{Binding, SocketFactory};
+use crate::policy::health::Health;
 
 /// A name is not looked up more often than this because its time is over, whatever its TTL.
 const SHORTEST_TTL: Duration = Duration::from_secs(10);
@@ -84,6 +87,10 @@ pub struct Way {
     failed: Notify,
     /// What a person has to mend was told.
     told: AtomicBool,
+    /// What is known of it, of each protocol.
+    health: Mutex<[Health; 2]>,
+    /// A check may be due sooner than it was.
+    doubted: Notify,
 }
 
 /// What is known of a server.
@@ -122,6 +129,7 @@ impl Way {
         let mut way = Self::literal(&name, outbound);
         way.via = via;
         way.binding = binding;
+        way.set_protocols();
         if way.outbound.speaks_tls() {
             way.tls = connector(&way.outbound, &Roots::system()?)?;
         }
@@ -161,7 +169,9 @@ impl Way {
             Host::Domain(_) => None,
         });
         let addresses = arrange(address.as_slice(), port(&outbound));
-        Self::new(name, outbound, addresses, LONGEST_TTL)
+        let mut way = Self::new(name, outbound, addresses, LONGEST_TTL);
+        way.set_protocols();
+        way
     }
 
     /// An outbound as a test writes it.
@@ -180,6 +190,7 @@ impl Way {
     #[cfg(test)]
     pub fn via(mut self, other: Self) -> Self {
         self.via = Some(Arc::new(other));
+        self.set_protocols();
         self
     }
 
@@ -215,11 +226,13 @@ impl Way {
             }),
             failed: Notify::new(),
             told: AtomicBool::new(false),
+            health: Mutex::new([Health::new(now.into()), Health::new(now.into())]),
+            doubted: Notify::new(),
         }
     }
 
     /// Tells how dialling ended, if a person has to mend something: once, until it succeeds.
-    pub(super) fn tell(&self, failure: Option<&DialError>) {
+    fn tell(&self, failure: Option<&DialError>) {
         let Some(error) = failure else {
             self.told.store(false, Relaxed);
             return;
@@ -335,11 +348,12 @@ impl Way {
 
 /// Keeps the addresses of the servers fresh, and those that are published, for ever.
 pub async fn follow(shared: Arc<Shared>, resolver: Resolver, guard: Arc<Guard>) {
+    let mut replaced = shared.replacements();
     loop {
         let router = shared.router();
         tokio::select! {
             () = router.refresh(&resolver, &guard) => shared.publish(),
-            () = shared.replaced() => {}
+            _ = replaced.changed() => {}
         }
     }
 }

@@ -46,6 +46,13 @@ pub enum Request {
         /// The name.
         name: String,
     },
+    /// Take this member of a group from now on.
+    Select {
+        /// The group's name.
+        group: String,
+        /// The member's.
+        member: String,
+    },
     /// Give up these links when the connections have ended.
     Detach {
         /// Their names.

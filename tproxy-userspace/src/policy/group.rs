@@ -1,24 +1,18 @@
 //! Groups of outbounds: which member a connection takes, by what is known of their health.
 //!
-//! Members are numbered as they are configured. No I/O and no clock: the caller says what time it is, makes the checks
-//! that are due, and reports what came of them and of its connections. TCP and UDP are apart: a server may carry one
-//! and not the other.
+//! Members are numbered as they are configured. TCP and UDP are apart: a server may carry one and not the other.
 
 #[cfg(test)]
 mod tests;
 
 use std::cmp::Reverse;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde::Serialize;
 
+use super::health::{Standing, State};
 use super::rule::Protocol;
-
-/// Connections that fail one after the other until a member counts as down before a check says so.
-const PATIENCE: u32 = 2;
-/// How soon a member that is down is checked again; then after twice as long, up to the interval.
-const FIRST_RETRY: Duration = Duration::from_secs(5);
 
 /// How a group chooses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,228 +27,131 @@ pub enum Kind {
         tolerance: Duration,
     },
     /// All that are up, each for its share of the keys. A key keeps its member while that is up.
-    Balance,
+    Balance(Key),
 }
 
-/// Is a member of use?
+impl Kind {
+    /// The word for it in a configuration.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Select => "select",
+            Self::Fallback => "fallback",
+            Self::Fastest { .. } => "url-test",
+            Self::Balance(_) => "load-balance",
+        }
+    }
+}
+
+/// What a member is chosen by where members share the work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
-    /// Nothing has come of it yet. It is used as if it were up.
+pub enum Key {
+    /// The name that the device asks for, or else the address.
     #[default]
-    Unknown,
-    /// The last check was answered.
-    Up,
-    /// It is not used while another one is up.
-    Down,
-}
-
-/// What is known of a member and one protocol.
-#[derive(Clone, Debug)]
-pub struct Health {
-    /// Is it of use?
-    pub state: State,
-    /// Since when.
-    pub since: Instant,
-    /// How long the last check took that was answered.
-    pub delay: Option<Duration>,
-    /// What went wrong last.
-    pub error: Option<Box<str>>,
-    /// Failures since the last success.
-    failures: u32,
-    /// Checks that failed one after the other.
-    misses: u32,
-    /// When it is to be checked. None while a check is under way.
-    due: Option<Instant>,
+    Destination,
+    /// The device.
+    Source,
 }
 
 /// A group.
 #[derive(Debug)]
 pub struct Group {
     kind: Kind,
-    interval: Duration,
-    /// Of each protocol all members.
-    members: [Vec<Health>; 2],
+    /// What the keys of a member go by: its name, so that the order in the configuration does not matter.
+    seeds: Vec<u64>,
     /// The member that was chosen, or is the fastest, of each protocol.
     chosen: [usize; 2],
 }
 
-/// A check that is to be made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Due {
-    /// The member.
-    pub member: usize,
-    /// By which protocol.
-    pub protocol: Protocol,
-}
-
 impl Group {
-    /// A group of so many members, none of which has been checked. Each is to be checked every `interval`.
+    /// A group of members with these names.
     #[must_use]
-    pub fn new(kind: Kind, members: usize, interval: Duration, now: Instant) -> Self {
-        let unknown = Health {
-            state: State::Unknown,
-            since: now,
-            delay: None,
-            error: None,
-            failures: 0,
-            misses: 0,
-            due: Some(now),
-        };
-        let all = vec![unknown; members];
+    pub fn new<'n>(kind: Kind, members: impl Iterator<Item = &'n str>) -> Self {
         Self {
             kind,
-            interval,
-            members: [all.clone(), all],
+            seeds: members.map(hash).collect(),
             chosen: [0; 2],
         }
     }
 
-    /// All members, the one to take first; the next are for when that fails. Where members share the work, `key`
-    /// decides.
+    /// All members, the one to take first; the next are for when that fails. `standings` are of all members in their
+    /// order. Where members share the work, `key` decides.
     #[must_use]
-    pub fn order(&self, protocol: Protocol, key: impl Hash) -> Vec<usize> {
-        let all = &self.members[protocol as usize];
-        let chosen = self.chosen[protocol as usize];
-        let mut order: Vec<usize> = (0..all.len()).collect();
+    pub fn order(
+        &mut self,
+        protocol: Protocol,
+        key: impl Hash,
+        standings: &[Standing],
+    ) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..standings.len()).collect();
         match self.kind {
-            Kind::Select => order = vec![chosen],
-            Kind::Fallback => order.sort_by_key(|member| all[*member].is_down()),
-            Kind::Fastest { .. } => order.sort_by_key(|member| {
-                let health = &all[*member];
-                let delay = health.delay.unwrap_or(Duration::MAX);
-                (health.is_down(), *member != chosen, delay)
-            }),
-            Kind::Balance => {
+            Kind::Select => order = vec![self.chosen[protocol as usize]],
+            Kind::Fallback => order.sort_by_key(|member| rank(standings[*member])),
+            Kind::Fastest { tolerance } => {
+                let chosen = &mut self.chosen[protocol as usize];
+                *chosen = fastest(standings, *chosen, tolerance);
+                order.sort_by_key(|member| {
+                    let standing = standings[*member];
+                    let delay = standing.delay.unwrap_or(Duration::MAX);
+                    (rank(standing), member != chosen, delay)
+                });
+            }
+            Kind::Balance(_) => {
+                let key = hash(key);
+                // Rendezvous hashing: the keys of a member that is gone go to the others in equal parts, and no other
+                // key moves.
                 order.sort_by_cached_key(|member| {
-                    (all[*member].is_down(), Reverse(score(&key, *member)))
+                    let drawn = hash((self.seeds[*member], key));
+                    (rank(standings[*member]), Reverse(drawn))
                 });
             }
         }
         order
     }
 
+    /// The member that a person chose. None: nobody chooses in such a group.
+    #[must_use]
+    pub fn chosen(&self) -> Option<usize> {
+        (self.kind == Kind::Select).then_some(self.chosen[0])
+    }
+
     /// From now on it is this member. False if there is none of that number, or nobody chooses in such a group.
     pub fn select(&mut self, member: usize) -> bool {
-        let can = self.kind == Kind::Select && member < self.members[0].len();
+        let can = self.kind == Kind::Select && member < self.seeds.len();
         if can {
             self.chosen = [member; 2];
         }
         can
     }
+}
 
-    /// A check was answered after this time.
-    pub fn answered(&mut self, Due { member, protocol }: Due, delay: Duration, now: Instant) {
-        let interval = self.interval;
-        let health = self.health_mut(member, protocol);
-        health.turn(State::Up, now);
-        health.delay = Some(delay);
-        (health.failures, health.misses) = (0, 0);
-        health.due = Some(now + interval);
-        self.settle(protocol);
-    }
-
-    /// A check was not answered, or not as it should be.
-    pub fn missed(&mut self, Due { member, protocol }: Due, why: &str, now: Instant) {
-        let interval = self.interval;
-        let health = self.health_mut(member, protocol);
-        health.turn(State::Down, now);
-        health.error = Some(why.into());
-        let pause = FIRST_RETRY.saturating_mul(1 << health.misses.min(16));
-        health.misses += 1;
-        health.due = Some(now + pause.min(interval));
-        self.settle(protocol);
-    }
-
-    /// A connection got through.
-    pub fn worked(&mut self, member: usize, protocol: Protocol) {
-        self.health_mut(member, protocol).failures = 0;
-    }
-
-    /// A connection failed because of the member, not of its destination. It is checked at once.
-    pub fn failed(&mut self, member: usize, protocol: Protocol, why: &str, now: Instant) {
-        let health = self.health_mut(member, protocol);
-        health.failures = health.failures.saturating_add(1);
-        health.error = Some(why.into());
-        if health.state != State::Down {
-            health.due = health.due.map(|due| due.min(now));
-        }
-        if health.failures >= PATIENCE {
-            health.turn(State::Down, now);
-        }
-        self.settle(protocol);
-    }
-
-    /// The checks whose time has come. Each is to be reported by [`answered`](Self::answered) or [`missed`](Self::missed).
-    pub fn take_due(&mut self, now: Instant) -> Vec<Due> {
-        let mut taken = Vec::new();
-        for protocol in [Protocol::Tcp, Protocol::Udp] {
-            for (member, health) in self.members[protocol as usize].iter_mut().enumerate() {
-                if health.due.take_if(|due| *due <= now).is_some() {
-                    taken.push(Due { member, protocol });
-                }
-            }
-        }
-        taken
-    }
-
-    /// When the next check is due. None while all are under way.
-    #[must_use]
-    pub fn next_due(&self) -> Option<Instant> {
-        self.members
-            .iter()
-            .flatten()
-            .filter_map(|health| health.due)
-            .min()
-    }
-
-    /// What is known of a member.
-    #[must_use]
-    pub fn health(&self, member: usize, protocol: Protocol) -> &Health {
-        &self.members[protocol as usize][member]
-    }
-
-    fn health_mut(&mut self, member: usize, protocol: Protocol) -> &mut Health {
-        &mut self.members[protocol as usize][member]
-    }
-
-    /// Finds out which is the fastest.
-    fn settle(&mut self, protocol: Protocol) {
-        let Kind::Fastest { tolerance } = self.kind else {
-            return;
-        };
-        let all = &self.members[protocol as usize];
-        let up = |member: &usize| all[*member].state == State::Up;
-        let delay = |member: &usize| all[*member].delay.unwrap_or(Duration::MAX);
-        let Some(fastest) = (0..all.len()).filter(up).min_by_key(delay) else {
-            return;
-        };
-        let chosen = self.chosen[protocol as usize];
-        if !up(&chosen) || delay(&fastest).saturating_add(tolerance) < delay(&chosen) {
-            self.chosen[protocol as usize] = fastest;
-        }
+/// What comes first: 0.
+fn rank(standing: Standing) -> u8 {
+    match standing.state {
+        State::Unknown | State::Up => 0,
+        State::Down => 1,
+        State::Unsupported => 2,
     }
 }
 
-impl Health {
-    fn is_down(&self) -> bool {
-        self.state == State::Down
-    }
-
-    fn turn(&mut self, state: State, now: Instant) {
-        if self.state != state {
-            (self.state, self.since) = (state, now);
-        }
-        if state == State::Up {
-            self.error = None;
-        }
+/// The fastest member. It is `chosen` unless another is faster by more than the tolerance, and while nobody is up.
+fn fastest(standings: &[Standing], chosen: usize, tolerance: Duration) -> usize {
+    let is_up = |member: &usize| standings[*member].state == State::Up;
+    let delay = |member: &usize| standings[*member].delay.unwrap_or(Duration::MAX);
+    let up = (0..standings.len()).filter(is_up);
+    let Some(fastest) = up.min_by_key(delay) else {
+        return chosen;
+    };
+    if !is_up(&chosen) || delay(&fastest).saturating_add(tolerance) < delay(&chosen) {
+        fastest
+    } else {
+        chosen
     }
 }
 
-/// How much a key is drawn to a member (rendezvous hashing): the keys of a member that is gone go to the others in equal
-/// parts, and no other key moves.
-fn score(key: &impl Hash, member: usize) -> u64 {
+fn hash(what: impl Hash) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (member, key).hash(&mut hasher);
+    what.hash(&mut hasher);
     hasher.finish()
 }

@@ -4,6 +4,7 @@ pub mod aggregate;
 pub mod domain;
 pub mod formats;
 pub mod group;
+pub mod health;
 pub mod learned;
 pub mod list;
 pub mod port;

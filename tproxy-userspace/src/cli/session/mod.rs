@@ -232,8 +232,16 @@ impl Session<'_> {
         what.join(", ")
     }
 
+    /// What takes all that no rule is about, for people.
     fn outbound(&self) -> String {
-        self.config.outbound().url.to_string()
+        let config = &self.config;
+        let name = config.default_exit();
+        if let Some(group) = config.groups.iter().find(|group| group.name == name) {
+            let (kind, members) = (group.kind().word(), group.members.join(", "));
+            return format!("{name}, a {kind} of {members}");
+        }
+        let outbound = config.outbounds.iter().find(|one| one.name == name);
+        outbound.map_or_else(|| format!("{name}://"), |one| one.url.to_string())
     }
 
     /// Answers a request. Returns whether the run is to end.
@@ -267,6 +275,13 @@ impl Session<'_> {
                     asked.answer(&answer).await;
                 });
             }
+            Request::Select { group, member } => {
+                let answer = match self.proxy.select(&group, &member) {
+                    Ok(()) => json!({ "selected": member }),
+                    Err(error) => json!({ "error": error }),
+                };
+                asked.answer(&answer).await;
+            }
             Request::Detach { links } if links.is_empty() => {
                 asked.answer(&json!({ "stopping": true })).await;
                 return Ok(true);
@@ -281,7 +296,9 @@ impl Session<'_> {
             "pid": std::process::id(),
             "uptime_seconds": self.started.elapsed().as_secs(),
             "outbound": self.outbound(),
-            "outbounds": self.config.outbounds,
+            "default": self.config.default_exit(),
+            "outbounds": self.proxy.outbounds(),
+            "groups": self.proxy.groups(),
             "servers": *self.servers.borrow(),
             "lan": self.config.lan.interfaces,
             "wan": self.config.wan.interfaces,

@@ -95,6 +95,48 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn any_group()(
+        kind in 0..4_u8,
+        tolerance in prop::option::of(any_duration()),
+        source: bool,
+    ) -> Group {
+        let mut group = Group {
+            name: String::new(),
+            kind: GroupKind::Select,
+            members: Vec::new(),
+            tolerance: None,
+            by: None,
+            default: None,
+        };
+        match kind {
+            0 => {}
+            1 => group.kind = GroupKind::Fallback,
+            2 => (group.kind, group.tolerance) = (GroupKind::UrlTest, tolerance),
+            _ => (group.kind, group.by) = (GroupKind::LoadBalance, source.then_some(Key::Source)),
+        }
+        group
+    }
+}
+
+prop_compose! {
+    fn any_check()(
+        url in "https?://[a-z]{1,9}\\.example(:8443)?/[a-z]{0,9}(\\?[a-z]{1,9})?",
+        dns: std::net::SocketAddrV4,
+        interval in 1..86_400_u64,
+        timeout in 100..60_000_u64,
+    ) -> Check {
+        let mut dns = std::net::SocketAddr::from(dns);
+        dns.set_port(dns.port().max(1));
+        let text = format!("check.url = \"{url}\"\ncheck.dns = \"{dns}\"");
+        Check {
+            interval: Duration::from_secs(interval),
+            timeout: Duration::from_millis(timeout),
+            ..parse(&text).unwrap().check
+        }
+    }
+}
+
+prop_compose! {
     fn any_config()(
         stage in 0..4_usize,
         drop: bool,
@@ -103,6 +145,7 @@ prop_compose! {
         wan in prop::collection::vec("default|[a-z*?.-]{3,15}", 0..3),
         names in prop::collection::btree_set("[A-Za-z0-9_.-]{1,64}", 1..4),
         mut rules in prop::collection::vec(any_rule(), 0..4),
+        (mut groups, check) in (prop::collection::vec(any_group(), 0..4), any_check()),
         host in "[a-z]{1,20}",
         private: bool,
         prefixes in any_prefixes(),
@@ -121,6 +164,13 @@ prop_compose! {
         for (rule, outbound) in rules.iter_mut().zip(names.iter().cycle()) {
             rule.outbound.clone_from(outbound);
         }
+        for (number, group) in groups.iter_mut().enumerate() {
+            group.name = format!("group-{number}");
+            group.members = names.iter().cloned().collect();
+            group.members.extend((0..number).map(|other| format!("group-{other}")));
+            group.default = (group.kind == GroupKind::Select).then(|| group.members[0].clone());
+        }
+        let outbound = groups.last().map(|group| group.name.clone());
         Config {
             stage: Stage::ALL[stage],
             on_proxy_down: if drop { OnProxyDown::Drop } else { OnProxyDown::Pass },
@@ -135,6 +185,8 @@ prop_compose! {
                 .into_iter()
                 .map(|name| Outbound::new(name, url.clone()))
                 .collect(),
+            groups,
+            check,
             rules,
             bypass: Bypass {
                 private,
@@ -152,7 +204,7 @@ prop_compose! {
             },
             udp: Udp { idle: udp_idle, dns_idle, max_associations },
             gateway: Gateway { forward, masquerade },
-            proxy: Proxy { port, drain },
+            proxy: Proxy { port, drain, outbound },
         }
     }
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::Outbound;
 use crate::data::record::Outcome;
 use crate::net::NetError;
 
@@ -56,6 +57,8 @@ pub enum DialError {
         peer: String,
         /// The limit.
         limit: Duration,
+        /// A connection to it was there. What was asked may take so long.
+        connected: bool,
     },
     /// The server is this proxy.
     #[error(
@@ -132,7 +135,40 @@ pub enum DialError {
     },
 }
 
+/// Who is to blame that something failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// The outbound.
+    Outbound,
+    /// One of the two.
+    Unclear,
+    /// The destination, or the outbound does what it is there for.
+    Destination,
+}
+
 impl DialError {
+    /// Who is to blame, if it came of this outbound?
+    #[must_use]
+    pub fn blame(&self, outbound: &Outbound) -> Blame {
+        let has_server = outbound.server().is_some();
+        match self {
+            Self::Blocked | Self::Unsupported { .. } | Self::Refused { .. } => Blame::Destination,
+            Self::Timeout { connected, .. } if has_server && !connected => Blame::Outbound,
+            Self::Timeout { .. } | Self::Socket(_) => Blame::Unclear,
+            // Whether a line is dead shows in that nothing can be reached by it.
+            Self::Connect { source, .. } if !has_server => match outcome_of(source) {
+                Outcome::Unreachable => Blame::Outbound,
+                _ => Blame::Destination,
+            },
+            Self::Connect { .. }
+            | Self::Loop { .. }
+            | Self::Handshake { .. }
+            | Self::Tls { .. }
+            | Self::Protocol { .. }
+            | Self::Auth { .. } => Blame::Outbound,
+        }
+    }
+
     /// The outcome of a connection that ended so.
     #[must_use]
     pub fn outcome(&self) -> Outcome {

@@ -20,11 +20,12 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout_at};
 
-pub use self::error::{DialError, Peer};
+pub use self::error::{Blame, DialError, Peer};
 use self::shadowsocks::ShadowsocksStream;
 pub use self::url::{Credentials, Endpoint, Outbound, OutboundError, Server};
 use self::wire::Command;
 use super::guard::Guard;
+use super::record::Protocol;
 use super::stream::{Stream, Wrapped};
 use super::tls::Connector;
 use super::way::Way;
@@ -75,14 +76,22 @@ impl Dialer {
     /// # Errors
     /// What failed, on which machine.
     pub async fn connect(&self, way: &Way, target: Target<'_>) -> Result<Stream, DialError> {
+        let connected = self.dial(way, target).await;
+        way.report(Protocol::Tcp, connected.as_ref().err());
+        connected
+    }
+
+    /// The same, and the outbound's health stays as it was.
+    ///
+    /// # Errors
+    /// As [`connect`](Self::connect).
+    pub async fn dial(&self, way: &Way, target: Target<'_>) -> Result<Stream, DialError> {
         let deadline = Instant::now() + self.limit;
         let connecting = self.open(way, target, deadline);
-        let connected = match way.outbound.server() {
-            None => self.within(deadline, &target, connecting).await,
-            Some(server) => self.within(deadline, &server, connecting).await,
-        };
-        way.tell(connected.as_ref().err());
-        connected
+        match way.outbound.server() {
+            None => self.within(deadline, &target, false, connecting).await,
+            Some(server) => self.within(deadline, &server, true, connecting).await,
+        }
     }
 
     /// The same without a limit of its own. In a box, since a way may lead through another one.
@@ -127,24 +136,30 @@ impl Dialer {
         .boxed()
     }
 
-    /// Gives up at `deadline`, which is at most the limit away.
+    /// Gives up at `deadline`, which is at most the limit away. `connected`: what takes so long is more than to connect.
     async fn within<T>(
         &self,
         deadline: Instant,
         peer: &impl ToString,
+        connected: bool,
         work: impl Future<Output = Result<T, DialError>>,
     ) -> Result<T, DialError> {
         timeout_at(deadline, work).await.unwrap_or_else(|_| {
             Err(DialError::Timeout {
                 peer: peer.to_string(),
                 limit: self.limit,
+                connected,
             })
         })
     }
 }
 
 /// Speaks TLS to the server of an outbound from here on.
-async fn secure(stream: Stream, connector: &Connector, server: &Peer) -> Result<Stream, DialError> {
+pub(super) async fn secure(
+    stream: Stream,
+    connector: &Connector,
+    server: &Peer,
+) -> Result<Stream, DialError> {
     let Wrapped { duplex, socket, .. } = stream.into_wrapped();
     let encrypted = connector.connect(duplex).await;
     let encrypted = encrypted.map_err(|source| DialError::Tls {

@@ -30,6 +30,7 @@ impl Dialer {
         let mut failure = DialError::Timeout {
             peer: way.outbound.to_string(),
             limit: self.limit,
+            connected: false,
         };
         let mut candidates = way.candidates();
         candidates.retain(|address| {
@@ -82,7 +83,7 @@ impl Dialer {
             };
             racing.push(async move {
                 let connecting = self.tcp(address, binding);
-                let stream = self.within(deadline, &address, connecting).await?;
+                let stream = self.within(deadline, &address, false, connecting).await?;
                 Ok((stream, address))
             });
             let next = Instant::now() + stagger;

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::wire::{self, Command, LONGEST_REPLY, Malformed, Method, Reply};
 use super::{DialError, Dialer, Peer, Server, Target};
+use crate::data::record::Protocol;
 use crate::data::stream::Stream;
 use crate::data::way::Way;
 
@@ -61,8 +62,8 @@ impl Dialer {
             }
             Ok((session.stream, relay))
         };
-        let associated = self.within(deadline, server, associating).await;
-        way.tell(associated.as_ref().err());
+        let associated = self.within(deadline, server, true, associating).await;
+        way.report(Protocol::Udp, associated.as_ref().err());
         associated
     }
 }

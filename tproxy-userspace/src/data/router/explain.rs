@@ -47,6 +47,8 @@ pub struct NamedRule {
 pub struct Taken {
     /// What it is called.
     pub name: String,
+    /// The group that has it, if the rule names one.
+    pub group: Option<String>,
     /// Its URL without a password.
     pub url: String,
     /// The addresses of its server, in the order in which they are tried.
@@ -66,7 +68,8 @@ impl Router {
             name: query.name.filter(|_| sniff.is_some()),
             ..*query
         };
-        let way = self.choose(&seen).way;
+        let choice = self.choose(&seen);
+        let way = &choice.way;
         let turned = if seen.name.is_none() {
             let places = self.rules.turned_by_name(&unnamed);
             places.map(|place| self.named_rule(place)).collect()
@@ -82,6 +85,7 @@ impl Router {
                 .map(|(place, _)| self.named_rule(place)),
             outbound: Taken {
                 name: way.name.to_string(),
+                group: choice.group().map(ToOwned::to_owned),
                 url: way.outbound.to_string(),
                 servers: way.candidates(),
             },
@@ -95,11 +99,11 @@ impl Router {
     }
 
     fn named_rule(&self, place: usize) -> NamedRule {
-        let (name, way) = &self.of_rules[place];
+        let (name, exit) = &self.of_rules[place];
         NamedRule {
             place: place + 1,
             name: name.to_string(),
-            outbound: way.name.to_string(),
+            outbound: exit.name().to_string(),
         }
     }
 }

@@ -28,6 +28,7 @@ use super::outbound::Target;
 use super::record::{Outcome, Protocol, Record};
 use super::stats::Counters;
 use super::stream::{Stream, Wrapped};
+use super::way::Way;
 use crate::net::reset_on_close;
 
 /// How long accepting rests when this machine has no file or memory left.
@@ -281,18 +282,19 @@ async fn open(
         }
     };
     record.name = first.name;
-    let choice = router.choose(&record.query());
-    let way = Arc::clone(&choice.way);
-    record.choice = Some(choice);
+    let mut choice = router.choose(&record.query());
     drop(router);
     let rewrite = sniff.is_some_and(|sniff| sniff.rewrite);
-    let target = match &record.name {
+    let query = record.query();
+    let target = |way: &Way| match query.name {
         Some(name) if rewrite && way.outbound.takes_names() => {
-            Target::Name(name, record.destination().port())
+            Target::Name(name, query.destination.port())
         }
-        _ => Target::Address(record.destination()),
+        _ => Target::Address(query.destination),
     };
-    let connected = hands.dialer.connect(&way, target).await;
+    let connected = hands.dialer.connect_by(&mut choice, &query, target).await;
+    let target = query.destination;
+    record.choice = Some(choice);
     let mut upstream = connected.map(ResetOnDrop::new).map_err(|error| {
         tracing::debug!(%target, %error, "a connection got no upstream side");
         error.outcome()

@@ -15,8 +15,9 @@ use super::held::{Done, Held, Reading};
 use super::key::{Flow, Key, WayKey};
 use super::table::{Class, Table};
 use super::{Arrival, Beginning, Datagram, Receiver, Scratch, UdpRelay, with_scratch};
+use crate::data::exit::Choice;
 use crate::data::limits::{Budget, Limits};
-use crate::data::router::{Choice, Router};
+use crate::data::router::Router;
 use crate::data::way::Way;
 use crate::net::mmsg::{BATCH, SendBatch};
 
@@ -260,8 +261,11 @@ impl UdpRelay {
             way: WayKey::Default,
         };
         let table = self.table();
-        let default = table.get(&key).map(|association| &association.way);
-        if Arc::ptr_eq(default.unwrap_or(router.default_way()), &choice.way) {
+        let default = table
+            .get(&key)
+            .map(|association| Arc::clone(&association.way))
+            .unwrap_or_else(|| router.default_exit().first(&flow.query(None)));
+        if Arc::ptr_eq(&default, &choice.way) {
             WayKey::Default
         } else {
             WayKey::Other(Arc::clone(&choice.way))

@@ -8,6 +8,7 @@ mod association;
 mod flows;
 mod held;
 mod key;
+pub mod probe;
 mod questions;
 pub mod table;
 #[cfg(test)]
@@ -30,11 +31,12 @@ use self::flows::Flows;
 use self::key::{Flow, Key, WayKey};
 use self::questions::Questions;
 use self::table::{Class, Table};
+use super::exit::Choice;
 use super::hands::Hands;
 use super::limits::{Budget, Limits};
 use super::outbound::Outbound;
 use super::record::{Outcome, Protocol, Record};
-use super::router::{Choice, Router};
+use super::router::Router;
 use crate::net::mmsg::{BATCH, Received, RecvBatch, SendBatch};
 
 /// How often associations are looked at for idling.
@@ -191,7 +193,13 @@ impl UdpRelay {
             };
             let association = self.association(arrival, key, class, || Beginning {
                 destination,
-                choice: arrival.router.default_choice(),
+                choice: arrival.router.default_choice(
+                    &Flow {
+                        client,
+                        destination,
+                    }
+                    .query(None),
+                ),
                 name: None,
             });
             match association {

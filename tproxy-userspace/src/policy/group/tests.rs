@@ -2,140 +2,78 @@ use proptest::prelude::*;
 
 use super::*;
 
-const INTERVAL: Duration = Duration::from_secs(60);
+const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
-fn group(kind: Kind, members: usize) -> (Group, Instant) {
-    let now = Instant::now();
-    (Group::new(kind, members, INTERVAL, now), now)
+fn group(kind: Kind, members: usize) -> Group {
+    Group::new(kind, NAMES[..members].iter().copied())
 }
 
-fn tcp(member: usize) -> Due {
-    Due {
-        member,
-        protocol: Protocol::Tcp,
+fn up(delay: u64) -> Standing {
+    Standing {
+        state: State::Up,
+        delay: Some(Duration::from_millis(delay)),
     }
 }
 
-fn first(group: &Group) -> usize {
-    group.order(Protocol::Tcp, 0)[0]
+fn of(state: State) -> Standing {
+    Standing { state, delay: None }
 }
 
-fn ms(count: u64) -> Duration {
-    Duration::from_millis(count)
-}
-
-fn seconds(count: u64) -> Duration {
-    Duration::from_secs(count)
-}
-
-#[test]
-fn all_are_checked_at_once_then_by_the_interval_and_sooner_while_down() {
-    let (mut group, start) = group(Kind::Fallback, 2);
-    let due = group.take_due(start);
-    assert_eq!(due.len(), 4, "two members, two protocols");
-    assert_eq!((group.take_due(start), group.next_due()), (vec![], None));
-    for due in due {
-        group.answered(due, ms(20), start);
-    }
-    assert_eq!(group.next_due(), Some(start + INTERVAL));
-    let mut now = start;
-    for pause in [5, 10, 20, 40, 60, 60] {
-        group.missed(tcp(0), "it timed out", now);
-        assert_eq!(
-            group.health(0, Protocol::Tcp).due,
-            Some(now + seconds(pause))
-        );
-        now += seconds(pause);
-    }
-    let health = group.health(0, Protocol::Tcp);
-    assert_eq!((health.state, health.since), (State::Down, start));
-    assert_eq!(health.error.as_deref(), Some("it timed out"));
-    group.answered(tcp(0), ms(30), now);
-    let health = group.health(0, Protocol::Tcp);
-    assert_eq!(
-        (health.state, health.since, &health.error),
-        (State::Up, now, &None)
-    );
-    assert_eq!(health.due, Some(now + INTERVAL));
-    assert_eq!(group.health(0, Protocol::Udp).state, State::Up, "apart");
+fn order(group: &mut Group, standings: &[Standing]) -> Vec<usize> {
+    group.order(Protocol::Tcp, 0, standings)
 }
 
 #[test]
 fn fallback_takes_the_first_that_is_up_and_goes_back() {
-    let (mut group, now) = group(Kind::Fallback, 3);
-    assert_eq!(group.order(Protocol::Tcp, 0), [0, 1, 2]);
-    group.missed(tcp(0), "refused", now);
-    assert_eq!(group.order(Protocol::Tcp, 0), [1, 2, 0]);
-    assert_eq!(group.order(Protocol::Udp, 0), [0, 1, 2]);
-    group.missed(tcp(1), "refused", now);
-    group.missed(tcp(2), "refused", now);
-    assert_eq!(group.order(Protocol::Tcp, 0), [0, 1, 2], "none is better");
-    group.answered(tcp(0), ms(1), now);
-    assert_eq!(first(&group), 0);
-}
-
-#[test]
-fn failing_connections_bring_the_check_forward_and_then_count_themselves() {
-    let (mut group, start) = group(Kind::Fallback, 2);
-    group.take_due(start);
-    group.answered(tcp(0), ms(1), start);
-    let now = start + seconds(1);
-    group.failed(0, Protocol::Tcp, "refused", now);
-    assert_eq!(first(&group), 0, "one may be an accident");
-    assert_eq!(group.take_due(now), [tcp(0)]);
-    group.worked(0, Protocol::Tcp);
-    group.failed(0, Protocol::Tcp, "refused", now);
-    assert_eq!(first(&group), 0, "it has worked in between");
-    group.failed(0, Protocol::Tcp, "refused", now);
-    assert_eq!(first(&group), 1);
-    group.worked(0, Protocol::Tcp);
-    assert_eq!(first(&group), 1, "only a check brings it back");
-    group.answered(tcp(0), ms(1), now);
-    assert_eq!(first(&group), 0);
+    let (unknown, down) = (of(State::Unknown), of(State::Down));
+    let mut group = group(Kind::Fallback, 3);
+    assert_eq!(order(&mut group, &[unknown; 3]), [0, 1, 2]);
+    assert_eq!(order(&mut group, &[down, unknown, up(1)]), [1, 2, 0]);
+    assert_eq!(order(&mut group, &[down; 3]), [0, 1, 2], "none is better");
+    assert_eq!(order(&mut group, &[up(9), down, down]), [0, 1, 2]);
+    let none = of(State::Unsupported);
+    assert_eq!(order(&mut group, &[none, down, up(1)]), [2, 1, 0]);
 }
 
 #[test]
 fn the_fastest_stays_until_another_is_faster_by_more_than_the_tolerance() {
-    let kind = Kind::Fastest { tolerance: ms(50) };
-    let (mut group, now) = group(kind, 3);
-    for (member, delay) in [(0, 200), (1, 100), (2, 120)] {
-        group.answered(tcp(member), ms(delay), now);
-    }
-    assert_eq!(group.order(Protocol::Tcp, 0), [1, 2, 0]);
-    group.answered(tcp(2), ms(60), now);
-    assert_eq!(first(&group), 1, "40 ms are not enough");
-    group.answered(tcp(2), ms(40), now);
-    assert_eq!(first(&group), 2);
-    group.missed(tcp(2), "timeout", now);
-    assert_eq!(group.order(Protocol::Tcp, 0), [1, 0, 2]);
+    let tolerance = Duration::from_millis(50);
+    let mut group = group(Kind::Fastest { tolerance }, 3);
+    assert_eq!(order(&mut group, &[up(200), up(100), up(120)]), [1, 2, 0]);
+    let almost = [up(200), up(100), up(60)];
+    assert_eq!(order(&mut group, &almost)[0], 1, "40 ms are not enough");
+    assert_eq!(order(&mut group, &[up(200), up(100), up(40)])[0], 2);
+    let mut gone = [up(200), up(100), up(40)];
+    gone[2].state = State::Down;
+    assert_eq!(order(&mut group, &gone), [1, 0, 2]);
+    // Of what was never answered nobody knows how fast it is.
+    let udp = [of(State::Unknown), up(100), of(State::Unsupported)];
+    assert_eq!(group.order(Protocol::Udp, 0, &udp), [1, 0, 2]);
 }
 
 #[test]
 fn what_a_person_chose_is_kept_whatever_happens() {
-    let (mut group, now) = group(Kind::Select, 3);
-    assert_eq!(group.order(Protocol::Tcp, 0), [0]);
-    assert!(group.select(2) && !group.select(3));
-    group.missed(tcp(2), "refused", now);
-    assert_eq!(group.order(Protocol::Tcp, 0), [2]);
-    assert_eq!(group.order(Protocol::Udp, 0), [2]);
-    assert!(!self::group(Kind::Fallback, 3).0.select(1));
+    let mut chosen = group(Kind::Select, 3);
+    assert_eq!(order(&mut chosen, &[up(1); 3]), [0]);
+    assert!(chosen.select(2) && !chosen.select(3));
+    assert_eq!(order(&mut chosen, &[up(1), up(1), of(State::Down)]), [2]);
+    assert_eq!(chosen.order(Protocol::Udp, 0, &[up(1); 3]), [2]);
+    assert!(!group(Kind::Fallback, 3).select(1));
 }
 
 #[test]
 fn balance_gives_each_its_share_and_moves_only_what_it_must() {
-    let (mut group, now) = group(Kind::Balance, 4);
-    let all = |group: &Group| -> Vec<usize> {
-        (0..4000)
-            .map(|key| group.order(Protocol::Tcp, key)[0])
-            .collect()
+    let mut group = group(Kind::Balance(Key::Destination), 4);
+    let mut all = |standings: &[Standing]| -> Vec<usize> {
+        let first = |key| group.order(Protocol::Tcp, key, standings)[0];
+        (0..4000).map(first).collect()
     };
-    let before = all(&group);
+    let before = all(&[up(1); 4]);
     for member in 0..4 {
         let share = before.iter().filter(|taken| **taken == member).count();
         assert!((800..1200).contains(&share), "{member}: {share}");
     }
-    group.missed(tcp(2), "refused", now);
-    let after = all(&group);
+    let after = all(&[up(1), up(1), of(State::Down), up(1)]);
     for (before, after) in before.iter().zip(&after) {
         assert!(*after != 2 && (before == after || *before == 2));
     }
@@ -145,42 +83,51 @@ fn balance_gives_each_its_share_and_moves_only_what_it_must() {
             .count()
     };
     assert!([0, 1, 3].into_iter().all(|to| moved(to) > 200));
-    group.answered(tcp(2), ms(1), now);
-    assert_eq!(all(&group), before);
+    assert_eq!(all(&[up(9); 4]), before);
+    // Another order in the configuration moves nothing.
+    let mut turned = Group::new(
+        Kind::Balance(Key::Destination),
+        ["d", "c", "b", "a"].into_iter(),
+    );
+    let first = |key| 3 - turned.order(Protocol::Tcp, key, &[up(1); 4])[0];
+    assert_eq!((0..4000).map(first).collect::<Vec<_>>(), before);
+}
+
+fn standing() -> impl Strategy<Value = Standing> {
+    let state = prop::sample::select(vec![
+        State::Unknown,
+        State::Up,
+        State::Down,
+        State::Unsupported,
+    ]);
+    (state, prop::option::of(0..500_u64)).prop_map(|(state, delay)| Standing {
+        state,
+        delay: delay.map(Duration::from_millis),
+    })
 }
 
 proptest! {
-    /// Whatever is reported, no member that is down goes before one that is not, and all are there.
+    /// Whatever their health, no member that is down goes before one that is not, and all are there.
     #[test]
     fn nothing_that_is_down_comes_first(
         which in 0..3_u8,
-        steps in prop::collection::vec((0..4_u8, 0..5_usize, any::<bool>(), 0..500_u64), 0..60),
+        rounds in prop::collection::vec([standing(), standing(), standing(), standing(), standing()], 1..20),
         key: u64,
     ) {
-        let kind = match which {
+        let mut group = group(match which {
             0 => Kind::Fallback,
-            1 => Kind::Fastest { tolerance: ms(50) },
-            _ => Kind::Balance,
-        };
-        let (mut group, start) = group(kind, 5);
-        for (index, (step, member, udp, delay)) in steps.into_iter().enumerate() {
-            let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
-            let due = Due { member, protocol };
-            let now = start + seconds(index as u64);
-            match step {
-                0 => group.answered(due, ms(delay), now),
-                1 => group.missed(due, "no answer", now),
-                2 => group.failed(member, protocol, "refused", now),
-                _ => group.worked(member, protocol),
-            }
+            1 => Kind::Fastest { tolerance: Duration::from_millis(50) },
+            _ => Kind::Balance(Key::Source),
+        }, 5);
+        for standings in rounds {
             for protocol in [Protocol::Tcp, Protocol::Udp] {
-                let order = group.order(protocol, key);
-                let down: Vec<bool> = order.iter().map(|one| group.health(*one, protocol).is_down()).collect();
-                prop_assert!(down.is_sorted(), "{:?}", down);
+                let order = group.order(protocol, key, &standings);
+                let ranks: Vec<u8> = order.iter().map(|one| rank(standings[*one])).collect();
+                prop_assert!(ranks.is_sorted(), "{:?}", ranks);
                 let mut sorted = order.clone();
                 sorted.sort_unstable();
                 prop_assert_eq!(sorted, [0, 1, 2, 3, 4]);
-                prop_assert_eq!(group.order(protocol, key), order);
+                prop_assert_eq!(group.order(protocol, key, &standings), order);
             }
         }
     }

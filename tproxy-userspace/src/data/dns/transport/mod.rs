@@ -8,7 +8,7 @@ mod udp;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use crate::data::record::Shared;
 use crate::data::resolve::LookupError;
 use crate::data::stream::Stream as Connection;
 use crate::net::{NetError, SocketFactory};
+use crate::policy::rule;
 
 /// A question as upstreams get it.
 #[derive(Clone, Debug)]
@@ -177,8 +178,16 @@ impl Path {
                 ))
             }
             Self::Outbound(dialer, shared) => {
-                let way = Arc::clone(shared.router().default_way());
-                Ok(timeout(limit, dialer.connect(&way, server.into())).await??)
+                let query = rule::Query {
+                    protocol: rule::Protocol::Tcp,
+                    // Nobody's in particular: answers are for all.
+                    source: SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+                    destination: server,
+                    name: None,
+                };
+                let mut choice = shared.router().default_choice(&query);
+                let connecting = dialer.connect_by(&mut choice, &query, |_| server.into());
+                Ok(timeout(limit, connecting).await??)
             }
         }
     }
