@@ -29,6 +29,7 @@ pub use self::resolve::LookupError;
 pub use self::router::{Explained, Named, NamedRule, Resolving, Routing, Sniff, Taken};
 pub use self::sockets::Sockets;
 pub use self::stats::Stats;
+pub use self::udp::probe;
 pub use self::way::Upstream;
 
 use std::io;
