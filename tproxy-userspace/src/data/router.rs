@@ -17,6 +17,8 @@ use super::outbound::Outbound;
 use super::resolve::Resolver;
 use super::way::{OutboundStatus, Way};
 use crate::net::Binding;
+#[cfg(test)]
+use crate::policy::group::Kind;
 use crate::policy::rule::{Protocol, Query, Rules};
 
 pub use self::explain::{Explained, NamedRule, Resolving, Taken};
@@ -227,6 +229,23 @@ impl Router {
         Self::from(Way::fixed(outbound))
     }
 
+    /// All traffic by a group of these ways, as a test has it. Nothing is checked.
+    #[cfg(test)]
+    pub fn group(kind: Kind, ways: Vec<Arc<Way>>) -> Self {
+        let mut router = Self::with_rules(ways, Rules::none(), None);
+        let spec = NamedGroup {
+            name: "group".to_owned(),
+            kind,
+            members: router.ways.iter().map(|way| way.name.to_string()).collect(),
+            default: None,
+        };
+        let members = router.ways.iter().cloned().map(Exit::Way).collect();
+        let group = Group::open(spec, members, None);
+        router.default = Exit::Group(Arc::clone(&group));
+        router.groups.push(group);
+        router
+    }
+
     /// These ways and rules, as a test has them.
     #[cfg(test)]
     pub fn with_rules(ways: Vec<impl Into<Arc<Way>>>, rules: Rules, sniff: Option<Sniff>) -> Self {
@@ -276,6 +295,12 @@ impl Router {
             }
             None => self.default_choice(query),
         }
+    }
+
+    /// Is there a group?
+    #[must_use]
+    pub fn has_groups(&self) -> bool {
+        !self.groups.is_empty()
     }
 
     /// All outbounds.

@@ -263,6 +263,8 @@ pub struct Outgoing<'a> {
     pub prefix: Prefix,
     /// The payload.
     pub payload: &'a [u8],
+    /// How many bytes of that are a protocol's own, and do not count.
+    pub overhead: usize,
 }
 
 /// A few bytes before a payload.
@@ -292,7 +294,7 @@ impl Prefix {
 pub struct SendReport {
     /// Datagrams that the kernel took.
     pub sent: usize,
-    /// Their payload in bytes.
+    /// Their payload in bytes, without what a protocol adds.
     pub bytes: usize,
     /// Datagrams that the kernel refused one by one (too large, no route).
     pub refused: usize,
@@ -301,7 +303,8 @@ pub struct SendReport {
 }
 
 impl SendReport {
-    fn add(&mut self, other: Self) {
+    /// Adds another one to it.
+    pub fn add(&mut self, other: Self) {
         self.sent += other.sent;
         self.bytes += other.bytes;
         self.refused += other.refused;
@@ -352,14 +355,14 @@ impl SendBatch {
     ) -> (usize, SendReport) {
         let mut vectors = [const { MaybeUninit::<[libc::iovec; 2]>::uninit() }; BATCH];
         let mut headers = [const { MaybeUninit::<libc::mmsghdr>::zeroed() }; BATCH];
-        let mut payloads = [&[][..]; BATCH];
+        let mut counted = [0; BATCH];
         let mut count = 0;
         for (index, datagram) in datagrams.take(BATCH).enumerate() {
             let Outgoing {
                 to, from, payload, ..
             } = datagram;
             self.prefixes[index] = datagram.prefix;
-            payloads[index] = payload;
+            counted[index] = payload.len() - datagram.overhead;
             let prefix = self.prefixes[index].as_slice();
             let vector = vectors[index].write([prefix, payload].map(|part| libc::iovec {
                 iov_base: part.as_ptr().cast_mut().cast(),
@@ -387,7 +390,7 @@ impl SendBatch {
         while next < count {
             let rest = &mut headers[next..count];
             // SAFETY: each header of `rest` points to a name, a control and a prefix that `self` owns, to
-            // a payload that `payloads` borrows, and to vectors on this stack, with the length of each;
+            // a payload that is borrowed for `'a`, and to vectors on this stack, with the length of each;
             // the kernel only reads them, apart from `msg_len` in the headers.
             let result = unsafe {
                 libc::sendmmsg(
@@ -400,10 +403,7 @@ impl SendBatch {
             if let Ok(sent) = usize::try_from(result) {
                 let sent = sent.clamp(1, rest.len());
                 report.sent += sent;
-                report.bytes += payloads[next..next + sent]
-                    .iter()
-                    .map(|payload| payload.len())
-                    .sum::<usize>();
+                report.bytes += counted[next..next + sent].iter().sum::<usize>();
                 next += sent;
                 continue;
             }

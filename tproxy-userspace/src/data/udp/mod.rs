@@ -13,6 +13,7 @@ mod questions;
 pub mod table;
 #[cfg(test)]
 mod tests;
+mod upstream;
 mod waiting;
 
 use std::cell::RefCell;
@@ -31,6 +32,7 @@ use self::flows::Flows;
 use self::key::{Flow, Key, WayKey};
 use self::questions::Questions;
 use self::table::{Class, Table};
+use self::upstream::{Relay, Upstream};
 use super::exit::Choice;
 use super::hands::Hands;
 use super::limits::{Budget, Limits};
@@ -280,38 +282,28 @@ impl UdpRelay {
         let way = Arc::clone(&choice.way);
         record.choice = Some(choice);
         record.name = name;
-        let (upstream, server) = match &*way.outbound {
-            Outbound::Direct => {
-                let factory = self.hands.dialer.factory;
-                let socket = factory.udp_outgoing(client, way.binding());
-                let socket = socket
-                    .map_err(|error| error.to_string())
-                    .and_then(|socket| UdpSocket::from_std(socket).map_err(|e| e.to_string()));
-                match socket {
-                    Ok(socket) => (association::Upstream::Direct(socket), None),
-                    Err(error) => {
-                        tracing::debug!(%client, error, "an association got no socket");
-                        record.outcome = Outcome::NoResources;
-                        return None;
-                    }
+        let upstream = match &*way.outbound {
+            Outbound::Direct => match upstream::open_directly(&self.hands.dialer, &way, client) {
+                Ok(socket) => Upstream::Direct(socket),
+                Err(error) => {
+                    tracing::debug!(%client, %error, "an association got no socket");
+                    record.outcome = Outcome::NoResources;
+                    return None;
                 }
-            }
-            Outbound::Socks5(server) if way.through().is_none() => {
-                (association::Upstream::socks5(), Some(server.clone()))
-            }
+            },
             Outbound::Block => {
                 record.outcome = Outcome::Blocked;
-                (association::Upstream::Nowhere, None)
+                Upstream::Nowhere
             }
-            // Nor does a SOCKS5 server that is reached through another outbound: its relay could not be.
+            _ if upstream::has_relay(&way) => Upstream::Relay(Relay::default()),
             _ => {
                 tracing::debug!(%client, outbound = %way.outbound, "the outbound carries no datagrams");
                 record.outcome = Outcome::Unsupported;
-                (association::Upstream::Nowhere, None)
+                Upstream::Nowhere
             }
         };
         let association = Arc::new(Association::new(key, way, receiver, record, upstream));
-        association.start(self, server);
+        association.start(self, destination);
         Some(association)
     }
 
@@ -347,12 +339,29 @@ impl UdpRelay {
 
     fn sweep_at(&self, now: Instant) {
         self.sweep_flows(now);
+        if self.hands.shared.router().has_groups() {
+            self.end_stranded();
+        }
         // The lock is let go between two, for the sake of datagrams that wait for it.
         loop {
             let Some(association) = self.table().pop_idle(now) else {
                 return;
             };
             association.close(Outcome::Idle);
+        }
+    }
+
+    /// Ends associations of groups whose outbound is down, where another one is not. A datagram tells nobody that it is
+    /// lost, and a device that goes on sending would keep its association for ever.
+    fn end_stranded(&self) {
+        let stranded: Vec<_> = {
+            let table = self.table();
+            let stranded = table.iter().filter(|association| association.is_stranded());
+            stranded.cloned().collect()
+        };
+        for association in stranded {
+            self.forget(&association);
+            association.close(Outcome::UpstreamLost);
         }
     }
 

@@ -107,6 +107,7 @@ impl Answers {
             from: Some(*server),
             prefix: Prefix::default(),
             payload: &self.bytes[place.clone()],
+            overhead: 0,
         });
         let report = send.send(&receiver.socket, datagrams);
         shared.counters.count_sent(&report);

@@ -81,6 +81,12 @@ impl<K: Clone + Eq + Hash, V> Table<K, V> {
         self.index.len()
     }
 
+    /// All values, in no order, without using them.
+    pub fn iter(&self) -> impl Iterator<Item = &V> {
+        let entries = self.slots.iter().filter_map(|slot| slot.entry.as_ref());
+        entries.map(|(_, value)| value)
+    }
+
     /// The value of this key, without using it.
     #[must_use]
     pub fn get(&self, key: &K) -> Option<&V> {

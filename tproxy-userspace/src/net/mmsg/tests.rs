@@ -48,6 +48,7 @@ fn original_destination_and_payload_of_every_size() {
                 from: None,
                 prefix: Prefix::default(),
                 payload,
+                overhead: 0,
             }),
         );
         assert_eq!((report.sent, report.refused, report.blocked), (6, 0, 0));
@@ -81,9 +82,11 @@ fn more_than_one_batch_and_a_refused_one_in_between() {
                 prefix
             },
             payload: if number == 50 { &too_large } else { b"tail" },
+            overhead: 1,
         }),
     );
     assert_eq!((report.sent, report.refused, report.blocked), (99, 1, 0));
+    assert_eq!(report.bytes, 99 * 3, "a byte of each does not count");
     let got = receive(&mut RecvBatch::default(), &receiver, 99);
     let numbers: Vec<u8> = got.iter().map(|(_, payload)| payload[0]).collect();
     assert_eq!(
@@ -113,6 +116,7 @@ fn a_reply_has_a_foreign_source_and_its_port_in_the_mark() {
                 from: Some(from),
                 prefix: Prefix::default(),
                 payload: b"reply",
+                overhead: 0,
             }],
         );
         assert_eq!(report.sent, 1, "the reply to {address} was refused");

@@ -224,6 +224,7 @@ impl Client {
                 from: None,
                 prefix: Prefix::default(),
                 payload: &flight.message,
+                overhead: 0,
             }),
         );
         ensure!(report.refused == 0, "the kernel refused a question");
@@ -352,6 +353,7 @@ fn serve(socket: &UdpSocket, stop: &AtomicBool, asked: &AtomicU64) -> Result<()>
             from: None,
             prefix: Prefix::default(),
             payload: answer,
+            overhead: 0,
         });
         send.send(socket, answers);
     }

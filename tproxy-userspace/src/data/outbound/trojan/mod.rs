@@ -17,6 +17,7 @@ mod url;
 mod tests;
 
 use std::fmt;
+use std::net::SocketAddr;
 
 use sha2::{Digest as _, Sha224};
 use tokio::time::Instant;
@@ -25,7 +26,8 @@ pub use self::packets::{LONGEST_PAYLOAD, Malformed, Parsed, parse_datagram, put_
 pub use self::stream::TrojanStream;
 pub use self::url::{TrojanServer, TrojanUrlError};
 pub use super::wire::Command;
-use super::{DialError, Dialer, Peer, Target, secure};
+use super::{DialError, Dialer, Endpoint, Peer, Target, secure};
+use crate::data::record::Protocol;
 use crate::data::stream::Stream;
 use crate::data::way::Way;
 
@@ -75,4 +77,31 @@ pub(super) async fn open(
     let kind = "Trojan server";
     let stream = secure(stream, way.tls(), &Peer { kind, at }).await?;
     Ok(stream.wrap_lazily(|inner| TrojanStream::new(inner, &server.token, command, target)))
+}
+
+impl Dialer {
+    /// Opens a stream that carries datagrams, of which `first` is the first one's peer. As nothing but the TLS handshake
+    /// is waited for, a success is not told: only an answer is one.
+    ///
+    /// # Errors
+    /// What failed, on which machine.
+    pub async fn datagrams(
+        &self,
+        way: &Way,
+        server: &TrojanServer,
+        first: SocketAddr,
+    ) -> Result<Stream, DialError> {
+        let deadline = Instant::now() + self.limit;
+        let command = Command::UdpAssociate;
+        let opening = open(self, way, server, command, first.into(), deadline);
+        let endpoint = Endpoint {
+            host: &server.host,
+            port: server.port,
+        };
+        let opened = self.within(deadline, &endpoint, true, opening).await;
+        if let Err(error) = &opened {
+            way.report(Protocol::Udp, Some(error));
+        }
+        opened
+    }
 }
