@@ -363,5 +363,9 @@ fn outbound(taken: &Taken) -> String {
     } else {
         format!(", server at {}", servers.join(", "))
     };
-    format!("outbound \"{}\" ({}{at})", taken.name, taken.url)
+    let group = match &taken.group {
+        Some(group) => format!(", of the group \"{group}\" now"),
+        None => String::new(),
+    };
+    format!("outbound \"{}\" ({}{at}){group}", taken.name, taken.url)
 }

@@ -303,6 +303,7 @@ impl Session<'_> {
             "lan": self.config.lan.interfaces,
             "wan": self.config.wan.interfaces,
             "traffic": self.proxy.stats(),
+            "tasks": tokio::runtime::Handle::current().metrics().num_alive_tasks(),
             "dns": self.proxy.dns_stats(),
             "rules": self.lists.rules.len(),
             "learned": self.names_status(),
