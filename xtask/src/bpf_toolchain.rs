@@ -102,6 +102,12 @@ impl Compiler {
         ] {
             command.env_remove(name);
         }
+        // Nor are the profiles of programs for this machine.
+        for (name, _) in std::env::vars_os() {
+            if name.as_encoded_bytes().starts_with(b"CARGO_PROFILE_") {
+                command.env_remove(name);
+            }
+        }
         let mut flags = OsString::from("-Cdebuginfo=2\x1f-Clink-arg=--btf\x1f-Clinker=");
         flags.push(linker);
         flags.push(format!(

@@ -292,8 +292,9 @@ fn nice_to_have(installed: &mut bool, name: &str, version: &str, without: &str) 
         "{name} is missing; building it takes some minutes"
     ));
     let mut install = shell::cargo(["install", name, "--version", version]);
+    // Built without optimisation, which takes far longer than the tool ever runs.
     install
-        .args(["--locked", "--quiet", "--root"])
+        .args(["--locked", "--quiet", "--debug", "--root"])
         .arg(bpf_toolchain::tools(&shell::root()));
     match shell::run(&mut install) {
         Ok(()) => *installed = true,
