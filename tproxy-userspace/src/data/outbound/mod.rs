@@ -9,6 +9,7 @@ pub mod shadowsocks;
 mod socks5;
 pub mod trojan;
 mod url;
+mod verdict;
 pub mod wire;
 
 use std::fmt;
@@ -23,6 +24,7 @@ use tokio::time::{Instant, timeout_at};
 pub use self::error::{DialError, Peer};
 use self::shadowsocks::ShadowsocksStream;
 pub use self::url::{Credentials, Endpoint, Outbound, OutboundError, Server};
+pub use self::verdict::what_is_wrong;
 use self::wire::Command;
 use super::guard::Guard;
 use super::stream::{Stream, Wrapped};
@@ -81,7 +83,11 @@ impl Dialer {
             None => self.within(deadline, &target, connecting).await,
             Some(server) => self.within(deadline, &server, connecting).await,
         };
-        way.tell(connected.as_ref().err());
+        match &connected {
+            // Its first answer will show whether it works.
+            Ok(stream) if stream.opens_with_payload() => {}
+            connected => way.tell(connected.as_ref().err()),
+        }
         connected
     }
 
@@ -143,13 +149,19 @@ impl Dialer {
     }
 }
 
-/// Speaks TLS to the server of an outbound from here on.
-async fn secure(stream: Stream, connector: &Connector, server: &Peer) -> Result<Stream, DialError> {
+/// Speaks TLS to the server of an outbound from here on. `help` is what to do about a certificate for somebody else.
+async fn secure(
+    stream: Stream,
+    connector: &Connector,
+    server: &Peer,
+    help: &'static str,
+) -> Result<Stream, DialError> {
     let Wrapped { duplex, socket, .. } = stream.into_wrapped();
     let encrypted = connector.connect(duplex).await;
     let encrypted = encrypted.map_err(|source| DialError::Tls {
         server: server.clone(),
         source,
+        help,
     })?;
     Ok(Stream::Wrapped(Wrapped {
         duplex: Box::new(encrypted),

@@ -23,7 +23,7 @@ mod url;
 mod window;
 
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -34,6 +34,9 @@ pub use self::method::{Method, MethodError};
 pub use self::packets::{PacketFault, PacketOpener, PacketSealer, session};
 pub use self::stream::ShadowsocksStream;
 pub use self::url::{ShadowsocksServer, ShadowsocksUrlError};
+
+/// What a server is, for people.
+pub(super) const KIND: &str = "Shadowsocks server";
 
 /// The types of SIP022: what a client sends, and what a server sends.
 const FROM_CLIENT: u8 = 0;
