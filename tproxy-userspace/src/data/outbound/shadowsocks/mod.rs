@@ -46,7 +46,7 @@ const FROM_SERVER: u8 = 1;
 const MOST_CLOCK_DIFFERENCE: u64 = 30;
 
 /// Seconds since 1970.
-fn unix_seconds() -> u64 {
+pub(in crate::data) fn unix_seconds() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
 }
