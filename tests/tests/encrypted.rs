@@ -174,8 +174,9 @@ fn ss_server_carries_everything_whole() -> Result<()> {
         servers.push(server);
     }
     let tproxy = stage.run(&outbounds, &[])?;
-    stage.carries(1, MUCH, &[Family::V4], "aes-128-gcm")?;
-    stage.carries(2, SOME, &[Family::V6], "aes-256-gcm")?;
+    // ss-server itself is three times slower with aes-128-gcm than with the others.
+    stage.carries(1, SOME, &[Family::V4], "aes-128-gcm")?;
+    stage.carries(2, MUCH, &[Family::V4], "aes-256-gcm")?;
     stage.carries(3, SOME, &[Family::V6], "chacha20-ietf-poly1305")?;
     assert_eq!(
         stage.lab.proxy_traffic()?["failures"],
