@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeMap,
     fs,
-    io::{ErrorKind, Read},
+    io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     os::fd::{AsFd, AsRawFd},
     time::{Duration, Instant},
@@ -56,16 +56,25 @@ pub fn read_to_end(mut stream: &TcpStream) -> Result<(Vec<u8>, End)> {
 /// # Errors
 /// When it is neither answered within 5 s nor ended within 10 s.
 pub fn fate(ns: &Namespace, target: SocketAddr) -> Result<(Vec<u8>, End)> {
+    fate_after(ns, target, b"")
+}
+
+/// The same of a connection that says something first.
+fn fate_after(ns: &Namespace, target: SocketAddr, payload: &[u8]) -> Result<(Vec<u8>, End)> {
     let connecting = ns.enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(5)))?;
-    match connecting {
+    let said = connecting.and_then(|mut stream| {
+        stream.set_read_timeout(Some(SOON))?;
+        stream.write_all(payload)?;
+        Ok(stream)
+    });
+    match said {
         Ok(stream) => {
-            stream.set_read_timeout(Some(SOON))?;
             read_to_end(&stream).with_context(|| format!("on the connection to {target}"))
         }
         Err(error)
             if matches!(
                 error.kind(),
-                ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset
+                ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
             ) =>
         {
             Ok((Vec::new(), End::Reset))
@@ -79,8 +88,16 @@ pub fn fate(ns: &Namespace, target: SocketAddr) -> Result<(Vec<u8>, End)> {
 /// # Errors
 /// When it ends otherwise, or not within 2 s.
 pub fn is_reset_at_once(lab: &Lab, target: SocketAddr) -> Result<()> {
+    is_reset_after(lab, target, b"")
+}
+
+/// Wants RST soon after a device's connection was made that says this first.
+///
+/// # Errors
+/// As [`is_reset_at_once`].
+pub fn is_reset_after(lab: &Lab, target: SocketAddr, payload: &[u8]) -> Result<()> {
     let start = Instant::now();
-    let fate = fate(&lab.device, target)?;
+    let fate = fate_after(&lab.device, target, payload)?;
     ensure!(fate == (Vec::new(), End::Reset), "{target}: {fate:?}");
     let elapsed = start.elapsed();
     ensure!(elapsed < Duration::from_secs(2), "{target}: {elapsed:?}");

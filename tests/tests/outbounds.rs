@@ -17,11 +17,14 @@ use lab::{
 };
 
 const MIB: u64 = 1 << 20;
+/// Sizes for the families.
+const MUCH: [u64; 2] = [256 * MIB, 16 * MIB];
+const SOME: [u64; 2] = [16 * MIB; 2];
 
-/// Downloads and uploads to both families, all of it by the fourth upstream address.
-fn carries(lab: &Lab, nginx: &Nginx, bytes: u64, what: &str) -> Result<()> {
-    let (path, content) = nginx.offer(bytes)?;
-    for family in Family::BOTH {
+/// Downloads and uploads of such sizes to each family, all of it by the fourth upstream address.
+fn carries(lab: &Lab, nginx: &Nginx, sizes: [u64; 2], what: &str) -> Result<()> {
+    for (family, bytes) in Family::BOTH.into_iter().zip(sizes) {
+        let (path, content) = nginx.offer(bytes)?;
         let server = family.far(1);
         let down = traffic::download(&lab.device, &url(server, &path))?;
         assert_eq!((down.bytes, &down.sha256), (content.bytes, &content.sha256));
@@ -64,12 +67,12 @@ fn no_failures(lab: &Lab) -> Result<()> {
 
 #[test]
 fn an_http_proxy_carries_downloads_and_uploads_whole() -> Result<()> {
-    for (password, by) in [(false, Family::V4), (true, Family::V6)] {
+    for (password, by, sizes) in [(false, Family::V4, MUCH), (true, Family::V6, SOME)] {
         let lab = Lab::new()?;
         let nginx = Nginx::start(&lab.internet, lab.dir())?;
         let proxy = Tinyproxy::start(&lab.internet, lab.dir(), password)?;
         let tproxy = lab.tproxy_with(&proxy.url(by))?;
-        carries(&lab, &nginx, 64 * MIB, &format!("http by {by:?}"))?;
+        carries(&lab, &nginx, sizes, &format!("http by {by:?}"))?;
         no_failures(&lab)?;
         lab.all_proxied()?;
         tproxy.stop()?;
@@ -83,9 +86,9 @@ fn an_https_proxy_carries_downloads_and_uploads_whole() -> Result<()> {
     let nginx = Nginx::start(&lab.internet, lab.dir())?;
     let proxy = Tinyproxy::start(&lab.internet, lab.dir(), true)?;
     let stunnel = Stunnel::start(&lab.internet, lab.dir())?;
-    for by in Family::BOTH {
+    for (by, sizes) in Family::BOTH.into_iter().zip([MUCH, SOME]) {
         let tproxy = trusting(&lab, &stunnel, &stunnel.url(&proxy, by))?;
-        carries(&lab, &nginx, 32 * MIB, &format!("https by {by:?}"))?;
+        carries(&lab, &nginx, sizes, &format!("https by {by:?}"))?;
         no_failures(&lab)?;
         tproxy.stop()?;
     }
@@ -194,7 +197,7 @@ fn a_server_is_reached_through_another_one() -> Result<()> {
     };
     let (http, socks) = (proxy.url(Family::V6), danted.url(Family::V4));
     let tproxy = run(("http", &http), ("socks", &socks))?;
-    carries(&lab, &nginx, 16 * MIB, "http through socks5")?;
+    carries(&lab, &nginx, SOME, "http through socks5")?;
     no_failures(&lab)?;
     let asked = format!("{}.{}", Family::V6.upstream(4), Tinyproxy::PORT);
     let lines = danted.process().lines();

@@ -152,7 +152,8 @@ impl Checker {
                 kind: "server",
                 at: url.to_string(),
             };
-            stream = secure(stream, tls, &peer)
+            let help = "a certificate must be for the host in the URL of `[check]`";
+            stream = secure(stream, tls, &peer, help)
                 .await
                 .map_err(|error| text(&error))?;
         }

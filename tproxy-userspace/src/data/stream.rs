@@ -9,11 +9,22 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio_rustls::client;
+
+use super::outbound::{DialError, Peer};
 
 /// Bytes both ways, as something between here and the socket makes them.
-pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+pub trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {
+    /// What is wrong with its server, if reading has shown that.
+    fn complaint(&self, _server: &Peer) -> Option<DialError> {
+        None
+    }
+}
 
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for client::TlsStream<S> {}
+
+#[cfg(test)]
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for tokio_rustls::server::TlsStream<S> {}
 
 /// A connection to the upstream side.
 #[derive(Debug)]
@@ -89,6 +100,12 @@ impl Stream {
             wrapped.opens_with_payload = true;
         }
         stream
+    }
+
+    /// See [`Wrapped::opens_with_payload`].
+    #[must_use]
+    pub fn opens_with_payload(&self) -> bool {
+        matches!(self, Self::Wrapped(wrapped) if wrapped.opens_with_payload)
     }
 
     /// The other side has answered.
@@ -185,6 +202,8 @@ impl AsyncWrite for Stream {
 /// A socket that others look at, too: for its errors, and to reset it.
 #[derive(Debug)]
 pub struct Shared<S>(pub S);
+
+impl<S: Deref<Target = TcpStream> + Send + Unpin> Duplex for Shared<S> {}
 
 impl<S: Deref<Target = TcpStream> + Unpin> AsyncRead for Shared<S> {
     fn poll_read(

@@ -5,8 +5,8 @@ mod road;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -89,6 +89,10 @@ pub struct Way {
     told: AtomicBool,
     /// What is known of it, of each protocol.
     health: Mutex<[Health; 2]>,
+    /// Its server has answered, so it takes the password.
+    proven: AtomicBool,
+    /// Connections since then that it ended without an answer.
+    silent: AtomicU32,
     /// A check may be due sooner than it was.
     doubted: Notify,
 }
@@ -227,6 +231,8 @@ impl Way {
             failed: Notify::new(),
             told: AtomicBool::new(false),
             health: Mutex::new([Health::new(now.into()), Health::new(now.into())]),
+            proven: AtomicBool::new(false),
+            silent: AtomicU32::new(0),
             doubted: Notify::new(),
         }
     }

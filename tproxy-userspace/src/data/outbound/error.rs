@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::Outbound;
+use super::shadowsocks::Fault;
 use crate::data::record::Outcome;
 use crate::net::NetError;
 
@@ -85,14 +86,23 @@ pub enum DialError {
     },
     /// There is no encryption with the server, or it could not show who it is.
     #[error(
-        "the TLS handshake with {server} failed: {source}; a certificate must be for the host in the outbound's URL and \
-         from an authority that this machine trusts"
+        "the TLS handshake with {server} failed: {source}; {help} and from an authority that this machine trusts"
     )]
     Tls {
         /// The server.
         server: Peer,
         /// The library's answer.
         source: io::Error,
+        /// Whom the certificate must be for, and what to do if it is for another name.
+        help: &'static str,
+    },
+    /// What a Shadowsocks server sends cannot be used.
+    #[error("{server} cannot be used: {fault}")]
+    Fault {
+        /// The server.
+        server: Peer,
+        /// What is wrong with it.
+        fault: Fault,
     },
     /// The server broke the protocol.
     #[error("the answer of {server} while {step} is wrong: {reason}; is it {}?", .server.article())]
@@ -165,6 +175,7 @@ impl DialError {
             | Self::Handshake { .. }
             | Self::Tls { .. }
             | Self::Protocol { .. }
+            | Self::Fault { .. }
             | Self::Auth { .. } => Blame::Outbound,
         }
     }
@@ -177,9 +188,14 @@ impl DialError {
             Self::Connect { source, .. } => outcome_of(source),
             Self::Timeout { .. } => Outcome::ConnectTimeout,
             Self::Loop { .. } => Outcome::Loop,
-            Self::Handshake { .. } | Self::Protocol { .. } => Outcome::ProxyProtocol,
+            Self::Fault {
+                fault: Fault::Key, ..
+            }
+            | Self::Auth { .. } => Outcome::ProxyAuth,
+            Self::Handshake { .. } | Self::Protocol { .. } | Self::Fault { .. } => {
+                Outcome::ProxyProtocol
+            }
             Self::Tls { .. } => Outcome::ProxyTls,
-            Self::Auth { .. } => Outcome::ProxyAuth,
             Self::Refused { .. } => Outcome::ProxyRefused,
             Self::Unsupported { .. } => Outcome::Unsupported,
             Self::Blocked => Outcome::Blocked,

@@ -29,7 +29,10 @@ pub(super) async fn connect(
     let peer = Peer { kind, at };
     let mut stream = match tls {
         None => stream,
-        Some(connector) => secure(stream, connector, &peer).await?,
+        Some(connector) => {
+            let help = "a certificate must be for the host in the outbound's URL";
+            secure(stream, connector, &peer, help).await?
+        }
     };
     ask(&mut stream, peer, server.credentials.as_ref(), target).await?;
     Ok(stream.answered())

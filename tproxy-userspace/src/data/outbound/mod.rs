@@ -9,6 +9,7 @@ pub mod shadowsocks;
 mod socks5;
 pub mod trojan;
 mod url;
+mod verdict;
 pub mod wire;
 
 use std::fmt;
@@ -23,6 +24,7 @@ use tokio::time::{Instant, timeout_at};
 pub use self::error::{Blame, DialError, Peer};
 use self::shadowsocks::ShadowsocksStream;
 pub use self::url::{Credentials, Endpoint, Outbound, OutboundError, Server};
+pub use self::verdict::what_is_wrong;
 use self::wire::Command;
 use super::guard::Guard;
 use super::record::Protocol;
@@ -77,7 +79,11 @@ impl Dialer {
     /// What failed, on which machine.
     pub async fn connect(&self, way: &Way, target: Target<'_>) -> Result<Stream, DialError> {
         let connected = self.dial(way, target).await;
-        way.report(Protocol::Tcp, connected.as_ref().err());
+        match &connected {
+            // Its first answer will show whether it works.
+            Ok(stream) if stream.opens_with_payload() => {}
+            connected => way.report(Protocol::Tcp, connected.as_ref().err()),
+        }
         connected
     }
 
@@ -154,17 +160,19 @@ impl Dialer {
     }
 }
 
-/// Speaks TLS to the server of an outbound from here on.
+/// Speaks TLS to the server of an outbound from here on. `help` is what to do about a certificate for somebody else.
 pub(super) async fn secure(
     stream: Stream,
     connector: &Connector,
     server: &Peer,
+    help: &'static str,
 ) -> Result<Stream, DialError> {
     let Wrapped { duplex, socket, .. } = stream.into_wrapped();
     let encrypted = connector.connect(duplex).await;
     let encrypted = encrypted.map_err(|source| DialError::Tls {
         server: server.clone(),
         source,
+        help,
     })?;
     Ok(Stream::Wrapped(Wrapped {
         duplex: Box::new(encrypted),

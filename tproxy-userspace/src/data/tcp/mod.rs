@@ -27,7 +27,7 @@ use super::limits::{Budget, Limits};
 use super::outbound::Target;
 use super::record::{Outcome, Protocol, Record};
 use super::stats::Counters;
-use super::stream::{Stream, Wrapped};
+use super::stream::Stream;
 use super::way::Way;
 use crate::net::reset_on_close;
 
@@ -254,9 +254,8 @@ async fn serve(member: Member, mut record: Record, mut device: ResetOnDrop<TcpSt
             relay::splice::relay(device_side, upstream, &relay.pool, idle, &mut record).await;
         }
         // In a box, as above.
-        Stream::Wrapped(Wrapped { duplex, socket, .. }) => {
-            let relaying = relay::copy::relay(device_side, duplex, socket, idle, &mut record);
-            Box::pin(relaying).await;
+        Stream::Wrapped(upstream) => {
+            Box::pin(relay::copy::relay(device_side, upstream, idle, &mut record)).await;
         }
     }
     if record.outcome == Outcome::Finished {
@@ -272,12 +271,14 @@ async fn open(
     record: &mut Record,
     device: &TcpStream,
 ) -> Result<ResetOnDrop<Stream>, Outcome> {
+    let port = record.destination().port();
+    let payload_by = first::deadline(port);
     let router = hands.shared.router();
     let sniff = router.sniff(&record.query());
-    let first = match sniff {
+    let mut first = match sniff {
         None => First::default(),
         Some(sniff) => {
-            let first = first::read(device, sniff.limit(record.destination().port())).await;
+            let first = first::read(device, sniff.limit(port)).await;
             first.map_err(|_| Outcome::DeviceReset)?
         }
     };
@@ -287,9 +288,7 @@ async fn open(
     let rewrite = sniff.is_some_and(|sniff| sniff.rewrite);
     let query = record.query();
     let target = |way: &Way| match query.name {
-        Some(name) if rewrite && way.outbound.takes_names() => {
-            Target::Name(name, query.destination.port())
-        }
+        Some(name) if rewrite && way.outbound.takes_names() => Target::Name(name, port),
         _ => Target::Address(query.destination),
     };
     let connected = hands.dialer.connect_by(&mut choice, &query, target).await;
@@ -299,7 +298,13 @@ async fn open(
         tracing::debug!(%target, %error, "a connection got no upstream side");
         error.outcome()
     })?;
-    if !first.bytes.is_empty() {
+    let opens = upstream.stream.opens_with_payload();
+    if opens && first.bytes.is_empty() {
+        let payload = first::payload(device, payload_by).await;
+        first.bytes = payload.map_err(|_| Outcome::DeviceReset)?;
+    }
+    // Without a byte, too, lest a server that speaks first be never asked for.
+    if opens || !first.bytes.is_empty() {
         let writing = async {
             upstream.stream.write_all(&first.bytes).await?;
             upstream.stream.flush().await

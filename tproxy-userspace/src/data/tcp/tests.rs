@@ -7,6 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::timeout;
 
 mod chains;
+mod encrypted;
 mod http;
 mod relay;
 mod rules;

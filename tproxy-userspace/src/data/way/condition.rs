@@ -1,5 +1,6 @@
 //! In which condition an outbound is: what its connections and its checks say.
 
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,9 @@ use super::Way;
 use crate::data::outbound::{Blame, DialError, Outbound};
 use crate::data::record::Protocol;
 use crate::policy::health::{Health, Standing, State};
+
+/// So many destinations in a row that hang up are no chance.
+const SILENT: u32 = 20;
 
 /// What is known of an outbound, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -71,6 +75,7 @@ impl Way {
 
     /// A connection was made, or could not be.
     pub(in crate::data) fn report(&self, protocol: Protocol, failure: Option<&DialError>) {
+        self.tell(failure);
         let now = Instant::now();
         self.change(protocol, |health| match failure {
             None => health.worked(now),
@@ -81,12 +86,33 @@ impl Way {
                 Blame::Destination => health.worked(now),
             },
         });
-        self.tell(failure);
+    }
+
+    /// The server has answered by what it carries, so it takes the password.
+    pub(in crate::data) fn answered(&self) {
+        self.proven.store(true, Relaxed);
+        self.silent.store(0, Relaxed);
+        self.report(Protocol::Tcp, None);
+    }
+
+    /// The server ended a connection without an answer. Gives whether that tells of a wrong password. Once it has taken
+    /// the password, it is the destination that hangs up, unless none answers any more: the password may be another now.
+    pub(in crate::data) fn is_silenced(&self) -> bool {
+        let in_a_row = self.silent.fetch_add(1, Relaxed) + 1;
+        let is_wrong = !self.proven.load(Relaxed) || in_a_row >= SILENT;
+        if !is_wrong {
+            self.change(Protocol::Tcp, |health| health.doubted(Instant::now()));
+        }
+        is_wrong
     }
 
     /// A check was made.
     pub(in crate::data) fn checked(&self, protocol: Protocol, result: Result<Duration, String>) {
         let now = Instant::now();
+        if protocol == Protocol::Tcp && result.is_ok() {
+            self.proven.store(true, Relaxed);
+            self.silent.store(0, Relaxed);
+        }
         self.change(protocol, |health| match &result {
             Ok(delay) => health.answered(*delay, now),
             Err(why) => health.missed(why, now),
@@ -133,7 +159,8 @@ impl Way {
             Protocol::Udp => "UDP",
         };
         match (before, after) {
-            (State::Unknown | State::Up, State::Down) => {
+            // What a person has to mend was told with that.
+            (State::Unknown | State::Up, State::Down) if !self.told.load(Relaxed) => {
                 tracing::warn!(
                     "the outbound \"{}\" is down for {carries}: {error}",
                     self.name

@@ -23,7 +23,7 @@ mod url;
 mod window;
 
 #[cfg(test)]
-mod tests;
+pub mod tests;
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -35,6 +35,9 @@ pub use self::packets::{PacketFault, PacketOpener, PacketSealer, session};
 pub use self::stream::ShadowsocksStream;
 pub use self::url::{ShadowsocksServer, ShadowsocksUrlError};
 
+/// What a server is, for people.
+pub(super) const KIND: &str = "Shadowsocks server";
+
 /// The types of SIP022: what a client sends, and what a server sends.
 const FROM_CLIENT: u8 = 0;
 const FROM_SERVER: u8 = 1;
@@ -43,7 +46,7 @@ const FROM_SERVER: u8 = 1;
 const MOST_CLOCK_DIFFERENCE: u64 = 30;
 
 /// Seconds since 1970.
-fn unix_seconds() -> u64 {
+pub(in crate::data) fn unix_seconds() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
 }

@@ -14,8 +14,9 @@ use super::decode::{Decoded, Decoder, Fault};
 use super::encode::{Encoder, random_salt};
 use super::keys::Keys;
 use super::unix_seconds;
-use crate::data::outbound::Target;
 use crate::data::outbound::pending::Pending;
+use crate::data::outbound::{DialError, Peer, Target};
+use crate::data::stream::Duplex;
 
 /// The most bytes that one write takes: four chunks of SIP004.
 const MOST_WRITTEN: usize = 4 * 0x3fff;
@@ -241,6 +242,19 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for ShadowsocksStream<S> {
         this.start();
         ready!(this.poll_drain(cx))?;
         Pin::new(&mut this.inner).poll_shutdown(cx)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for ShadowsocksStream<S> {
+    fn complaint(&self, server: &Peer) -> Option<DialError> {
+        match self.fault? {
+            // A server that is stopped ends so.
+            Fault::Cut => None,
+            fault => Some(DialError::Fault {
+                server: server.clone(),
+                fault,
+            }),
+        }
     }
 }
 

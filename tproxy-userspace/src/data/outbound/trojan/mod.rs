@@ -7,7 +7,8 @@
 //! - [`TrojanStream`] carries one connection over a TLS stream to the server.
 //! - [`put_datagram`] and [`parse_datagram`] frame what a stream of [`Command::UdpAssociate`] carries.
 //!
-//! A server answers to a wrong password as the web server that it pretends to be. So nothing can be known of it here.
+//! A server answers to a wrong password as the web server that it pretends to be, or not at all. The former is found by
+//! [`TrojanStream`] where it can be nothing else.
 
 mod packets;
 mod stream;
@@ -30,6 +31,9 @@ use super::{DialError, Dialer, Endpoint, Peer, Target, secure};
 use crate::data::record::Protocol;
 use crate::data::stream::Stream;
 use crate::data::way::Way;
+
+/// What a server is, for people.
+pub(super) const KIND: &str = "Trojan server";
 
 /// Bytes of the password's hash in hexadecimal digits.
 const HASH: usize = 56;
@@ -74,8 +78,9 @@ pub(super) async fn open(
     deadline: Instant,
 ) -> Result<Stream, DialError> {
     let (stream, at) = dialer.reach(way, deadline).await?;
-    let kind = "Trojan server";
-    let stream = secure(stream, way.tls(), &Peer { kind, at }).await?;
+    let peer = Peer { kind: KIND, at };
+    let help = "a certificate must be for the host in the outbound's URL, or for the name that ?sni=NAME says behind it,";
+    let stream = secure(stream, way.tls(), &peer, help).await?;
     Ok(stream.wrap_lazily(|inner| TrojanStream::new(inner, &server.token, command, target)))
 }
 

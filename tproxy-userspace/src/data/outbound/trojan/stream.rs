@@ -8,12 +8,17 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{HASH, Token};
-use crate::data::outbound::Target;
 use crate::data::outbound::pending::Pending;
 use crate::data::outbound::wire::{self, Command};
+use crate::data::outbound::{DialError, Peer, Target};
+use crate::data::stream::Duplex;
 
 /// The most payload that goes with the head: one TLS record holds both.
 const FIRST_PAYLOAD: usize = 15 << 10;
+
+/// What a server does that does not know the password: it pretends to be a web server.
+const WRONG_PASSWORD: &str = "answers as a web server what was no request for one: the password is wrong, or the \
+                              destination is such a server";
 
 /// A connection to a target by a Trojan server. What is read and written is what the target sends and gets.
 ///
@@ -24,6 +29,54 @@ pub struct TrojanStream<S> {
     /// What goes before all else: the head, then also the payload of the first write.
     out: Pending,
     has_started: bool,
+    answer: Answer,
+}
+
+/// Whose the answer is: the target's, or the web server's that the server pretends to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    /// None came yet, to what was asked.
+    Expected(Asked),
+    /// It may be the target's.
+    Came,
+    /// It is the web server's: the password is wrong.
+    WebServer,
+}
+
+/// What the first payload is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Asked {
+    Nothing,
+    /// It may be a request for a web server.
+    Http,
+    Other,
+}
+
+impl Asked {
+    /// By the first payload.
+    fn by(payload: &[u8]) -> Self {
+        let end = payload.iter().position(|byte| *byte == b' ');
+        let method = &payload[..end.unwrap_or(payload.len())];
+        let is_of_method = |byte: &u8| byte.is_ascii_alphabetic() || *byte == b'-';
+        if method.iter().all(is_of_method) {
+            Self::Http
+        } else {
+            Self::Other
+        }
+    }
+
+    /// Can only a web server that understood nothing have answered so? To a client that says nothing, servers of HTTP
+    /// say 408 at last.
+    fn is_not_answered_by(self, answer: &[u8]) -> bool {
+        let Some(status) = answer.strip_prefix(b"HTTP/1.") else {
+            return false;
+        };
+        match self {
+            Self::Nothing => status.get(1..5) == Some(b" 400"),
+            Self::Http => false,
+            Self::Other => true,
+        }
+    }
 }
 
 impl<S> TrojanStream<S> {
@@ -41,6 +94,7 @@ impl<S> TrojanStream<S> {
             inner,
             out: Pending::new(out),
             has_started: false,
+            answer: Answer::Expected(Asked::Nothing),
         }
     }
 
@@ -67,7 +121,23 @@ impl<S: AsyncRead + Unpin> AsyncRead for TrojanStream<S> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().inner).poll_read(cx, buffer)
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        ready!(Pin::new(&mut this.inner).poll_read(cx, buffer))?;
+        let Answer::Expected(asked) = this.answer else {
+            return Poll::Ready(Ok(()));
+        };
+        let answer = &buffer.filled()[before..];
+        if asked.is_not_answered_by(answer) {
+            this.answer = Answer::WebServer;
+            buffer.set_filled(before);
+            let kind = io::ErrorKind::InvalidData;
+            return Poll::Ready(Err(io::Error::new(kind, WRONG_PASSWORD)));
+        }
+        if !answer.is_empty() {
+            this.answer = Answer::Came;
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -78,6 +148,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TrojanStream<S> {
         payload: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.answer == Answer::Expected(Asked::Nothing) && !payload.is_empty() {
+            this.answer = Answer::Expected(Asked::by(payload));
+        }
         if this.has_started || payload.is_empty() {
             if !payload.is_empty() {
                 ready!(this.poll_start(cx))?;
@@ -103,6 +176,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for TrojanStream<S> {
         let this = self.get_mut();
         ready!(this.poll_start(cx))?;
         Pin::new(&mut this.inner).poll_shutdown(cx)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for TrojanStream<S> {
+    fn complaint(&self, server: &Peer) -> Option<DialError> {
+        (self.answer == Answer::WebServer).then(|| DialError::Auth {
+            server: server.clone(),
+            reason: WRONG_PASSWORD.to_owned(),
+        })
     }
 }
 

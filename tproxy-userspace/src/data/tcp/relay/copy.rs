@@ -13,8 +13,9 @@ use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
 use super::{Broken, Side, drive};
-use crate::data::record::Record;
-use crate::data::stream::{Duplex, Shared};
+use crate::data::outbound::what_is_wrong;
+use crate::data::record::{Outcome, Protocol, Record};
+use crate::data::stream::{Duplex, Shared, Wrapped};
 
 /// Bytes one direction may move before other tasks get their turn: a millisecond or two.
 const TURN: usize = 1 << 20;
@@ -36,6 +37,8 @@ struct Half {
     unflushed: bool,
     /// The source sent FIN.
     closing: bool,
+    /// The end before the first byte is no FIN, if the other direction moved any.
+    must_answer: bool,
 }
 
 impl Half {
@@ -46,6 +49,7 @@ impl Half {
             start: 0,
             unflushed: false,
             closing: false,
+            must_answer: false,
         }
     }
 
@@ -54,8 +58,8 @@ impl Half {
     fn poll(
         &mut self,
         context: &mut Context<'_>,
-        mut from: Pin<&mut impl Duplex>,
-        mut to: Pin<&mut impl Duplex>,
+        mut from: Pin<&mut (impl Duplex + ?Sized)>,
+        mut to: Pin<&mut (impl Duplex + ?Sized)>,
         record: &mut Record,
     ) -> Poll<Result<(), Broken>> {
         let broken_to = Broken::of(self.from.other());
@@ -101,6 +105,10 @@ impl Half {
                 Poll::Ready(Ok(read))
             });
             match read {
+                Poll::Ready(Ok(0)) if self.must_answer && is_silent(record) => {
+                    let error = io::ErrorKind::UnexpectedEof.into();
+                    return Poll::Ready(Err(Broken::of(self.from)(error)));
+                }
                 Poll::Ready(Ok(0)) => self.closing = true,
                 Poll::Ready(Ok(read)) => moved += read,
                 Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken)),
@@ -124,23 +132,53 @@ fn something(written: usize) -> io::Result<usize> {
     }
 }
 
-/// Relays between a socket and what transforms its bytes. `socket` is the one below `upstream`.
+/// Something was sent, and nothing came back.
+fn is_silent(record: &Record) -> bool {
+    record.up > 0 && record.down == 0
+}
+
+/// Relays between a socket and what transforms its bytes.
+///
+/// A server that was only sent to so far is on trial: if it ends the connection without a byte, it does not take what it
+/// was sent, and the way is told.
 pub async fn relay(
     device: &TcpStream,
-    upstream: &mut Box<dyn Duplex>,
-    socket: &TcpStream,
+    upstream: &mut Wrapped,
     idle: Duration,
     record: &mut Record,
 ) {
+    let duplex = &mut *upstream.duplex;
+    let mut on_trial = upstream.opens_with_payload;
     let mut up = Half::new(Side::Device);
     let mut down = Half::new(Side::Upstream);
     let mut near = Shared(device);
     let poll = |side, context: &mut Context<'_>, record: &mut Record| {
-        let (near, far) = (Pin::new(&mut near), Pin::new(&mut *upstream));
-        match side {
-            Side::Device => up.poll(context, near, far, record),
-            Side::Upstream => down.poll(context, far, near, record),
+        let (near, far) = (Pin::new(&mut near), Pin::new(&mut *duplex));
+        if side == Side::Device {
+            return up.poll(context, near, far, record);
         }
+        // A device that is done may have asked a question that has no answer.
+        down.must_answer = on_trial && !up.closing;
+        let polled = down.poll(context, far, near, record);
+        if on_trial && record.down > 0 {
+            on_trial = false;
+            if let Some(choice) = &record.choice {
+                choice.way.answered();
+            }
+        }
+        polled
     };
-    record.outcome = drive(device, socket, idle, record, poll).await;
+    record.outcome = drive(device, &upstream.socket, idle, record, poll).await;
+    let ended = record.outcome == Outcome::UpstreamReset;
+    if !ended && record.outcome != Outcome::Failed {
+        return;
+    }
+    let silent = ended && on_trial && !up.closing && is_silent(record);
+    if let Some(choice) = &record.choice
+        && let Some(error) = what_is_wrong(&choice.way, duplex, silent && choice.way.is_silenced())
+    {
+        tracing::debug!(destination = %record.destination(), %error, "the upstream side gave no answer");
+        choice.way.report(Protocol::Tcp, Some(&error));
+        record.outcome = error.outcome();
+    }
 }

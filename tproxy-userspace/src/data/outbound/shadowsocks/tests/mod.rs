@@ -4,10 +4,13 @@ mod packets;
 mod stream;
 mod vectors;
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bytes::BytesMut;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex, split};
+use tokio::net::TcpStream;
 
 use super::cipher::{Counting, TAG};
 use super::*;
@@ -77,7 +80,7 @@ fn number(bytes: &[u8]) -> usize {
 }
 
 /// What a server makes of a whole connection: the target's bytes as they were sent, and the payload.
-fn serve(keys: &Keys, bytes: &[u8]) -> (Vec<u8>, Vec<u8>) {
+pub fn serve(keys: &Keys, bytes: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let method = keys.method();
     let (salt, mut rest) = bytes.split_at(method.key_length());
     for header in keys.identity_headers(salt) {
@@ -114,7 +117,7 @@ fn serve(keys: &Keys, bytes: &[u8]) -> (Vec<u8>, Vec<u8>) {
 }
 
 /// What a server sends in answer to the connection that began with this salt, a chunk for each part.
-fn answer(keys: &Keys, request_salt: &[u8], now: u64, parts: &[&[u8]]) -> Vec<u8> {
+pub fn answer(keys: &Keys, request_salt: &[u8], now: u64, parts: &[&[u8]]) -> Vec<u8> {
     let method = keys.method();
     let mut out = random_salt(method);
     let mut cipher = Counting::new(method, keys.subkey(&out).as_slice());
@@ -132,4 +135,55 @@ fn answer(keys: &Keys, request_salt: &[u8], now: u64, parts: &[&[u8]]) -> Vec<u8
         cipher.seal(&mut out, start);
     }
     out
+}
+
+/// The destination's end of a connection by SIP004 to this server, and the target's bytes.
+pub async fn play(keys: Keys, mut stream: TcpStream) -> (Vec<u8>, DuplexStream) {
+    let method = keys.method();
+    let mut salt = vec![0; method.key_length()];
+    stream.read_exact(&mut salt).await.expect("a salt");
+    let mut cipher = Counting::new(method, keys.subkey(&salt).as_slice());
+    let (mut from_client, mut to_client) = stream.into_split();
+    let mut take = async move || -> io::Result<Vec<u8>> {
+        let mut length = vec![0; 2 + TAG];
+        from_client.read_exact(&mut length).await?;
+        cipher.open(&mut length).expect("a length");
+        let mut chunk = vec![0; number(&length) + TAG];
+        from_client.read_exact(&mut chunk).await?;
+        cipher.open(&mut chunk).expect("a chunk");
+        chunk.truncate(chunk.len() - TAG);
+        Ok(chunk)
+    };
+    let mut head = take().await.expect("a target");
+    let Ok(Address::Whole(_, length)) = wire::parse_address(&head) else {
+        panic!("no target in {head:?}");
+    };
+    let payload = head.split_off(length);
+    let (near, far) = duplex(1 << 16);
+    let (mut answers, mut questions) = split(far);
+    tokio::spawn(async move {
+        let mut next = Ok(payload);
+        while let Ok(payload) = next {
+            if questions.write_all(&payload).await.is_err() {
+                break;
+            }
+            next = take().await;
+        }
+        let _ = questions.shutdown().await;
+    });
+    tokio::spawn(async move {
+        let mut out = random_salt(method);
+        let mut cipher = Counting::new(method, keys.subkey(&out).as_slice());
+        let mut bytes = vec![0; 4096];
+        while let Ok(length @ 1..) = answers.read(&mut bytes).await {
+            for part in [&(length as u16).to_be_bytes()[..], &bytes[..length]] {
+                let start = out.len();
+                out.extend_from_slice(part);
+                cipher.seal(&mut out, start);
+            }
+            to_client.write_all(&out).await.expect("connected");
+            out.clear();
+        }
+    });
+    (head, near)
 }
