@@ -141,7 +141,7 @@ pub(super) fn read(root: &mut Table<'_>, outbounds: &[Outbound]) -> Vec<Group> {
             group.kind = kind.into_inner();
             fits(table, &group);
         }
-        group.members = members.map(|some| some.into_inner()).unwrap_or_default();
+        group.members = members.map(toml::Spanned::into_inner).unwrap_or_default();
         if let (Some(default), Some(place)) = (&group.default, table.place("default"))
             && !group.members.contains(default)
         {

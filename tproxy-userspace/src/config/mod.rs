@@ -342,7 +342,7 @@ impl Config {
     pub fn default_exit(&self) -> &str {
         let first = || self.groups.first().map(|group| &group.name);
         let named = self.proxy.outbound.as_ref().or_else(first);
-        named.map_or_else(|| &*self.outbounds[0].name, |name| name)
+        named.unwrap_or(&self.outbounds[0].name)
     }
 
     fn parse_bytes(bytes: &[u8], path: &Path) -> Result<Self, ConfigError> {

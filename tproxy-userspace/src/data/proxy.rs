@@ -25,7 +25,7 @@ use super::sockets::Sockets;
 use super::stats::Stats;
 use super::tcp::{self, TcpRelay};
 use super::udp::UdpRelay;
-use super::way::{OutboundStatus, Upstream, follow};
+use super::way::{OutboundStatus, Upstream, follow, keep};
 use crate::net::{SocketFactory, raise_open_files};
 use crate::policy::rule::Query;
 
@@ -132,6 +132,8 @@ impl Proxy {
             proxy.resolver.clone(),
         );
         proxy.receiving.push(tokio::spawn(watching).abort_handle());
+        let keeping = keep(Arc::clone(&proxy.shared), proxy.dialer.clone());
+        proxy.receiving.push(tokio::spawn(keeping).abort_handle());
         Ok(proxy)
     }
 

@@ -2,6 +2,7 @@
 
 mod condition;
 mod road;
+mod spare;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -16,6 +17,8 @@ use tokio::time::{Instant, sleep_until};
 use url::Host;
 
 pub use self::condition::{HealthStatus, OutboundStatus};
+use self::spare::Spares;
+pub use self::spare::keep;
 use super::Error;
 use super::guard::Guard;
 use super::outbound::{DialError, Outbound};
@@ -83,6 +86,8 @@ pub struct Way {
     pub(super) via: Option<Arc<Way>>,
     binding: Binding,
     tls: Option<Connector>,
+    /// Connections to the server that are ready, if it is spoken to by TLS.
+    spares: Option<Spares>,
     known: Mutex<Known>,
     failed: Notify,
     /// What a person has to mend was told.
@@ -217,10 +222,11 @@ impl Way {
         let now = Instant::now();
         Self {
             name: name.into(),
-            outbound: Arc::new(outbound),
             via: None,
             binding: Binding::default(),
             tls: None,
+            spares: outbound.speaks_tls().then(Spares::default),
+            outbound: Arc::new(outbound),
             known: Mutex::new(Known {
                 addresses,
                 worked: None,

@@ -6,35 +6,39 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use super::connect::{self, Malformed};
-use super::{Credentials, DialError, Dialer, Peer, Server, Target, secure};
+use super::{Credentials, DialError, Dialer, Peer, Server, Target};
 use crate::data::stream::Stream;
-use crate::data::tls::Connector;
 use crate::data::way::Way;
 
-/// Connects to `target` through the server, which is spoken to with `tls`.
+/// Connects to `target` through the server, which is spoken to by TLS if the outbound says so.
 pub(super) async fn connect(
     dialer: &Dialer,
     way: &Way,
     server: &Server,
-    tls: Option<&Connector>,
     target: Target<'_>,
     deadline: Instant,
 ) -> Result<Stream, DialError> {
-    let (stream, at) = dialer.reach(way, deadline).await?;
-    let kind = if tls.is_some() {
-        "HTTPS proxy"
-    } else {
-        "HTTP proxy"
-    };
-    let peer = Peer { kind, at };
-    let mut stream = match tls {
-        None => stream,
-        Some(connector) => {
-            let help = "a certificate must be for the host in the outbound's URL";
-            secure(stream, connector, &peer, help).await?
+    let credentials = server.credentials.as_ref();
+    let (mut stream, peer) = if way.outbound.speaks_tls() {
+        let mut secured = dialer.secured(way, deadline).await?;
+        if secured.is_spare {
+            let asked = ask(&mut secured.stream, secured.peer, credentials, target).await;
+            // A spare one may be gone: nothing was asked for then.
+            match asked {
+                Ok(()) => return Ok(secured.stream.answered()),
+                Err(DialError::Handshake { .. }) => {
+                    secured = dialer.secure_new(way, deadline).await?;
+                }
+                Err(error) => return Err(error),
+            }
         }
+        (secured.stream, secured.peer)
+    } else {
+        let (stream, at) = dialer.reach(way, deadline).await?;
+        let kind = "HTTP proxy";
+        (stream, Peer { kind, at })
     };
-    ask(&mut stream, peer, server.credentials.as_ref(), target).await?;
+    ask(&mut stream, peer, credentials, target).await?;
     Ok(stream.answered())
 }
 

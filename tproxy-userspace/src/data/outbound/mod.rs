@@ -5,6 +5,7 @@ mod error;
 mod http;
 mod pending;
 mod reach;
+mod secure;
 pub mod shadowsocks;
 mod socks5;
 pub mod trojan;
@@ -22,14 +23,14 @@ use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout_at};
 
 pub use self::error::{Blame, DialError, Peer};
+pub use self::secure::secure;
 use self::shadowsocks::ShadowsocksStream;
 pub use self::url::{Credentials, Endpoint, Outbound, OutboundError, Server};
 pub use self::verdict::what_is_wrong;
 use self::wire::Command;
 use super::guard::Guard;
 use super::record::Protocol;
-use super::stream::{Stream, Wrapped};
-use super::tls::Connector;
+use super::stream::Stream;
 use super::way::Way;
 use crate::net::SocketFactory;
 
@@ -121,12 +122,8 @@ impl Dialer {
                 (Outbound::Socks5(server), _) => {
                     socks5::connect(self, way, server, target, deadline).await
                 }
-                (Outbound::Http(server), _) => {
-                    http::connect(self, way, server, None, target, deadline).await
-                }
-                (Outbound::Https(server), _) => {
-                    let tls = Some(way.tls());
-                    http::connect(self, way, server, tls, target, deadline).await
+                (Outbound::Http(server) | Outbound::Https(server), _) => {
+                    http::connect(self, way, server, target, deadline).await
                 }
                 (Outbound::Shadowsocks(server), _) => {
                     let (stream, _) = self.reach(way, deadline).await?;
@@ -158,25 +155,4 @@ impl Dialer {
             })
         })
     }
-}
-
-/// Speaks TLS to the server of an outbound from here on. `help` is what to do about a certificate for somebody else.
-pub(super) async fn secure(
-    stream: Stream,
-    connector: &Connector,
-    server: &Peer,
-    help: &'static str,
-) -> Result<Stream, DialError> {
-    let Wrapped { duplex, socket, .. } = stream.into_wrapped();
-    let encrypted = connector.connect(duplex).await;
-    let encrypted = encrypted.map_err(|source| DialError::Tls {
-        server: server.clone(),
-        source,
-        help,
-    })?;
-    Ok(Stream::Wrapped(Wrapped {
-        duplex: Box::new(encrypted),
-        socket,
-        opens_with_payload: false,
-    }))
 }

@@ -27,13 +27,15 @@ pub use self::packets::{LONGEST_PAYLOAD, Malformed, Parsed, parse_datagram, put_
 pub use self::stream::TrojanStream;
 pub use self::url::{TrojanServer, TrojanUrlError};
 pub use super::wire::Command;
-use super::{DialError, Dialer, Endpoint, Peer, Target, secure};
+use super::{DialError, Dialer, Endpoint, Target};
 use crate::data::record::Protocol;
 use crate::data::stream::Stream;
 use crate::data::way::Way;
 
 /// What a server is, for people.
 pub(super) const KIND: &str = "Trojan server";
+/// What to do about a certificate that is not for the server.
+pub(super) const CERTIFICATE: &str = "a certificate must be for the host in the outbound's URL, or for the name that ?sni=NAME says behind it,";
 
 /// Bytes of the password's hash in hexadecimal digits.
 const HASH: usize = 56;
@@ -77,10 +79,7 @@ pub(super) async fn open(
     target: Target<'_>,
     deadline: Instant,
 ) -> Result<Stream, DialError> {
-    let (stream, at) = dialer.reach(way, deadline).await?;
-    let peer = Peer { kind: KIND, at };
-    let help = "a certificate must be for the host in the outbound's URL, or for the name that ?sni=NAME says behind it,";
-    let stream = secure(stream, way.tls(), &peer, help).await?;
+    let stream = dialer.secured(way, deadline).await?.stream;
     Ok(stream.wrap_lazily(|inner| TrojanStream::new(inner, &server.token, command, target)))
 }
 
