@@ -231,6 +231,31 @@ fn a_server_that_is_killed_is_used_again_when_it_is_back() -> Result<()> {
 }
 
 #[test]
+fn a_server_of_2022_may_be_restarted_again_and_again() -> Result<()> {
+    const KEY: &str = "AAECAwQFBgcICQoLDA0ODw==";
+    let Some(sing_box) = SingBox::or_skip()? else {
+        return Ok(());
+    };
+    let stage = Stage::new()?;
+    let (ns, dir) = (&stage.lab.internet, stage.lab.dir());
+    let address = at(Family::V4.upstream(1), PORT);
+    let method = "2022-blake3-aes-128-gcm";
+    let start = || Shadowsocks::start_2022(&sing_box, ns, dir, address, method, KEY);
+    let mut server = start()?;
+    let tproxy = stage.lab.tproxy_with(&server.url())?;
+    let target = at(Family::V6.far(5), *ECHO.start());
+    let socket = stage.socket(Family::V6)?;
+    for _ in 0..4 {
+        stage.is_answered_soon(&socket, target)?;
+        drop(server);
+        server = start()?;
+    }
+    stage.is_answered_soon(&socket, target)?;
+    drop(server);
+    tproxy.stop()
+}
+
+#[test]
 fn trojan_carries_datagrams_through_another_server_and_shadowsocks_does_not() -> Result<()> {
     let stage = Stage::new()?;
     let (ns, dir) = (&stage.lab.internet, stage.lab.dir());
