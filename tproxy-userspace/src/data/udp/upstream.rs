@@ -148,12 +148,7 @@ pub trait Taker: Send {
 
 /// Is there a server that carries datagrams by this way?
 pub fn has_relay(way: &Way) -> bool {
-    match &*way.outbound {
-        // These have datagrams of their own, which another server would have to carry.
-        Outbound::Socks5(_) | Outbound::Shadowsocks(_) => way.through().is_none(),
-        Outbound::Trojan(_) => true,
-        Outbound::Direct | Outbound::Block | Outbound::Http(_) | Outbound::Https(_) => false,
-    }
+    way.outbound.server().is_some() && way.carries_datagrams()
 }
 
 /// Gets what datagrams go by. `first` is the first peer, which the others are of the same family as.

@@ -1,7 +1,10 @@
 mod names;
 mod nowhere;
+mod probe;
 mod rules;
+mod shadowsocks;
 mod socks5;
+mod trojan;
 
 use super::*;
 use crate::data::stats::Counters;
@@ -58,6 +61,16 @@ impl Bench {
     fn counters(&self) -> &Counters {
         &self.relay.hands.shared.counters
     }
+}
+
+/// Waits until this is so, which something else brings about.
+async fn until(what: &str, is_so: impl Fn() -> bool) {
+    let waiting = async {
+        while !is_so() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    timeout(SOON, waiting).await.expect(what);
 }
 
 async fn bind(address: &str) -> (UdpSocket, SocketAddr) {

@@ -16,9 +16,21 @@ use crate::data::record::Protocol;
 use crate::data::way::Way;
 use crate::net::mmsg::{BATCH, Outgoing, Prefix, RecvBatch, SendBatch, SendReport};
 
+/// How much memory a thread keeps for the next batch. One of the largest datagrams takes eight times that.
+const KEPT: usize = 256 << 10;
+
 thread_local! {
-    /// What a batch is encrypted or decrypted into. Nothing stays in it.
     static BYTES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Encrypts or decrypts a batch into a buffer of this thread. Nothing stays in it.
+fn with_bytes<T>(work: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+    BYTES.with_borrow_mut(|bytes| {
+        let result = work(bytes);
+        bytes.clear();
+        bytes.shrink_to(KEPT);
+        result
+    })
 }
 
 /// Nothing is asked of the server, so what is reached is a socket and a session. By the first of the server's addresses
@@ -84,7 +96,7 @@ impl Sender {
         batch: &mut SendBatch,
         mut datagrams: impl Iterator<Item = Datagram<'a>>,
     ) -> SendReport {
-        BYTES.with_borrow_mut(|bytes| {
+        with_bytes(|bytes| {
             let mut report = SendReport::default();
             loop {
                 bytes.clear();
@@ -129,7 +141,7 @@ impl Answers {
         let socket = Arc::clone(&self.socket);
         while socket.readable().await.is_ok() {
             let flow = receive(&socket, |recv, count, send| {
-                BYTES.with_borrow_mut(|bytes| self.open(recv, count, bytes, way, taker, send))
+                with_bytes(|bytes| self.open(recv, count, bytes, way, taker, send))
             });
             if flow.is_break() {
                 return;
@@ -146,13 +158,16 @@ impl Answers {
         taker: &mut impl Taker,
         send: &mut SendBatch,
     ) -> ControlFlow<()> {
-        bytes.clear();
         let mut opened = [const { None }; BATCH];
         for (index, place) in opened[..count].iter_mut().enumerate() {
             let Some(received) = recv.get(index) else {
                 continue;
             };
             let result = self.opener.open(received.payload, bytes);
+            if matches!(result, Err(PacketFault::Sessions)) {
+                // A server that was restarted twice. It takes a new session at once, this one only in a minute.
+                return ControlFlow::Break(());
+            }
             if !self.known {
                 self.tell(way, &result);
             }
