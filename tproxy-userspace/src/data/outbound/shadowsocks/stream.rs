@@ -17,8 +17,8 @@ use super::unix_seconds;
 use crate::data::outbound::Target;
 use crate::data::outbound::pending::Pending;
 
-/// The most bytes that one write takes: four chunks of SIP004.
-const MOST_WRITTEN: usize = 4 * 0x3fff;
+/// The most bytes that one write takes.
+const MOST_WRITTEN: usize = 128 << 10;
 /// The bytes that are read at once: at first, and when the server has more than that.
 const LEAST_READ: usize = 2 << 10;
 const MOST_READ: usize = 64 << 10;
