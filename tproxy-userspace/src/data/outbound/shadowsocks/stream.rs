@@ -18,7 +18,7 @@ use crate::data::outbound::Target;
 use crate::data::outbound::pending::Pending;
 
 /// The most bytes that one write takes.
-const MOST_WRITTEN: usize = 128 << 10;
+const MOST_WRITTEN: usize = 64 << 10;
 /// The bytes that are read at once: at first, and when the server has more than that.
 const LEAST_READ: usize = 2 << 10;
 const MOST_READ: usize = 64 << 10;

@@ -56,7 +56,7 @@ impl Half {
     fn fill(
         &mut self,
         context: &mut Context<'_>,
-        mut from: Pin<&mut impl Duplex>,
+        mut from: Pin<&mut (impl Duplex + ?Sized)>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         if let Some(end) = self.end.take() {
