@@ -281,11 +281,11 @@ impl Tproxy {
     /// pipes that it keeps at most.
     ///
     /// # Errors
-    /// When it has not after 10 s.
+    /// When it has not after 20 s: spare connections live for 10 s.
     pub fn back_to(&self, before: (usize, usize)) -> Result<()> {
         let most = before.0 + 2 * 64;
         let what = format!("{} sockets and at most {most} files", before.1);
-        until(&what, SOON, || {
+        until(&what, 2 * SOON, || {
             let (files, sockets) = self.open_now()?;
             Ok((files <= most && sockets == before.1).then_some(()))
         })

@@ -1,5 +1,7 @@
 //! Encryption to servers: whom to trust.
 
+mod read_ahead;
+
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
@@ -12,6 +14,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use url::Host;
+
+pub use self::read_ahead::ReadAhead;
 
 /// The certificates that are trusted.
 #[derive(Clone, Debug)]
@@ -128,10 +132,11 @@ impl Connector {
     ///
     /// # Errors
     /// When the connection breaks, or the server cannot show that it is the one.
-    pub async fn connect<S>(&self, stream: S) -> io::Result<TlsStream<S>>
+    pub async fn connect<S>(&self, stream: S) -> io::Result<TlsStream<ReadAhead<S>>>
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let stream = ReadAhead::new(stream);
         self.tls.connect(self.name.clone(), stream).await
     }
 }

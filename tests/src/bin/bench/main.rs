@@ -8,6 +8,7 @@ mod kernel;
 mod lists;
 mod load;
 mod options;
+mod outbounds;
 mod prefixes;
 mod report;
 mod results;

@@ -16,7 +16,8 @@ use crate::{
     ways::{PREFIXES, WAYS, Way},
 };
 
-/// The width of the first column and of each other.
+/// The width of the first column of names and of figures, and of each other.
+const NAME: usize = 26;
 const FIRST: usize = 16;
 const COLUMN: usize = 20;
 
@@ -24,18 +25,18 @@ const COLUMN: usize = 20;
 pub fn list() {
     println!("Ways:");
     for way in &WAYS {
-        println!("  {:<FIRST$}{}", way.name, way.what);
+        println!("  {:<NAME$}{}", way.name, way.what);
     }
     println!("\nRows:");
     for row in &ROWS {
-        println!("  {:<FIRST$}{}", row.name, row.title);
+        println!("  {:<NAME$}{}", row.name, row.title);
     }
     println!(
-        "  {:<FIRST$}nanoseconds a packet of lan_ingress",
+        "  {:<NAME$}nanoseconds a packet of lan_ingress",
         kernel::NAME
     );
     println!(
-        "  {:<FIRST$}{} names and {PREFIXES} prefixes of each family: loading, memory, look-ups",
+        "  {:<NAME$}{} names and {PREFIXES} prefixes of each family: loading, memory, look-ups",
         lists::NAME,
         lists::DOMAINS
     );
@@ -50,7 +51,7 @@ pub fn heading(results: &Results) {
         machine.kernel, machine.cores, results.rounds, results.seconds
     );
     for way in &results.ways {
-        println!("  {:<FIRST$}{}", way.name, way.what);
+        println!("  {:<NAME$}{}", way.name, way.what);
     }
     if machine.load > 0.5 {
         println!(
@@ -147,6 +148,17 @@ fn sentence(result: &RowResult, verdict: &Verdict) -> String {
             "target: {} {} at most {bound:.0}: {word} ({figures})",
             target.way, target.metric.title
         ),
+        Bound::NotBelow(other) | Bound::NotAbove(other) => {
+            let bound = if matches!(target.bound, Bound::NotBelow(_)) {
+                "at least"
+            } else {
+                "at most"
+            };
+            format!(
+                "target: {} {} {bound} that of {other}: {word} (ratio {figures})",
+                target.way, target.metric.title
+            )
+        }
     }
 }
 
@@ -274,8 +286,10 @@ fn row_json(result: &RowResult) -> Value {
         .map(|verdict| {
             let target = verdict.target;
             let (of, bound) = match target.bound {
-                Bound::Ratio(least) => ("at_least_ratio", least),
-                Bound::Most(most) => ("at_most", most),
+                Bound::Ratio(least) => ("at_least_ratio", json!(least)),
+                Bound::Most(most) => ("at_most", json!(most)),
+                Bound::NotBelow(other) => ("at_least_that_of", json!(other)),
+                Bound::NotAbove(other) => ("at_most_that_of", json!(other)),
             };
             json!({
                 "way": target.way,

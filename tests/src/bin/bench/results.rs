@@ -128,8 +128,13 @@ impl RowResult {
 
     /// Each round's ratio to the way that this row compares with, in the same round.
     pub fn ratios(&self, metric: &Metric, way: &'static str) -> Vec<f64> {
+        self.ratios_to(self.row.subject().base(), metric, way)
+    }
+
+    /// Each round's ratio to this other way, in the same round.
+    fn ratios_to(&self, base: &'static str, metric: &Metric, way: &'static str) -> Vec<f64> {
         let samples = |way| self.samples.get(&(metric.name, way)).into_iter().flatten();
-        let base: BTreeMap<u32, f64> = samples(self.row.subject().base())
+        let base: BTreeMap<u32, f64> = samples(base)
             .map(|(round, value)| (*round, *value))
             .collect();
         samples(way)
@@ -151,6 +156,9 @@ impl RowResult {
                 let figures = match target.bound {
                     Bound::Ratio(_) => self.ratios(target.metric, target.way),
                     Bound::Most(_) => self.samples(target.metric, target.way),
+                    Bound::NotBelow(other) | Bound::NotAbove(other) => {
+                        self.ratios_to(other, target.metric, target.way)
+                    }
                 };
                 let least = figures.iter().copied().fold(f64::INFINITY, f64::min);
                 let most = figures.iter().copied().fold(f64::NEG_INFINITY, f64::max);
@@ -162,6 +170,8 @@ impl RowResult {
                     reached: match target.bound {
                         Bound::Ratio(bound) => figure >= bound,
                         Bound::Most(bound) => figure <= bound,
+                        Bound::NotBelow(_) => figure >= 1.0,
+                        Bound::NotAbove(_) => figure <= 1.0,
                     },
                 })
             })

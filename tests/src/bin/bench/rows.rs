@@ -11,6 +11,7 @@ use crate::{
         idle, tcp, udp,
     },
     options::Options,
+    outbounds::Protocol,
     stage::Stage,
     ways::{BYPASSED, Client, OWN_BYPASSED, OWN_PROXIED, PROXIED, RESOLVER, RULES, Subject, Way},
 };
@@ -82,6 +83,10 @@ pub enum Bound {
     Ratio(f64),
     /// At most this figure.
     Most(f64),
+    /// At least as much as this other way.
+    NotBelow(&'static str),
+    /// At most as much as this other way.
+    NotAbove(&'static str),
 }
 
 /// What a run does.
@@ -89,6 +94,8 @@ pub enum Bound {
 pub enum Work {
     /// iperf3 with this many streams, from the device, or to it.
     Tcp { streams: u32, to_device: bool },
+    /// As [`Work::Tcp`] with one stream, by a server of this protocol.
+    Outbound { by: Protocol, to_device: bool },
     /// Connect, one byte, one byte back, close; this many at a time.
     Connections { at_once: usize },
     /// 64-byte datagrams and their echoes, this many in flight.
@@ -128,6 +135,7 @@ impl Row {
         match self.work {
             Work::Requests { .. } => Subject::Rules,
             Work::Questions { .. } => Subject::Dns,
+            Work::Outbound { by, .. } => Subject::Outbound(by),
             _ => Subject::Forwarding,
         }
     }
@@ -157,6 +165,9 @@ impl Row {
                 to_device,
                 options.seconds(),
             ),
+            Work::Outbound { to_device, .. } => {
+                tcp::run(stage, client, self.family, 1, to_device, options.seconds())
+            }
             Work::Connections { at_once } => {
                 connections::run(stage, client, self.family, at_once, BYTE, time)
                     .map(load::Exchanges::readings)
@@ -251,6 +262,36 @@ const fn questions(
     }
 }
 
+/// A row about relaying by a server.
+const fn outbound(
+    name: &'static str,
+    title: &'static str,
+    by: Protocol,
+    to_device: bool,
+    targets: &'static [Target],
+) -> Row {
+    Row {
+        targets,
+        ..rate(name, title, Work::Outbound { by, to_device })
+    }
+}
+
+/// As fast as another way, for no more time of the processor.
+const fn as_good_as(way: &'static str, other: &'static str) -> [Target; 2] {
+    [
+        Target {
+            way,
+            metric: &GBIT,
+            bound: Bound::NotBelow(other),
+        },
+        Target {
+            way,
+            metric: &CPU,
+            bound: Bound::NotAbove(other),
+        },
+    ]
+}
+
 /// A row about the gateway's own traffic, IPv4.
 const fn own(name: &'static str, title: &'static str, work: Work) -> Row {
     Row {
@@ -284,7 +325,7 @@ const fn most(way: &'static str, metric: &'static Metric, most: f64) -> Target {
 }
 
 /// All of them.
-pub static ROWS: [Row; 24] = [
+pub static ROWS: [Row; 38] = [
     tcp(
         "tcp-1-up",
         "TCP, 1 stream from the device",
@@ -436,5 +477,103 @@ pub static ROWS: [Row; 24] = [
         "rules-1",
         "new TCP connections with an HTTP request, one at a time",
         1,
+    ),
+    outbound(
+        "outbounds-socks5-up",
+        "TCP by socks5://, 1 stream from the device",
+        Protocol::Socks5,
+        false,
+        const { &as_good_as("socks5", "sing-box-socks5") },
+    ),
+    outbound(
+        "outbounds-socks5-down",
+        "TCP by socks5://, 1 stream to the device",
+        Protocol::Socks5,
+        true,
+        const { &as_good_as("socks5", "sing-box-socks5") },
+    ),
+    outbound(
+        "outbounds-http-up",
+        "TCP by http://, 1 stream from the device",
+        Protocol::Http,
+        false,
+        const { &as_good_as("http", "sing-box-http") },
+    ),
+    outbound(
+        "outbounds-http-down",
+        "TCP by http://, 1 stream to the device",
+        Protocol::Http,
+        true,
+        const { &as_good_as("http", "sing-box-http") },
+    ),
+    outbound(
+        "outbounds-https-up",
+        "TCP by https://, 1 stream from the device",
+        Protocol::Https,
+        false,
+        const { &as_good_as("https", "sing-box-https") },
+    ),
+    outbound(
+        "outbounds-https-down",
+        "TCP by https://, 1 stream to the device",
+        Protocol::Https,
+        true,
+        const { &as_good_as("https", "sing-box-https") },
+    ),
+    outbound(
+        "outbounds-ss-aes-up",
+        "TCP by ss:// (aes-128-gcm), 1 stream from the device",
+        Protocol::ShadowsocksAes,
+        false,
+        const { &as_good_as("ss-aes", "sing-box-ss-aes") },
+    ),
+    outbound(
+        "outbounds-ss-aes-down",
+        "TCP by ss:// (aes-128-gcm), 1 stream to the device",
+        Protocol::ShadowsocksAes,
+        true,
+        const { &as_good_as("ss-aes", "sing-box-ss-aes") },
+    ),
+    outbound(
+        "outbounds-ss-chacha-up",
+        "TCP by ss:// (chacha20-ietf-poly1305), 1 stream from the device",
+        Protocol::ShadowsocksChacha,
+        false,
+        const { &as_good_as("ss-chacha", "sing-box-ss-chacha") },
+    ),
+    outbound(
+        "outbounds-ss-chacha-down",
+        "TCP by ss:// (chacha20-ietf-poly1305), 1 stream to the device",
+        Protocol::ShadowsocksChacha,
+        true,
+        const { &as_good_as("ss-chacha", "sing-box-ss-chacha") },
+    ),
+    outbound(
+        "outbounds-ss-2022-up",
+        "TCP by ss:// (2022-blake3-aes-128-gcm), 1 stream from the device",
+        Protocol::Shadowsocks2022,
+        false,
+        const { &as_good_as("ss-2022", "sing-box-ss-2022") },
+    ),
+    outbound(
+        "outbounds-ss-2022-down",
+        "TCP by ss:// (2022-blake3-aes-128-gcm), 1 stream to the device",
+        Protocol::Shadowsocks2022,
+        true,
+        const { &as_good_as("ss-2022", "sing-box-ss-2022") },
+    ),
+    outbound(
+        "outbounds-trojan-up",
+        "TCP by trojan://, 1 stream from the device",
+        Protocol::Trojan,
+        false,
+        const { &as_good_as("trojan", "sing-box-trojan") },
+    ),
+    outbound(
+        "outbounds-trojan-down",
+        "TCP by trojan://, 1 stream to the device",
+        Protocol::Trojan,
+        true,
+        const { &as_good_as("trojan", "sing-box-trojan") },
     ),
 ];

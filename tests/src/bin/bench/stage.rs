@@ -20,8 +20,8 @@ use crate::ways::{Client, Running, Way};
 /// A lab and one way through its gateway.
 ///
 /// Two labs differ by several percent for reasons of their own (where their memory lies, for one), which is
-/// as much as what is to be measured. So plain forwarding and our ways share one, and each of ours is
-/// there only during its runs. A peer, whose rules are not ours to take back, has its own.
+/// as much as what is to be measured. So plain forwarding, our ways and the peers whose rules can be taken back
+/// share one, and each is there only during its runs. Another peer has its own.
 pub struct Stage {
     /// The way.
     pub way: &'static Way,
@@ -37,7 +37,7 @@ impl Stage {
     /// # Errors
     /// When something does not start, or servers see another client than this way gives.
     pub fn set(way: &'static Way, shared: Option<&Self>) -> Result<Self> {
-        let shared = shared.filter(|_| !way.peer);
+        let shared = shared.filter(|_| !way.stays);
         let stage = match shared {
             Some(other) => Self {
                 way,
@@ -75,7 +75,7 @@ impl Stage {
         })
     }
 
-    /// Starts the way if it is not there. It goes with what is returned, unless it is a peer.
+    /// Starts the way if it is not there. It goes with what is returned, unless it stays.
     ///
     /// # Errors
     /// When it does not start.
@@ -105,6 +105,10 @@ impl Stage {
             stream.read_exact(&mut answer)?;
             let seen = tcp.clients().last().map(SocketAddr::ip);
             self.expect(*family, client, seen, "TCP")?;
+            // Not every server does UDP, and no row asks for it.
+            if self.way.by_server() {
+                continue;
+            }
             traffic::echo_sizes(from, target, &[64])?;
             // The echo notes the client after it has answered.
             let seen = until("the echo to note its client", SOON, || {
@@ -143,7 +147,10 @@ impl Stage {
         seen: Option<IpAddr>,
         protocol: &str,
     ) -> Result<()> {
-        let expected = if self.way.relays || client == Client::Gateway {
+        let expected = if self.way.by_server() {
+            // It is on the same machine, which then speaks to itself.
+            family.far(1)
+        } else if self.way.relays || client == Client::Gateway {
             family.gateway_wan()
         } else {
             family.device()
@@ -207,7 +214,7 @@ pub struct There<'a>(&'a Stage);
 
 impl Drop for There<'_> {
     fn drop(&mut self) {
-        if !self.0.way.peer {
+        if !self.0.way.stays {
             self.0.running.take();
         }
     }

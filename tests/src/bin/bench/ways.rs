@@ -5,7 +5,10 @@ use std::{any::Any, fmt, net::Ipv4Addr};
 use anyhow::Result;
 use lab::{Family, Lab, Namespace, Tproxy, servers::Dnsmasq};
 
-use crate::{prefixes, v2ray};
+use crate::{
+    outbounds::{self, Protocol},
+    prefixes, v2ray,
+};
 
 /// How many prefixes of each family are in the bypass set.
 pub const PREFIXES: usize = 16_384;
@@ -38,13 +41,15 @@ pub enum Subject {
     Rules,
     /// How fast questions are answered.
     Dns,
+    /// What relaying by a server of this protocol costs.
+    Outbound(Protocol),
 }
 
 impl Subject {
     /// The way that the others are compared with.
     pub const fn base(self) -> &'static str {
         match self {
-            Self::Forwarding => PLAIN,
+            Self::Forwarding | Self::Outbound(_) => PLAIN,
             Self::Rules => NO_RULES,
             Self::Dns => DNSMASQ,
         }
@@ -63,12 +68,21 @@ pub struct Way {
     pub clients: &'static [Client],
     /// Is it another program than ours?
     pub peer: bool,
+    /// Does it leave rules behind that nobody takes back, so that it needs a lab of its own?
+    pub stays: bool,
     /// Does a process relay the traffic, so that servers see the gateway?
     pub relays: bool,
     /// The families it is set up for.
     pub families: &'static [Family],
     /// Sets it up on the gateway of a lab.
     pub start: fn(&Lab) -> Result<Option<Running>>,
+}
+
+impl Way {
+    /// Does a server of some protocol lie between, so that it is whom servers see?
+    pub fn by_server(&self) -> bool {
+        matches!(self.subjects, [Subject::Outbound(_)])
+    }
 }
 
 impl fmt::Debug for Way {
@@ -95,13 +109,14 @@ impl Running {
 }
 
 /// All of them. The first is what most others are compared with.
-pub static WAYS: [Way; 11] = [
+pub static WAYS: [Way; 25] = [
     Way {
         name: PLAIN,
         what: "forwarding by the kernel, with nothing attached",
-        subjects: FORWARDING,
+        subjects: PLAIN_SUBJECTS,
         clients: &[Client::Device, Client::Gateway],
         peer: false,
+        stays: false,
         relays: false,
         families: &Family::BOTH,
         start: |_| Ok(None),
@@ -112,6 +127,7 @@ pub static WAYS: [Way; 11] = [
         subjects: FORWARDING,
         clients: &[Client::Device],
         peer: false,
+        stays: false,
         relays: false,
         families: &Family::BOTH,
         start: |lab| tproxy(lab, LAN, true),
@@ -122,6 +138,7 @@ pub static WAYS: [Way; 11] = [
         subjects: FORWARDING,
         clients: &[Client::Device],
         peer: false,
+        stays: false,
         relays: true,
         families: &Family::BOTH,
         start: |lab| tproxy(lab, LAN, false),
@@ -132,6 +149,7 @@ pub static WAYS: [Way; 11] = [
         subjects: FORWARDING,
         clients: &[Client::Device],
         peer: true,
+        stays: true,
         relays: true,
         families: &[Family::V4],
         start: v2ray::start,
@@ -142,6 +160,7 @@ pub static WAYS: [Way; 11] = [
         subjects: FORWARDING,
         clients: &[Client::Gateway],
         peer: false,
+        stays: false,
         relays: false,
         families: &Family::BOTH,
         start: |lab| tproxy(lab, WAN, true),
@@ -152,6 +171,7 @@ pub static WAYS: [Way; 11] = [
         subjects: FORWARDING,
         clients: &[Client::Gateway],
         peer: false,
+        stays: false,
         relays: true,
         families: &Family::BOTH,
         start: |lab| tproxy(lab, WAN, false),
@@ -162,6 +182,7 @@ pub static WAYS: [Way; 11] = [
         subjects: &[Subject::Rules],
         clients: &[Client::Device],
         peer: false,
+        stays: false,
         relays: true,
         families: &Family::BOTH,
         start: |lab| configured(lab, ""),
@@ -172,6 +193,7 @@ pub static WAYS: [Way; 11] = [
         subjects: &[Subject::Rules],
         clients: &[Client::Device],
         peer: false,
+        stays: false,
         relays: true,
         families: &Family::BOTH,
         start: |lab| configured(lab, &rules(false)),
@@ -182,6 +204,7 @@ pub static WAYS: [Way; 11] = [
         subjects: &[Subject::Rules],
         clients: &[Client::Device],
         peer: false,
+        stays: false,
         relays: true,
         families: &Family::BOTH,
         start: |lab| configured(lab, &rules(true)),
@@ -192,6 +215,7 @@ pub static WAYS: [Way; 11] = [
         subjects: &[Subject::Dns],
         clients: &[Client::Device],
         peer: false,
+        stays: false,
         relays: false,
         families: &Family::BOTH,
         start: dnsmasq,
@@ -202,14 +226,145 @@ pub static WAYS: [Way; 11] = [
         subjects: &[Subject::Dns],
         clients: &[Client::Device],
         peer: false,
+        stays: false,
         relays: true,
         families: &Family::BOTH,
         start: |lab| configured(lab, &resolver()),
     },
+    by_server(
+        "socks5",
+        "tproxy-bpf with the outbound socks5://",
+        &[Subject::Outbound(Protocol::Socks5)],
+        false,
+        |lab| outbounds::ours(lab, Protocol::Socks5),
+    ),
+    by_server(
+        "sing-box-socks5",
+        "sing-box with the same outbound, behind TPROXY rules of nft",
+        &[Subject::Outbound(Protocol::Socks5)],
+        true,
+        |lab| outbounds::peer(lab, Protocol::Socks5),
+    ),
+    by_server(
+        "http",
+        "tproxy-bpf with the outbound http://",
+        &[Subject::Outbound(Protocol::Http)],
+        false,
+        |lab| outbounds::ours(lab, Protocol::Http),
+    ),
+    by_server(
+        "sing-box-http",
+        "sing-box with the same outbound, behind TPROXY rules of nft",
+        &[Subject::Outbound(Protocol::Http)],
+        true,
+        |lab| outbounds::peer(lab, Protocol::Http),
+    ),
+    by_server(
+        "https",
+        "tproxy-bpf with the outbound https://",
+        &[Subject::Outbound(Protocol::Https)],
+        false,
+        |lab| outbounds::ours(lab, Protocol::Https),
+    ),
+    by_server(
+        "sing-box-https",
+        "sing-box with the same outbound, behind TPROXY rules of nft",
+        &[Subject::Outbound(Protocol::Https)],
+        true,
+        |lab| outbounds::peer(lab, Protocol::Https),
+    ),
+    by_server(
+        "ss-aes",
+        "tproxy-bpf with the outbound ss:// (aes-128-gcm)",
+        &[Subject::Outbound(Protocol::ShadowsocksAes)],
+        false,
+        |lab| outbounds::ours(lab, Protocol::ShadowsocksAes),
+    ),
+    by_server(
+        "sing-box-ss-aes",
+        "sing-box with the same outbound, behind TPROXY rules of nft",
+        &[Subject::Outbound(Protocol::ShadowsocksAes)],
+        true,
+        |lab| outbounds::peer(lab, Protocol::ShadowsocksAes),
+    ),
+    by_server(
+        "ss-chacha",
+        "tproxy-bpf with the outbound ss:// (chacha20-ietf-poly1305)",
+        &[Subject::Outbound(Protocol::ShadowsocksChacha)],
+        false,
+        |lab| outbounds::ours(lab, Protocol::ShadowsocksChacha),
+    ),
+    by_server(
+        "sing-box-ss-chacha",
+        "sing-box with the same outbound, behind TPROXY rules of nft",
+        &[Subject::Outbound(Protocol::ShadowsocksChacha)],
+        true,
+        |lab| outbounds::peer(lab, Protocol::ShadowsocksChacha),
+    ),
+    by_server(
+        "ss-2022",
+        "tproxy-bpf with the outbound ss:// (2022-blake3-aes-128-gcm)",
+        &[Subject::Outbound(Protocol::Shadowsocks2022)],
+        false,
+        |lab| outbounds::ours(lab, Protocol::Shadowsocks2022),
+    ),
+    by_server(
+        "sing-box-ss-2022",
+        "sing-box with the same outbound, behind TPROXY rules of nft",
+        &[Subject::Outbound(Protocol::Shadowsocks2022)],
+        true,
+        |lab| outbounds::peer(lab, Protocol::Shadowsocks2022),
+    ),
+    by_server(
+        "trojan",
+        "tproxy-bpf with the outbound trojan://",
+        &[Subject::Outbound(Protocol::Trojan)],
+        false,
+        |lab| outbounds::ours(lab, Protocol::Trojan),
+    ),
+    by_server(
+        "sing-box-trojan",
+        "sing-box with the same outbound, behind TPROXY rules of nft",
+        &[Subject::Outbound(Protocol::Trojan)],
+        true,
+        |lab| outbounds::peer(lab, Protocol::Trojan),
+    ),
 ];
 
 /// Forwarding alone.
 const FORWARDING: &[Subject] = &[Subject::Forwarding];
+/// All that is compared with plain forwarding.
+const PLAIN_SUBJECTS: &[Subject] = &[
+    Subject::Forwarding,
+    Subject::Outbound(Protocol::Socks5),
+    Subject::Outbound(Protocol::Http),
+    Subject::Outbound(Protocol::Https),
+    Subject::Outbound(Protocol::ShadowsocksAes),
+    Subject::Outbound(Protocol::ShadowsocksChacha),
+    Subject::Outbound(Protocol::Shadowsocks2022),
+    Subject::Outbound(Protocol::Trojan),
+];
+
+/// A way by a server of some protocol.
+const fn by_server(
+    name: &'static str,
+    what: &'static str,
+    subjects: &'static [Subject],
+    peer: bool,
+    start: fn(&Lab) -> Result<Option<Running>>,
+) -> Way {
+    Way {
+        name,
+        what,
+        subjects,
+        clients: &[Client::Device],
+        peer,
+        stays: false,
+        relays: true,
+        families: &[Family::V4],
+        start,
+    }
+}
 
 /// The name of plain forwarding.
 pub const PLAIN: &str = "plain";
@@ -255,7 +410,7 @@ fn tproxy(lab: &Lab, link: [&str; 2], bypass: bool) -> Result<Option<Running>> {
     }
     Ok(Some(Running::new(
         tproxy.process().pid(),
-        Stopping(Some(tproxy)),
+        Stopping::new(tproxy),
     )))
 }
 
@@ -274,7 +429,7 @@ fn configured(lab: &Lab, more: &str) -> Result<Option<Running>> {
     let tproxy = lab.tproxy(&["run", "-c", &lab.write(&config)?])?;
     Ok(Some(Running::new(
         tproxy.process().pid(),
-        Stopping(Some(tproxy)),
+        Stopping::new(tproxy),
     )))
 }
 
@@ -312,7 +467,14 @@ fn dnsmasq(lab: &Lab) -> Result<Option<Running>> {
 }
 
 /// Ours, which is to detach when it ends.
-struct Stopping(Option<Tproxy>);
+pub struct Stopping(Option<Tproxy>);
+
+impl Stopping {
+    /// This one.
+    pub const fn new(tproxy: Tproxy) -> Self {
+        Self(Some(tproxy))
+    }
+}
 
 impl Drop for Stopping {
     fn drop(&mut self) {

@@ -25,7 +25,7 @@ use crate::data::stream::Stream;
 /// nothing has none.
 const MOST: usize = 4;
 /// How long one may wait for its use. Servers close what is silent for longer, some after 30 s.
-const LIFETIME: Duration = Duration::from_secs(15);
+const LIFETIME: Duration = Duration::from_secs(10);
 
 /// The spare connections of an outbound.
 #[derive(Debug, Default)]

@@ -98,10 +98,12 @@ impl Encoder {
         (encoder, payload.len())
     }
 
-    /// Adds a payload to `out`, in chunks.
+    /// Adds a payload to `out`, in chunks of about the same length: a last one of a few bytes would cost what a long one
+    /// does.
     pub fn encode(&mut self, payload: &[u8], out: &mut Vec<u8>) {
-        for chunk in payload.chunks(self.method.longest_chunk()) {
-            out.reserve(2 + TAG + chunk.len() + TAG);
+        let chunks = payload.len().div_ceil(self.method.longest_chunk()).max(1);
+        out.reserve(payload.len() + chunks * (2 + TAG + TAG));
+        for chunk in payload.chunks(payload.len().div_ceil(chunks).max(1)) {
             self.seal(&[&(chunk.len() as u16).to_be_bytes()], out);
             self.seal(&[chunk], out);
         }

@@ -18,8 +18,8 @@ use crate::data::outbound::pending::Pending;
 use crate::data::outbound::{DialError, Peer, Target};
 use crate::data::stream::Duplex;
 
-/// The most bytes that one write takes: four chunks of SIP004.
-const MOST_WRITTEN: usize = 4 * 0x3fff;
+/// The most bytes that one write takes.
+const MOST_WRITTEN: usize = 64 << 10;
 /// The bytes that are read at once: at first, and when the server has more than that.
 const LEAST_READ: usize = 2 << 10;
 const MOST_READ: usize = 64 << 10;

@@ -94,7 +94,11 @@ impl<S> TrojanStream<S> {
             inner,
             out: Pending::new(out),
             has_started: false,
-            answer: Answer::Expected(Asked::Nothing),
+            answer: match command {
+                Command::Connect => Answer::Expected(Asked::Nothing),
+                // Whoever reads datagrams sees what is none.
+                Command::UdpAssociate => Answer::Came,
+            },
         }
     }
 

@@ -1,6 +1,6 @@
 //! Bytes that the upstream side transforms.
 //!
-//! Each read goes into a buffer of the thread, and from there to the other side. Only what that side has no room for
+//! What is read goes into a buffer of the thread, and from there to the other side. Only what that side has no room for
 //! is kept, so a connection that idles has no buffer at all.
 
 use std::cell::RefCell;
@@ -39,6 +39,8 @@ struct Half {
     closing: bool,
     /// The end before the first byte is no FIN, if the other direction moved any.
     must_answer: bool,
+    /// What came behind the bytes that were read last: FIN, or an error.
+    end: Option<io::Result<()>>,
 }
 
 impl Half {
@@ -50,6 +52,34 @@ impl Half {
             unflushed: false,
             closing: false,
             must_answer: false,
+            end: None,
+        }
+    }
+
+    /// Reads until the buffer is full or there is no more for now, so that the other side is given much at once.
+    fn fill(
+        &mut self,
+        context: &mut Context<'_>,
+        mut from: Pin<&mut (impl Duplex + ?Sized)>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if let Some(end) = self.end.take() {
+            return Poll::Ready(end);
+        }
+        loop {
+            let before = buffer.filled().len();
+            match from.as_mut().poll_read(context, buffer) {
+                Poll::Ready(Ok(())) if buffer.filled().len() > before => {}
+                end if before == 0 => return end,
+                Poll::Ready(end) => {
+                    self.end = Some(end);
+                    return Poll::Ready(Ok(()));
+                }
+                Poll::Pending => return Poll::Ready(Ok(())),
+            }
+            if buffer.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
         }
     }
 
@@ -84,7 +114,7 @@ impl Half {
             }
             let read = BUFFER.with_borrow_mut(|buffer| {
                 let mut buffer = ReadBuf::new(buffer);
-                let read = from.as_mut().poll_read(context, &mut buffer);
+                let read = self.fill(context, from.as_mut(), &mut buffer);
                 ready!(read).map_err(Broken::of(self.from))?;
                 let mut rest = buffer.filled();
                 let read = rest.len();
