@@ -48,6 +48,18 @@ impl Stage {
         Microsocks::start_at(&self.lab.internet, at(Family::V4.upstream(n), 1080))
     }
 
+    /// Three of them, and the outbounds that lead there.
+    fn three(&self) -> Result<(Vec<Option<Microsocks>>, Vec<(&'static str, String)>)> {
+        let mut servers = Vec::new();
+        let mut outbounds = Vec::new();
+        for (n, name) in (2..).zip(["a", "b", "c"]) {
+            let server = self.server(n)?;
+            outbounds.push((name, server.url()));
+            servers.push(Some(server));
+        }
+        Ok((servers, outbounds))
+    }
+
     fn proxy(&self, outbounds: &[(&str, String)], group: &str) -> Result<Tproxy> {
         self.lab.tproxy_configured(&configuration(outbounds, group))
     }
@@ -151,13 +163,7 @@ fn echo() -> io::Result<()> {
 #[test]
 fn a_member_that_dies_costs_new_connections_less_than_an_interval() -> Result<()> {
     let stage = Stage::new()?;
-    let mut servers = Vec::new();
-    let mut outbounds = Vec::new();
-    for (n, name) in (2..).zip(["a", "b", "c"]) {
-        let server = stage.server(n)?;
-        outbounds.push((name, server.url()));
-        servers.push(Some(server));
-    }
+    let (mut servers, outbounds) = stage.three()?;
     let members = "kind = \"fallback\"\nmembers = [\"a\", \"b\", \"c\"]";
     let tproxy = stage.proxy(&outbounds, members)?;
     for (name, _) in &outbounds {
@@ -249,13 +255,7 @@ fn nothing_is_left_of_an_hour_of_dying_servers() -> Result<()> {
     // A server dies and comes back each minute: sixty times, without the minutes in between.
     const DEATHS: usize = 60;
     let stage = Stage::new()?;
-    let mut servers = Vec::new();
-    let mut outbounds = Vec::new();
-    for (n, name) in (2..).zip(["a", "b", "c"]) {
-        let server = stage.server(n)?;
-        outbounds.push((name, server.url()));
-        servers.push(Some(server));
-    }
+    let (mut servers, outbounds) = stage.three()?;
     let members = "kind = \"load-balance\"\nmembers = [\"a\", \"b\", \"c\"]\nby = \"source\"";
     let tproxy = stage.proxy(&outbounds, members)?;
     for (name, _) in &outbounds {

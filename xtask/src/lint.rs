@@ -11,6 +11,9 @@ use crate::shell;
 /// What is built for this machine; the kernel half has a compiler of its own.
 pub const HOST: [&str; 3] = ["--workspace", "--exclude", "tproxy-ebpf"];
 
+/// The fuzzer's program is not built otherwise. All checks have it, so that they share what is built.
+const FEATURES: &str = "--features=fuzz-targets/libfuzzer";
+
 /// All checks.
 ///
 /// # Errors
@@ -47,14 +50,7 @@ fn clippy() -> Command {
     let mut command = shell::cargo(["clippy"]);
     command
         .args(HOST)
-        // The fuzzer's program is not built otherwise.
-        .args([
-            "--features=fuzz-targets/libfuzzer",
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-        ]);
+        .args([FEATURES, "--all-targets", "--", "-D", "warnings"]);
     command
 }
 
@@ -73,7 +69,7 @@ fn rustdoc() -> Command {
     let mut command = shell::cargo(["doc"]);
     command
         .args(HOST)
-        .args(["--no-deps", "--document-private-items"])
+        .args([FEATURES, "--no-deps", "--document-private-items"])
         .env("RUSTDOCFLAGS", "-D warnings");
     command
 }

@@ -19,7 +19,7 @@ const DNS_PORT: u16 = 53;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// `url`: the page, by http:// or https://, whose server must answer with a status from 200 to 299. Default
-    /// "http://cp.cloudflare.com/generate_204".
+    /// `http://cp.cloudflare.com/generate_204`.
     #[serde(serialize_with = "shown")]
     pub url: CheckUrl,
     /// `dns`: the address of the DNS server. Default "1.1.1.1:53".

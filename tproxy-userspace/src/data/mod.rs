@@ -11,6 +11,7 @@ mod hands;
 mod limits;
 pub mod outbound;
 mod proxy;
+mod read_size;
 mod record;
 mod resolve;
 mod router;

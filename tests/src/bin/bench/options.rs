@@ -4,9 +4,10 @@ use std::{path::PathBuf, time::Duration};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
+use lab::SingBox;
 
 use crate::{
-    kernel, lists,
+    kernel, lists, outbounds,
     rows::{ROWS, Row},
     ways::{PLAIN, WAYS, Way},
 };
@@ -75,7 +76,13 @@ impl Options {
                 names.collect::<Vec<_>>().join(", ")
             );
         }
-        Ok(ROWS.iter().filter(|row| self.wants(row.name)).collect())
+        let mut rows: Vec<_> = ROWS.iter().filter(|row| self.wants(row.name)).collect();
+        let by_server = |row: &&Row| row.name.starts_with(outbounds::NAME);
+        // It is the server of these rows.
+        if rows.iter().any(by_server) && SingBox::or_skip()?.is_none() {
+            rows.retain(|row| !by_server(row));
+        }
+        Ok(rows)
     }
 
     /// The ways that these rows compare, plain forwarding first.

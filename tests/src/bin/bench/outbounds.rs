@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 
 use crate::ways::{Running, Stopping};
 
+/// What the names of these rows begin with.
+pub const NAME: &str = "outbounds";
 /// Where the server listens.
 const SERVER: u16 = 8400;
 /// Where sing-box listens for what the kernel steers to it, its mark and the table that delivers locally.
@@ -17,7 +19,7 @@ const INBOUND: u16 = 12346;
 const MARK: u8 = 1;
 const TABLE: u8 = 101;
 /// The name in the server's certificate.
-const NAME: &str = "proxy.test";
+const HOST: &str = "proxy.test";
 /// 16 bytes for all that want a key, and as good a password as any for the others.
 const KEY: &str = "AAECAwQFBgcICQoLDA0ODw==";
 
@@ -69,7 +71,7 @@ impl Protocol {
             Self::Socks5 => format!("socks5://{server}"),
             Self::Http => format!("http://{server}"),
             Self::Https => format!("https://{server}"),
-            Self::Trojan => format!("trojan://password@{server}?sni={NAME}"),
+            Self::Trojan => format!("trojan://password@{server}?sni={HOST}"),
             _ => {
                 let key = KEY.replace('=', "%3D");
                 format!("ss://{}:{key}@{}:{port}", self.method(), server.ip())
@@ -122,7 +124,7 @@ impl Protocol {
         if tls {
             outbound["tls"] = json!({
                 "enabled": true,
-                "server_name": NAME,
+                "server_name": HOST,
                 "certificate_path": certificate.authority,
             });
         }
@@ -141,7 +143,7 @@ fn sing_box() -> Result<SingBox> {
 /// Starts the server.
 fn serve(lab: &Lab, protocol: Protocol) -> Result<(Process, Certificate)> {
     let ip = server().ip().to_string();
-    let certificate = Certificate::make(lab.dir(), &[NAME, &ip])?;
+    let certificate = Certificate::make(lab.dir(), &[HOST, &ip])?;
     let configuration = json!({
         "log": { "level": "warn" },
         "inbounds": [protocol.inbound(&certificate)],

@@ -7,9 +7,7 @@ use std::task::{Context, Poll, ready};
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
-/// The bytes that are read at once: at first, and when there is more than that.
-const LEAST_READ: usize = 4 << 10;
-const MOST_READ: usize = 64 << 10;
+use crate::data::read_size::ReadSize;
 
 /// A stream that is read from in pieces that grow with the traffic. While nothing comes, it has no buffer. Writes go
 /// through as they are.
@@ -18,8 +16,7 @@ pub struct ReadAhead<S> {
     inner: S,
     /// Read, and not yet asked for.
     bytes: BytesMut,
-    /// How much to ask for with the next read.
-    ask: usize,
+    ask: ReadSize,
 }
 
 impl<S> ReadAhead<S> {
@@ -28,7 +25,7 @@ impl<S> ReadAhead<S> {
         Self {
             inner,
             bytes: BytesMut::new(),
-            ask: LEAST_READ,
+            ask: ReadSize::default(),
         }
     }
 }
@@ -36,14 +33,11 @@ impl<S> ReadAhead<S> {
 impl<S: AsyncRead + Unpin> ReadAhead<S> {
     /// Fills the buffer, which is empty. It stays empty at the end of the stream.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.bytes.reserve(self.ask);
+        self.bytes.reserve(self.ask.get());
         let reading = pin!(self.inner.read_buf(&mut self.bytes)).poll(cx);
         match reading {
-            Poll::Ready(Ok(read)) if read >= self.ask => self.ask = (2 * self.ask).min(MOST_READ),
-            Poll::Ready(Ok(read)) if read < self.ask / 4 => {
-                self.ask = (self.ask / 2).max(LEAST_READ);
-            }
-            Poll::Ready(_) => {}
+            Poll::Ready(Ok(read)) => self.ask.came(read),
+            Poll::Ready(Err(_)) => {}
             Poll::Pending => self.bytes = BytesMut::new(),
         }
         reading.map_ok(|_| ())
@@ -102,6 +96,7 @@ mod tests {
     use tokio::io::{AsyncWriteExt as _, duplex};
 
     use super::*;
+    use crate::data::read_size::{LEAST, MOST};
 
     /// What a reader of 100 bytes gets of so many, and the largest buffer that there was.
     async fn read(bytes: usize) -> (Vec<u8>, usize) {
@@ -125,10 +120,10 @@ mod tests {
 
     #[tokio::test]
     async fn buffers_grow_with_the_traffic() {
-        assert!(read(1_000).await.1 < 2 * LEAST_READ);
+        assert!(read(1_000).await.1 < 2 * LEAST);
         let (_, most) = read(1 << 20).await;
-        assert!(most >= MOST_READ / 2, "{most}");
-        assert!(most <= 2 * MOST_READ, "{most}");
+        assert!(most >= MOST / 2, "{most}");
+        assert!(most <= 2 * MOST, "{most}");
     }
 
     #[tokio::test]

@@ -16,13 +16,11 @@ use super::keys::Keys;
 use super::unix_seconds;
 use crate::data::outbound::pending::Pending;
 use crate::data::outbound::{DialError, Peer, Target};
+use crate::data::read_size::ReadSize;
 use crate::data::stream::Duplex;
 
 /// The most bytes that one write takes.
 const MOST_WRITTEN: usize = 64 << 10;
-/// The bytes that are read at once: at first, and when the server has more than that.
-const LEAST_READ: usize = 2 << 10;
-const MOST_READ: usize = 64 << 10;
 
 /// A connection to a target by a Shadowsocks server. What is read and written is what the target sends and gets.
 ///
@@ -42,8 +40,7 @@ pub struct ShadowsocksStream<S> {
     received: BytesMut,
     /// Decrypted and not yet read.
     plain: BytesMut,
-    /// How much to ask for with the next read.
-    ask: usize,
+    ask: ReadSize,
     fault: Option<Fault>,
 }
 
@@ -96,7 +93,7 @@ impl<S> ShadowsocksStream<S> {
             out: Pending::default(),
             received: BytesMut::new(),
             plain: BytesMut::new(),
-            ask: LEAST_READ,
+            ask: ReadSize::default(),
             fault: None,
         }
     }
@@ -152,7 +149,7 @@ impl<S: AsyncRead + Unpin> ShadowsocksStream<S> {
     /// Reads at least what makes `needs` bytes possible. Gives how many came.
     fn poll_receive(&mut self, cx: &mut Context<'_>, needs: usize) -> Poll<io::Result<usize>> {
         let missing = needs.saturating_sub(self.received.len());
-        self.received.reserve(missing.max(self.ask));
+        self.received.reserve(missing.max(self.ask.get()));
         let reading = pin!(self.inner.read_buf(&mut self.received)).poll(cx);
         match reading {
             Poll::Pending if self.received.is_empty() => {
@@ -161,11 +158,7 @@ impl<S: AsyncRead + Unpin> ShadowsocksStream<S> {
                 Poll::Pending
             }
             Poll::Ready(Ok(read)) => {
-                if read >= self.ask {
-                    self.ask = (2 * self.ask).min(MOST_READ);
-                } else if read < self.ask / 4 {
-                    self.ask = (self.ask / 2).max(LEAST_READ);
-                }
+                self.ask.came(read);
                 Poll::Ready(Ok(read))
             }
             other => other,
