@@ -24,6 +24,9 @@ const ECHO: u16 = 7;
 const INTERVAL: Duration = Duration::from_secs(2);
 const PASSWORD: &str = "a password of the lab";
 
+/// Name and URL of an outbound.
+type Named = (&'static str, String);
+
 /// An internet with a page and a DNS server to check by, and something to talk to.
 struct Stage {
     lab: Lab,
@@ -49,7 +52,7 @@ impl Stage {
     }
 
     /// Three of them, and the outbounds that lead there.
-    fn three(&self) -> Result<(Vec<Option<Microsocks>>, Vec<(&'static str, String)>)> {
+    fn three(&self) -> Result<(Vec<Option<Microsocks>>, Vec<Named>)> {
         let mut servers = Vec::new();
         let mut outbounds = Vec::new();
         for (n, name) in (2..).zip(["a", "b", "c"]) {

@@ -1,7 +1,7 @@
 //! The client side of SOCKS5: handshakes over a connection of our own.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
@@ -49,10 +49,7 @@ impl Dialer {
                 SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
             };
             let bound = session.ask(Command::UdpAssociate, any.into()).await?;
-            let mut relay = bound.unwrap_or(own);
-            if relay.ip().is_unspecified() {
-                relay.set_ip(own.ip());
-            }
+            let relay = relay_at(bound, own);
             if self.guard.is_receiver(relay) {
                 return Err(DialError::Loop {
                     what: "the relay for datagrams that the SOCKS5 server named",
@@ -65,6 +62,31 @@ impl Dialer {
         let associated = self.within(deadline, server, true, associating).await;
         way.report(Protocol::Udp, associated.as_ref().err());
         associated
+    }
+}
+
+/// Where the relay is that the server has named, if it named one. `server` is where it was asked.
+fn relay_at(named: Option<SocketAddr>, server: SocketAddr) -> SocketAddr {
+    let mut relay = named.unwrap_or(server);
+    let (ip, at) = (relay.ip().to_canonical(), server.ip().to_canonical());
+    // A server behind NAT tells the address that it has there, which leads nowhere from here.
+    let leads_elsewhere =
+        ip.is_loopback() && !at.is_loopback() || is_private(ip) && !is_private(at);
+    if ip.is_unspecified() || leads_elsewhere {
+        relay.set_ip(server.ip());
+    }
+    relay
+}
+
+/// Does the address mean something else elsewhere?
+fn is_private(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            // RFC 6598, for providers' NAT.
+            let is_shared = ip.octets()[0] == 100 && ip.octets()[1] & 0xc0 == 64;
+            ip.is_private() || ip.is_loopback() || ip.is_link_local() || is_shared
+        }
+        IpAddr::V6(ip) => ip.is_unique_local() || ip.is_loopback() || ip.is_unicast_link_local(),
     }
 }
 
@@ -186,5 +208,35 @@ impl Session {
             step,
             reason: reason.to_string(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_relay_is_where_it_can_be_reached() {
+        for (named, server, relay) in [
+            ("0.0.0.0:7", "198.51.100.1:1080", "198.51.100.1:7"),
+            ("[::]:7", "[2001:db8::1]:1080", "[2001:db8::1]:7"),
+            ("203.0.113.9:7", "198.51.100.1:1080", "203.0.113.9:7"),
+            // Behind NAT.
+            ("172.17.0.2:7", "198.51.100.1:1080", "198.51.100.1:7"),
+            ("100.64.0.2:7", "198.51.100.1:1080", "198.51.100.1:7"),
+            ("[fd00::2]:7", "[2001:db8::1]:1080", "[2001:db8::1]:7"),
+            ("127.0.0.1:7", "10.0.0.1:1080", "10.0.0.1:7"),
+            ("127.0.0.1:7", "127.0.0.2:1080", "127.0.0.1:7"),
+            // In one network with it.
+            ("10.0.0.2:7", "10.0.0.1:1080", "10.0.0.2:7"),
+            // Not private: 100.128 is no address of a provider's NAT.
+            ("100.128.0.2:7", "198.51.100.1:1080", "100.128.0.2:7"),
+        ] {
+            let parse = |text: &str| text.parse::<SocketAddr>().expect("a literal");
+            let found = relay_at(Some(parse(named)), parse(server));
+            assert_eq!(found, parse(relay), "{named} by {server}");
+        }
+        let server = SocketAddr::from(([198, 51, 100, 1], 1080));
+        assert_eq!(relay_at(None, server), server);
     }
 }
