@@ -6,6 +6,7 @@ use std::{
     fs,
     path::Path,
     process::Command,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -101,11 +102,17 @@ impl Snapshot {
 }
 
 /// Waits until the kernel has freed what labs that ended left to it: under load that takes seconds after the last
-/// reference is gone. What is still there then belongs to somebody who goes on.
+/// reference is gone. What does not go away belongs to somebody who goes on.
 pub(crate) fn settle() {
+    const STEADY: Duration = Duration::from_secs(2);
+    let mut last = (BTreeSet::new(), Instant::now());
     let freed = || {
-        let left = named("prog", &program_names())?.len() + named("map", &map_names())?.len();
-        Ok((left == 0).then_some(()))
+        let mut left = named("prog", &program_names())?;
+        left.extend(named("map", &map_names())?);
+        if left != last.0 {
+            last = (left, Instant::now());
+        }
+        Ok((last.0.is_empty() || last.1.elapsed() > STEADY).then_some(()))
     };
     // Whoever takes a snapshot meets the same error.
     let _ = until("programs of other labs to go", SOON, freed);

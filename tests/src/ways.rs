@@ -1,9 +1,6 @@
 //! Finding out by which way traffic goes: what the far servers see, and what comes to the internet at all.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -215,14 +212,10 @@ impl Lab {
     /// Lists what differs.
     pub fn restored(&self, before: &Snapshot) -> Result<()> {
         let mut last = Ok(());
-        until(
-            "the gateway to be as before",
-            Duration::from_secs(2),
-            || {
-                last = Snapshot::take(self)?.same_as(before);
-                Ok(last.is_ok().then_some(()))
-            },
-        )
+        until("the gateway to be as before", SOON, || {
+            last = Snapshot::take(self)?.same_as(before);
+            Ok(last.is_ok().then_some(()))
+        })
         .or(last)
     }
 }

@@ -31,7 +31,7 @@ fn a_run_from_start_to_sigterm_leaves_nothing() -> Result<()> {
         );
     }
     tproxy.stop()?;
-    Snapshot::take(&lab)?.same_as(&before)
+    lab.restored(&before)
 }
 
 #[test]
@@ -45,15 +45,7 @@ fn killed_it_leaves_something_and_detach_clears_it() -> Result<()> {
         assert_eq!(whoami(&lab.device, family.far(1))?, family.device());
     }
     lab.tproxy_run(&["detach"])?.ok()?;
-    // The kernel frees programs and maps a moment after the last pin is gone.
-    until("the end of the programs", Duration::from_secs(5), || {
-        let left = Snapshot::take(&lab)?.since(&before);
-        let freed = left
-            .iter()
-            .all(|line| !line.contains("program:") && !line.contains("map:"));
-        Ok(freed.then_some(()))
-    })?;
-    Snapshot::take(&lab)?.same_as(&before)
+    lab.restored(&before)
 }
 
 #[test]

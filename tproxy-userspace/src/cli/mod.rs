@@ -8,6 +8,7 @@ mod doctor;
 mod exempt;
 mod explain;
 mod lists;
+mod manual;
 mod output;
 mod progress;
 mod run;
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 
 use tproxy_userspace::control::bpf::Maps;
 use tproxy_userspace::control::place::Place;
@@ -88,6 +90,19 @@ enum Command {
     /// Ends with exit code 1 if there is a problem. Without arguments it is about the links that are
     /// attached, or else about those of /etc/tproxy-bpf/config.toml.
     Doctor(DoctorArgs),
+    /// Print what a shell needs to complete this command line.
+    ///
+    /// bash: tproxy-bpf completions bash > /usr/share/bash-completion/completions/tproxy-bpf
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the manual page.
+    Man {
+        /// Write one page for each command into this folder instead.
+        #[arg(long, value_name = "FOLDER")]
+        folder: Option<PathBuf>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -334,6 +349,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Explain(args) => explain::explain(&args),
         Command::Check(args) => check::check(&args),
         Command::Doctor(args) => doctor::doctor(&args),
+        Command::Completions { shell } => manual::completions(shell),
+        Command::Man { folder } => manual::man(folder.as_deref()),
     }
 }
 

@@ -102,7 +102,7 @@ fn run() -> Result<bool> {
 
 fn stop(tproxy: Tproxy, lab: &Lab, before: &Snapshot) -> Result<String> {
     tproxy.stop()?;
-    Snapshot::take(lab)?.same_as(before)?;
+    lab.restored(before)?;
     Ok("rules, routes, tc, programs, pins and sysctls as before".to_owned())
 }
 

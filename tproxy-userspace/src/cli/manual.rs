@@ -1,0 +1,103 @@
+//! `completions` and `man`: the command line as shells and readers of manual pages want it.
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+use clap::CommandFactory;
+use clap_complete::Shell;
+use clap_mangen::Man;
+
+use super::{Cli, output};
+
+const PROGRAM: &str = "tproxy-bpf";
+
+/// Prints what a shell reads to complete words of the command line.
+pub fn completions(shell: Shell) -> Result<ExitCode> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), PROGRAM, &mut script);
+    output::text_out(&String::from_utf8_lossy(&script))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the manual page, or writes one for each command into a folder.
+pub fn man(folder: Option<&Path>) -> Result<ExitCode> {
+    let mut command = Cli::command();
+    command.build();
+    match folder {
+        None => output::text_out(&page(&command)?)?,
+        Some(folder) => {
+            fs::create_dir_all(folder)
+                .with_context(|| format!("making the folder {}", folder.display()))?;
+            write_all(&command, folder)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One page for a command, and one for each below it: `tproxy-bpf.1`, `tproxy-bpf-bypass-add.1`.
+fn write_all(command: &clap::Command, folder: &Path) -> Result<()> {
+    let name = command.get_display_name().unwrap_or(command.get_name());
+    let path = folder.join(format!("{name}.1"));
+    fs::write(&path, page(command)?).with_context(|| format!("writing {}", path.display()))?;
+    for below in command.get_subcommands().filter(|one| !one.is_hide_set()) {
+        // What every command has is told once.
+        if below.get_name() != "help" {
+            write_all(below, folder)?;
+        }
+    }
+    Ok(())
+}
+
+fn page(command: &clap::Command) -> Result<String> {
+    let mut page = Vec::new();
+    Man::new(command.clone())
+        .render(&mut page)
+        .context("making the manual page")?;
+    Ok(String::from_utf8_lossy(&page).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(command: &clap::Command, into: &mut Vec<String>) {
+        for below in command.get_subcommands() {
+            if below.get_name() != "help" {
+                into.push(below.get_display_name().unwrap_or_default().to_owned());
+                names(below, into);
+            }
+        }
+    }
+
+    #[test]
+    fn each_command_has_a_page_and_a_completion() {
+        let mut command = Cli::command();
+        command.build();
+        let mut all = Vec::new();
+        names(&command, &mut all);
+        assert!(all.contains(&"tproxy-bpf-bypass-add".to_owned()), "{all:?}");
+        let folder = std::env::temp_dir().join(format!("tproxy-bpf-man-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder");
+        let written = write_all(&command, &folder);
+        let pages: Vec<_> = all
+            .iter()
+            .map(|name| fs::read_to_string(folder.join(format!("{name}.1"))))
+            .collect();
+        fs::remove_dir_all(&folder).expect("it was made");
+        written.expect("written");
+        for (name, page) in all.iter().zip(pages) {
+            let page = page.expect(name);
+            assert!(page.contains(&format!(".TH {name} ")), "{page}");
+        }
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), PROGRAM, &mut script);
+            let script = String::from_utf8(script).expect("text");
+            for word in ["bypass", "select", "on-proxy-down"] {
+                assert!(script.contains(word), "{shell} knows no {word}");
+            }
+        }
+    }
+}
