@@ -66,15 +66,22 @@ pub struct CheckUrl {
     pub path: String,
 }
 
+impl CheckUrl {
+    /// The host, with the port if that is not the usual one.
+    fn authority(&self) -> String {
+        let usual = if self.tls { 443 } else { 80 };
+        if self.port == usual {
+            self.host.to_string()
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
 impl fmt::Display for CheckUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let scheme = if self.tls { "https" } else { "http" };
-        let usual = if self.tls { 443 } else { 80 };
-        write!(f, "{scheme}://{}", self.host)?;
-        if self.port != usual {
-            write!(f, ":{}", self.port)?;
-        }
-        f.write_str(&self.path)
+        write!(f, "{scheme}://{}{}", self.authority(), self.path)
     }
 }
 
@@ -159,7 +166,8 @@ impl Checker {
         }
         let request = format!(
             "GET {} HTTP/1.1\r\nHost: {}\r\nUser-Agent: tproxy-bpf\r\nAccept: */*\r\nConnection: close\r\n\r\n",
-            url.path, url.host
+            url.path,
+            url.authority()
         );
         let asked = async {
             stream.write_all(request.as_bytes()).await?;

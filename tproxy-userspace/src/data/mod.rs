@@ -9,6 +9,8 @@ mod exit;
 mod guard;
 mod hands;
 mod limits;
+#[cfg(test)]
+mod logged;
 pub mod outbound;
 mod proxy;
 mod read_size;

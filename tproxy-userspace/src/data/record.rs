@@ -254,33 +254,15 @@ impl Drop for Record {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{self, Write};
-    use std::sync::Mutex;
-
-    #[derive(Clone, Default)]
-    struct Lines(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Lines {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("no panic").write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::data::logged::Lines;
 
     #[test]
     fn a_record_ends_in_one_access_event_that_names_the_rule_and_no_password() {
         let lines = Lines::default();
-        let writer = lines.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_writer(move || writer.clone())
-            .finish();
         let outbound = "socks5://me:secret@192.0.2.1:1080";
         let shared = Arc::new(Shared::new(Router::fixed(outbound)));
-        tracing::subscriber::with_default(subscriber, || {
+        {
+            let _guard = lines.collect();
             let address: SocketAddr = "192.0.2.7:1234".parse().expect("a literal");
             let mut record = Record::new(Arc::clone(&shared), Protocol::Tcp, address, address);
             assert_eq!(shared.counters.now(Protocol::Tcp).load(Relaxed), 1);
@@ -292,9 +274,9 @@ mod tests {
                 ..shared.router().default_choice(&query)
             });
             record.outcome = Outcome::Idle;
-        });
+        }
         assert_eq!(shared.counters.now(Protocol::Tcp).load(Relaxed), 0);
-        let lines = String::from_utf8(lines.0.lock().expect("no panic").clone()).expect("text");
+        let lines = lines.text();
         assert_eq!(lines.lines().count(), 1, "{lines}");
         let parts = [
             "access",

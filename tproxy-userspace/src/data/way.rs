@@ -16,6 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 use url::Host;
 
+use self::condition::Down;
 pub use self::condition::{HealthStatus, OutboundStatus};
 use self::spare::Spares;
 pub use self::spare::keep;
@@ -94,6 +95,8 @@ pub struct Way {
     told: AtomicBool,
     /// What is known of it, of each protocol.
     health: Mutex<[Health; 2]>,
+    /// What was told of that, of each protocol.
+    downs: Mutex<[Down; 2]>,
     /// Its server has answered, so it takes the password.
     proven: AtomicBool,
     /// Connections since then that it ended without an answer.
@@ -237,6 +240,7 @@ impl Way {
             failed: Notify::new(),
             told: AtomicBool::new(false),
             health: Mutex::new([Health::new(now.into()), Health::new(now.into())]),
+            downs: Mutex::default(),
             proven: AtomicBool::new(false),
             silent: AtomicU32::new(0),
             doubted: Notify::new(),

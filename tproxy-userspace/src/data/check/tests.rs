@@ -20,7 +20,8 @@ async fn web(reply: Option<&'static str>) -> SocketAddr {
             let mut request = vec![0; 1000];
             let length = stream.read(&mut request).await.unwrap_or(0);
             let request = String::from_utf8_lossy(&request[..length]).into_owned();
-            assert!(request.starts_with("GET /a?b HTTP/1.1\r\n"), "{request}");
+            let head = format!("GET /a?b HTTP/1.1\r\nHost: {address}\r\n");
+            assert!(request.starts_with(&head), "{request}");
             if let Some(reply) = reply {
                 let reply = format!("HTTP/1.1 {reply}\r\nContent-Length: 0\r\n\r\n");
                 let _ = stream.write_all(reply.as_bytes()).await;

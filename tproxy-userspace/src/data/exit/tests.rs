@@ -6,6 +6,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 use crate::data::guard::Guard;
+use crate::data::logged::Lines;
 use crate::data::outbound::Outbound;
 use crate::data::record::Outcome;
 use crate::data::resolve::Resolver;
@@ -367,4 +368,23 @@ fn only_what_would_go_elsewhere_now_is_stranded() {
     assert!(!choice.is_stranded(&query), "no other is better");
     let alone = Choice::new(&Exit::Way(Arc::clone(&ways[0])), None, &query);
     assert!(!alone.is_stranded(&query), "it is no group");
+}
+
+#[test]
+fn what_comes_and_goes_is_told_of_once_a_minute() {
+    let lines = Lines::default();
+    let _guard = lines.collect();
+    let way = Way::named("a", "socks5://192.0.2.1:1080");
+    for _ in 0..10 {
+        down(&way, Protocol::Tcp);
+        way.report(Protocol::Tcp, None);
+    }
+    down(&way, Protocol::Udp);
+    for (words, count) in [
+        ("is down for TCP", 1),
+        ("is up again for TCP", 1),
+        ("is down for UDP", 1),
+    ] {
+        assert_eq!(lines.with(words), count, "{words}");
+    }
 }

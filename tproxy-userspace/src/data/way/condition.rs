@@ -14,6 +14,18 @@ use crate::policy::health::{Health, Standing, State};
 /// So many destinations in a row that hang up are no chance.
 const SILENT: u32 = 20;
 
+/// The log tells no more often than this that an outbound is down.
+const TELLING_PAUSE: Duration = Duration::from_secs(60);
+
+/// What was told of an outbound that is down.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Down {
+    /// When it was told last.
+    last: Option<Instant>,
+    /// It was told, and not yet that it is up again.
+    is_told: bool,
+}
+
 /// What is known of an outbound, for people.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct OutboundStatus {
@@ -158,19 +170,41 @@ impl Way {
             Protocol::Tcp => "TCP",
             Protocol::Udp => "UDP",
         };
+        let name = &self.name;
         match (before, after) {
             // What a person has to mend was told with that.
-            (State::Unknown | State::Up, State::Down) if !self.told.load(Relaxed) => {
-                tracing::warn!(
-                    "the outbound \"{}\" is down for {carries}: {error}",
-                    self.name
-                );
+            (State::Unknown | State::Up, State::Down)
+                if !self.told.load(Relaxed) && self.may_tell(protocol) =>
+            {
+                tracing::warn!("the outbound \"{name}\" is down for {carries}: {error}");
             }
             (State::Down, State::Up) => {
-                tracing::info!("the outbound \"{}\" is up again for {carries}", self.name);
+                if std::mem::take(&mut self.downs()[protocol as usize].is_told) {
+                    tracing::info!("the outbound \"{name}\" is up again for {carries}");
+                }
             }
             _ => {}
         }
+    }
+
+    /// Is it time to tell that it is down? One that comes and goes is told of once a minute.
+    fn may_tell(&self, protocol: Protocol) -> bool {
+        let down = &mut self.downs()[protocol as usize];
+        let now = Instant::now();
+        let is_soon = |last: Instant| now.saturating_duration_since(last) < TELLING_PAUSE;
+        if down.last.is_some_and(is_soon) {
+            return false;
+        }
+        *down = Down {
+            last: Some(now),
+            is_told: true,
+        };
+        true
+    }
+
+    fn downs(&self) -> MutexGuard<'_, [Down; 2]> {
+        // No code that can panic runs under the lock.
+        self.downs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is known of it, for people.

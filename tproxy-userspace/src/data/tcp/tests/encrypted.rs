@@ -1,11 +1,10 @@
 //! Shadowsocks and Trojan: what goes with the first payload, and what shows that a password is wrong.
 
-use std::sync::Mutex;
-
 use tokio::net::TcpListener;
 use tokio_rustls::server::TlsStream;
 
 use super::*;
+use crate::data::logged::Lines;
 use crate::data::outbound::Target;
 use crate::data::outbound::shadowsocks::tests::{answer, play, serve};
 use crate::data::outbound::shadowsocks::{Keys, Method};
@@ -210,8 +209,8 @@ async fn a_certificate_for_another_name_is_told_with_the_remedy() {
     assert!(is_reset(&mut device).await);
     assert_eq!(outcome(&relay).await, Outcome::ProxyTls);
     let words = format!("the TLS handshake with the Trojan server {address} failed: ");
-    assert_eq!(lines.with(&words), 1, "{lines:?}");
-    assert_eq!(lines.with("?sni=NAME"), 1, "{lines:?}");
+    assert_eq!(lines.with(&words), 1, "{}", lines.text());
+    assert_eq!(lines.with("?sni=NAME"), 1, "{}", lines.text());
 
     // What speaks no TLS, and who says nothing.
     for said in [&b"SSH-2.0-x\r\n"[..], b""] {
@@ -224,39 +223,6 @@ async fn a_certificate_for_another_name_is_told_with_the_remedy() {
         stream.shutdown().await.expect("connected");
         assert!(is_reset(&mut device).await);
         assert_eq!(outcome(&relay).await, Outcome::ProxyTls);
-    }
-}
-
-/// What is logged on this thread.
-#[derive(Clone, Debug, Default)]
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().expect("no panic").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Lines {
-    fn collect(&self) -> tracing::subscriber::DefaultGuard {
-        let writer = self.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_writer(move || writer.clone())
-            .finish();
-        tracing::subscriber::set_default(subscriber)
-    }
-
-    /// How many have these words.
-    fn with(&self, words: &str) -> usize {
-        let lines = self.0.lock().expect("no panic");
-        let lines = String::from_utf8_lossy(&lines);
-        lines.lines().filter(|line| line.contains(words)).count()
     }
 }
 
@@ -314,7 +280,7 @@ async fn shadowsocks_gets_target_and_payload_at_once_and_failures_are_told_once(
             }
             drop(device);
             timeout(SOON, relay.ended()).await.expect("in time");
-            assert_eq!(lines.with(causes), told, "{lines:?}");
+            assert_eq!(lines.with(causes), told, "{}", lines.text());
         }
         let counters = &relay.hands.shared.counters;
         assert_eq!(counters.ended(Outcome::ProxyAuth).load(Relaxed), 2);
@@ -353,7 +319,7 @@ async fn what_cannot_be_decrypted_and_a_clock_that_differs_are_told_apart() {
         send(&mut server, &answer(&with, salt, now, &[b"answer"])).await;
         assert!(is_reset(&mut device).await);
         assert_eq!(outcome(&relay).await, expected);
-        assert_eq!(lines.with(words), 1, "{lines:?}");
+        assert_eq!(lines.with(words), 1, "{}", lines.text());
     }
 }
 
