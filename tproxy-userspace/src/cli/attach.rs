@@ -23,6 +23,8 @@ use super::{AttachArgs, DetachArgs, Role, lists, output, small_runtime};
 
 /// Longer than any proxy drains by default; one that is told to drain longer is waited for in vain.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// How long a proxy that was killed may take to be gone.
+const DEATH: Duration = Duration::from_secs(1);
 
 pub fn attach(args: AttachArgs) -> Result<ExitCode> {
     let mut named = Selection::default();
@@ -127,9 +129,25 @@ async fn put_up(
 pub fn detach(args: &DetachArgs) -> Result<ExitCode> {
     let place = Place::current()?;
     if let Some(pid) = place.proxy_pid() {
-        return detach_running(&place, pid, &args.links);
+        let detached = detach_running(&place, pid, &args.links);
+        // One that was killed may hold its lock for a moment longer, as may a program that it was about to start.
+        if detached.is_ok() || !ends(&place, pid, DEATH) {
+            return detached;
+        }
     }
     detach_here(&place, &args.links)
+}
+
+/// Does this proxy end within so much time?
+fn ends(place: &Place, pid: u32, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    while place.proxy_pid() == Some(pid) {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    true
 }
 
 fn detach_here(place: &Place, links: &[String]) -> Result<ExitCode> {
@@ -154,14 +172,8 @@ fn detach_running(place: &Place, pid: u32, links: &[String]) -> Result<ExitCode>
             &Request::Detach { links: Vec::new() },
             PATIENCE,
         )?;
-        let deadline = Instant::now() + PATIENCE;
-        while place.proxy_pid() == Some(pid) {
-            if Instant::now() > deadline {
-                bail!(
-                    "the proxy (process {pid}) is still draining its connections; try again later"
-                );
-            }
-            std::thread::sleep(Duration::from_millis(50));
+        if !ends(place, pid, PATIENCE) {
+            bail!("the proxy (process {pid}) is still draining its connections; try again later");
         }
         return detach_here(place, links);
     }
