@@ -178,10 +178,10 @@ impl Way {
             {
                 tracing::warn!("the outbound \"{name}\" is down for {carries}: {error}");
             }
-            (State::Down, State::Up) => {
-                if std::mem::take(&mut self.downs()[protocol as usize].is_told) {
-                    tracing::info!("the outbound \"{name}\" is up again for {carries}");
-                }
+            (State::Down, State::Up)
+                if std::mem::take(&mut self.downs()[protocol as usize].is_told) =>
+            {
+                tracing::info!("the outbound \"{name}\" is up again for {carries}");
             }
             _ => {}
         }
