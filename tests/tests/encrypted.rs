@@ -21,7 +21,7 @@ use lab::{
 
 const MIB: u64 = 1 << 20;
 /// One cipher of a protocol carries so much, and each of the others so much.
-const MUCH: u64 = 256 * MIB;
+const MUCH: u64 = 1024 * MIB;
 const SOME: u64 = 64 * MIB;
 /// What Trojan servers have a certificate for.
 const NAME: &str = "trojan.lab";

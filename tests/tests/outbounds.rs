@@ -18,7 +18,7 @@ use lab::{
 
 const MIB: u64 = 1 << 20;
 /// Sizes for the families.
-const MUCH: [u64; 2] = [256 * MIB, 16 * MIB];
+const MUCH: [u64; 2] = [1024 * MIB, 16 * MIB];
 const SOME: [u64; 2] = [16 * MIB; 2];
 
 /// Downloads and uploads of such sizes to each family, all of it by the fourth upstream address.
