@@ -36,7 +36,7 @@ pub use self::stream::ShadowsocksStream;
 pub use self::url::{ShadowsocksServer, ShadowsocksUrlError};
 
 /// What a server is, for people.
-pub(super) const KIND: &str = "Shadowsocks server";
+pub(in crate::data) const KIND: &str = "Shadowsocks server";
 
 /// The types of SIP022: what a client sends, and what a server sends.
 const FROM_CLIENT: u8 = 0;

@@ -108,11 +108,6 @@ impl<S> ShadowsocksStream<S> {
         self.fault
     }
 
-    /// The stream to the server.
-    pub fn get_ref(&self) -> &S {
-        &self.inner
-    }
-
     /// Encrypts as much as one write takes, with the head before it if that is still to be sent.
     fn encrypt(&mut self, payload: &[u8]) -> usize {
         match &mut self.up {

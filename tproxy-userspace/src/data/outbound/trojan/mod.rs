@@ -33,7 +33,7 @@ use crate::data::stream::Stream;
 use crate::data::way::Way;
 
 /// What a server is, for people.
-pub(super) const KIND: &str = "Trojan server";
+pub(in crate::data) const KIND: &str = "Trojan server";
 /// What to do about a certificate that is not for the server.
 pub(super) const CERTIFICATE: &str = "a certificate must be for the host in the outbound's URL, or for the name that ?sni=NAME says behind it,";
 

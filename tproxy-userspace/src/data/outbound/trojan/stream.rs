@@ -101,11 +101,6 @@ impl<S> TrojanStream<S> {
             },
         }
     }
-
-    /// The stream inside.
-    pub fn get_ref(&self) -> &S {
-        &self.inner
-    }
 }
 
 impl<S: AsyncWrite + Unpin> TrojanStream<S> {

@@ -192,7 +192,7 @@ impl Answers {
             }
             // Only the server itself can have said so.
             Err(fault @ PacketFault::Clock(_)) => {
-                let kind = "Shadowsocks server";
+                let kind = shadowsocks::KIND;
                 let at = self.server.to_string();
                 way.report(
                     Protocol::Udp,

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::{Datagram, Sender, Taker};
 use crate::data::outbound::trojan::{
-    LONGEST_PAYLOAD, Malformed, Parsed, TrojanServer, parse_datagram, put_datagram,
+    KIND, LONGEST_PAYLOAD, Malformed, Parsed, TrojanServer, parse_datagram, put_datagram,
 };
 use crate::data::outbound::{DialError, Dialer, Peer};
 use crate::data::record::Protocol;
@@ -51,7 +51,7 @@ pub(super) async fn reach(
         stream,
         outbox: Outlet(outbox),
         server: Peer {
-            kind: "Trojan server",
+            kind: KIND,
             at: format!("{}:{}", server.host, server.port),
         },
     };
