@@ -9,6 +9,7 @@ mod exit;
 mod guard;
 mod hands;
 mod limits;
+mod live;
 #[cfg(test)]
 mod logged;
 pub mod outbound;
@@ -29,6 +30,7 @@ mod way;
 pub use self::check::{CheckSettings, CheckUrl};
 pub use self::exit::{GroupStatus, NamedGroup};
 pub use self::limits::{Budget, Limits};
+pub use self::live::{Account, Bytes, Flow, FlowStatus};
 pub use self::outbound::{Outbound, OutboundError};
 pub use self::proxy::{DrainReport, Proxy};
 pub use self::record::Outcome;

@@ -17,6 +17,7 @@ use super::exit::GroupStatus;
 use super::guard::Guard;
 use super::hands::Hands;
 use super::limits::{Budget, Limits};
+use super::live::{Account, Flow};
 use super::outbound::Dialer;
 use super::record::Shared;
 use super::resolve::Resolver;
@@ -27,7 +28,7 @@ use super::tcp::{self, TcpRelay};
 use super::udp::UdpRelay;
 use super::way::{OutboundStatus, Upstream, follow, keep};
 use crate::net::{SocketFactory, raise_open_files};
-use crate::policy::rule::Query;
+use crate::policy::rule::{Protocol, Query};
 
 /// A running proxy. Dropping it stops it at once; [`drain`](Self::drain) lets connections end.
 #[derive(Debug)]
@@ -238,6 +239,29 @@ impl Proxy {
     /// What is wrong, for people.
     pub fn select(&self, group: &str, member: &str) -> Result<(), String> {
         self.shared.router().select(group, member)
+    }
+
+    /// What lives, the oldest first.
+    #[must_use]
+    pub fn flows(&self) -> Vec<Arc<Flow>> {
+        self.shared.live.all()
+    }
+
+    /// Ends a connection (with RST, to both sides) or an association. Returns whether it lived.
+    pub fn kill(&self, id: u64) -> bool {
+        let Some(flow) = self.shared.live.get(id) else {
+            return false;
+        };
+        match flow.protocol {
+            Protocol::Tcp => self.tcp.reset(&flow),
+            Protocol::Udp => self.udp.end(&flow),
+        }
+    }
+
+    /// Who sent and got how much.
+    #[must_use]
+    pub fn account(&self) -> Account {
+        self.shared.live.account()
     }
 
     /// What it did so far.

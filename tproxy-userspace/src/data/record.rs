@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Instant;
 
 use serde::Serialize;
 use tokio::sync::watch;
 
 use super::exit::Choice;
+use super::live::{Flow, Live};
 use super::router::Router;
 use super::stats::Counters;
 pub use crate::policy::rule::Protocol;
@@ -61,6 +61,8 @@ outcomes! {
     Drained = "drained", false;
     /// Another association needed the place.
     Evicted = "evicted", true;
+    /// A person ended it.
+    Killed = "killed", false;
     /// Addressed to the proxy's own port.
     OwnPort = "own_port", true;
     /// As many connections as allowed were there already.
@@ -96,20 +98,7 @@ outcomes! {
 #[derive(Debug)]
 pub struct Record {
     shared: Arc<Shared>,
-    /// The outbound that it took, the group that has it, and the rule that says so. None before the choice, and for what takes none. Of an
-    /// association the rule and the name are those of its first flow.
-    pub choice: Option<Choice>,
-    /// The name that the device asks for, if it was read.
-    pub name: Option<Box<str>>,
-    started: Instant,
-    client: SocketAddr,
-    /// Where the device wanted to go (UDP: with its first datagram).
-    destination: SocketAddr,
-    /// Bytes from the device to the upstream side.
-    pub up: u64,
-    /// Bytes from the upstream side to the device.
-    pub down: u64,
-    protocol: Protocol,
+    flow: Arc<Flow>,
     /// How it ended. Who drops the record without setting it is being stopped.
     pub outcome: Outcome,
 }
@@ -122,6 +111,8 @@ pub struct Shared {
     servers: watch::Sender<BTreeSet<IpAddr>>,
     /// The proxy's counters.
     pub counters: Counters,
+    /// What lives.
+    pub live: Live,
 }
 
 impl Shared {
@@ -133,6 +124,7 @@ impl Shared {
             router: RwLock::new(Arc::new(router)),
             replacements: watch::Sender::new(()),
             counters: Counters::default(),
+            live: Live::default(),
         }
     }
 
@@ -185,40 +177,46 @@ impl Record {
     ) -> Self {
         shared.counters.total(protocol).fetch_add(1, Relaxed);
         shared.counters.now(protocol).fetch_add(1, Relaxed);
+        let flow = shared.live.enter(protocol, client, destination);
         Self {
             shared,
-            choice: None,
-            name: None,
-            started: Instant::now(),
-            client,
-            destination,
-            up: 0,
-            down: 0,
-            protocol,
+            flow,
             outcome: Outcome::Drained,
         }
+    }
+
+    /// What others see of it.
+    #[must_use]
+    pub fn flow(&self) -> &Arc<Flow> {
+        &self.flow
     }
 
     /// The device.
     #[must_use]
     pub fn client(&self) -> SocketAddr {
-        self.client
+        self.flow.client
     }
 
-    /// Where the device wanted to go.
+    /// Where the device wanted to go (UDP: with its first datagram).
     #[must_use]
     pub fn destination(&self) -> SocketAddr {
-        self.destination
+        self.flow.destination
+    }
+
+    /// The way that it takes, once it is chosen.
+    #[must_use]
+    pub fn choice(&self) -> Option<&Choice> {
+        self.flow.choice()
     }
 
     /// What the rules are asked about.
     #[must_use]
     pub fn query(&self) -> Query<'_> {
         Query {
-            protocol: self.protocol,
-            source: self.client,
-            destination: self.destination,
-            name: self.name.as_deref(),
+            protocol: self.flow.protocol,
+            source: self.flow.client,
+            destination: self.flow.destination,
+            name: self.flow.name(),
         }
     }
 
@@ -231,22 +229,32 @@ impl Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let counters = &self.shared.counters;
-        counters.now(self.protocol).fetch_sub(1, Relaxed);
-        counters.ended(self.outcome).fetch_add(1, Relaxed);
+        let Self {
+            shared,
+            flow,
+            outcome,
+        } = self;
+        if flow.is_killed() {
+            *outcome = Outcome::Killed;
+        }
+        shared.live.leave(flow);
+        shared.counters.now(flow.protocol).fetch_sub(1, Relaxed);
+        shared.counters.ended(*outcome).fetch_add(1, Relaxed);
+        let choice = flow.choice();
         tracing::info!(
             target: "access",
-            protocol = match self.protocol { Protocol::Tcp => "tcp", Protocol::Udp => "udp" },
-            client = %self.client,
-            destination = %self.destination,
-            name = self.name.as_deref(),
-            outbound = self.choice.as_ref().map(|choice| &*choice.way.name),
-            group = self.choice.as_ref().and_then(Choice::group),
-            rule = self.choice.as_ref().and_then(|choice| choice.rule.as_deref()),
-            up = self.up,
-            down = self.down,
-            milliseconds = u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            outcome = self.outcome.word(),
+            id = flow.id,
+            protocol = match flow.protocol { Protocol::Tcp => "tcp", Protocol::Udp => "udp" },
+            client = %flow.client,
+            destination = %flow.destination,
+            name = flow.name(),
+            outbound = choice.map(|choice| &*choice.way.name),
+            group = choice.and_then(Choice::group),
+            rule = choice.and_then(|choice| choice.rule.as_deref()),
+            up = flow.up(),
+            down = flow.down(),
+            milliseconds = u64::try_from(flow.started().elapsed().as_millis()).unwrap_or(u64::MAX),
+            outcome = outcome.word(),
         );
     }
 }
@@ -266,16 +274,18 @@ mod tests {
             let address: SocketAddr = "192.0.2.7:1234".parse().expect("a literal");
             let mut record = Record::new(Arc::clone(&shared), Protocol::Tcp, address, address);
             assert_eq!(shared.counters.now(Protocol::Tcp).load(Relaxed), 1);
-            (record.up, record.down) = (17, 18);
-            record.name = Some("www.example".into());
-            let query = record.query();
-            record.choice = Some(Choice {
+            record.flow().count_up(17);
+            record.flow().count_down(18);
+            record.flow().set_name(Some("www.example".into()));
+            record.flow().set_choice(Choice {
                 rule: Some("video".into()),
-                ..shared.router().default_choice(&query)
+                ..shared.router().default_choice(&record.query())
             });
+            assert_eq!(shared.live.all().len(), 1);
             record.outcome = Outcome::Idle;
         }
         assert_eq!(shared.counters.now(Protocol::Tcp).load(Relaxed), 0);
+        assert!(shared.live.all().is_empty());
         let lines = lines.text();
         assert_eq!(lines.lines().count(), 1, "{lines}");
         let parts = [

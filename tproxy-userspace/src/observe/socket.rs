@@ -53,6 +53,15 @@ pub enum Request {
         /// The member's.
         member: String,
     },
+    /// The flows that live.
+    Flows,
+    /// End these flows.
+    Kill {
+        /// Their numbers.
+        flows: Vec<u64>,
+    },
+    /// Who sent and got how much.
+    Account,
     /// Give up these links when the connections have ended.
     Detach {
         /// Their names.

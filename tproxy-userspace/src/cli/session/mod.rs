@@ -282,6 +282,18 @@ impl Session<'_> {
                 };
                 asked.answer(&answer).await;
             }
+            Request::Flows => {
+                let flows = self.proxy.flows();
+                let flows: Vec<_> = flows.iter().map(|flow| flow.status()).collect();
+                asked.answer(&json!({ "flows": flows })).await;
+            }
+            Request::Kill { flows } => {
+                let (killed, unknown): (Vec<_>, Vec<_>) =
+                    flows.into_iter().partition(|flow| self.proxy.kill(*flow));
+                let answer = json!({ "killed": killed, "unknown": unknown });
+                asked.answer(&answer).await;
+            }
+            Request::Account => asked.answer(&json!(self.proxy.account())).await,
             Request::Detach { links } if links.is_empty() => {
                 asked.answer(&json!({ "stopping": true })).await;
                 return Ok(true);

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
@@ -24,6 +24,7 @@ use self::pool::PipePool;
 use super::dns::{self, Dns};
 use super::hands::Hands;
 use super::limits::{Budget, Limits};
+use super::live::Flow;
 use super::outbound::Target;
 use super::record::{Outcome, Protocol, Record};
 use super::stats::Counters;
@@ -41,17 +42,13 @@ pub struct TcpRelay {
     pool: Arc<PipePool>,
     idle: Duration,
     most: u64,
-    live: Mutex<Live>,
+    tasks: Mutex<Tasks>,
     one_ended: Notify,
 }
 
-/// The tasks of live connections. A handle is missing for the moment between a connection's entry here
-/// and the start of its task.
-#[derive(Debug, Default)]
-struct Live {
-    tasks: HashMap<u64, Option<AbortHandle>>,
-    next: u64,
-}
+/// The tasks of live connections, by the numbers of their flows. A handle is missing for the moment between a
+/// connection's entry here and the start of its task.
+type Tasks = HashMap<u64, Option<AbortHandle>>;
 
 impl TcpRelay {
     /// A relay without connections.
@@ -62,7 +59,7 @@ impl TcpRelay {
             pool: Arc::new(PipePool::new(budget.pipes)),
             idle: limits.tcp_idle,
             most: budget.connections as u64,
-            live: Mutex::default(),
+            tasks: Mutex::default(),
             one_ended: Notify::new(),
         })
     }
@@ -101,20 +98,19 @@ impl TcpRelay {
         } else if destination.port() == dns::PORT
             && let Some(dns) = self.hands.dns.get()
         {
-            self.start(|member| answer(member, record, device, dns));
+            self.start(record, |member, record| answer(member, record, device, dns));
         } else {
-            self.start(|member| serve(member, record, device));
+            self.start(record, |member, record| serve(member, record, device));
         }
     }
 
-    fn start<F>(self: &Arc<Self>, work: impl FnOnce(Member) -> F)
+    fn start<F>(self: &Arc<Self>, record: Record, work: impl FnOnce(Member, Record) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let member = Member::enter(self);
-        let id = member.id;
-        let task = tokio::spawn(work(member));
-        if let Some(handle) = self.live().tasks.get_mut(&id) {
+        let id = record.flow().id;
+        let task = tokio::spawn(work(Member::enter(self, id), record));
+        if let Some(handle) = self.tasks().get_mut(&id) {
             *handle = Some(task.abort_handle());
         }
     }
@@ -129,7 +125,8 @@ impl TcpRelay {
     ) {
         let shared = Arc::clone(&self.hands.shared);
         let record = Record::new(shared, Protocol::Tcp, client, destination);
-        self.start(|member| serve(member, record, ResetOnDrop::new(device)));
+        let device = ResetOnDrop::new(device);
+        self.start(record, |member, record| serve(member, record, device));
     }
 
     /// Waits until no connection lives.
@@ -141,25 +138,37 @@ impl TcpRelay {
 
     /// Resets all connections and returns how many there were.
     pub fn reset_all(&self) -> usize {
-        let handles: Vec<_> = self.live().tasks.values().flatten().cloned().collect();
+        let handles: Vec<_> = self.tasks().values().flatten().cloned().collect();
         for handle in &handles {
             handle.abort();
         }
         handles.len()
     }
 
+    /// Resets the connection of this flow, if it is one of these.
+    pub fn reset(&self, flow: &Flow) -> bool {
+        match self.tasks().get(&flow.id) {
+            Some(Some(handle)) => {
+                flow.kill();
+                handle.abort();
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// How many connections live.
     pub fn count(&self) -> usize {
-        self.live().tasks.len()
+        self.tasks().len()
     }
 
     fn counters(&self) -> &Counters {
         &self.hands.shared.counters
     }
 
-    fn live(&self) -> std::sync::MutexGuard<'_, Live> {
+    fn tasks(&self) -> MutexGuard<'_, Tasks> {
         // No code that can panic runs under the lock.
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -170,11 +179,8 @@ struct Member {
 }
 
 impl Member {
-    fn enter(relay: &Arc<TcpRelay>) -> Self {
-        let mut live = relay.live();
-        let id = live.next;
-        live.next += 1;
-        live.tasks.insert(id, None);
+    fn enter(relay: &Arc<TcpRelay>, id: u64) -> Self {
+        relay.tasks().insert(id, None);
         Self {
             relay: Arc::clone(relay),
             id,
@@ -184,10 +190,10 @@ impl Member {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        let mut live = self.relay.live();
-        let handle = live.tasks.remove(&self.id);
-        let last = live.tasks.is_empty();
-        drop(live);
+        let mut tasks = self.relay.tasks();
+        let handle = tasks.remove(&self.id);
+        let last = tasks.is_empty();
+        drop(tasks);
         drop(handle);
         if last {
             self.relay.one_ended.notify_one();
@@ -282,7 +288,7 @@ async fn open(
             first.map_err(|_| Outcome::DeviceReset)?
         }
     };
-    record.name = first.name;
+    record.flow().set_name(first.name);
     let mut choice = router.choose(&record.query());
     drop(router);
     let rewrite = sniff.is_some_and(|sniff| sniff.rewrite);
@@ -293,7 +299,7 @@ async fn open(
     };
     let connected = hands.dialer.connect_by(&mut choice, &query, target).await;
     let target = query.destination;
-    record.choice = Some(choice);
+    record.flow().set_choice(choice);
     let mut upstream = connected.map(ResetOnDrop::new).map_err(|error| {
         tracing::debug!(%target, %error, "a connection got no upstream side");
         error.outcome()
@@ -315,7 +321,7 @@ async fn open(
             Err(_) => return Err(Outcome::UpstreamLost),
         }
         let bytes = first.bytes.len() as u64;
-        record.up += bytes;
+        record.flow().count_up(bytes);
         hands.shared.counters.up.fetch_add(bytes, Relaxed);
     }
     Ok(upstream)

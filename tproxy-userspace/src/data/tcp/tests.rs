@@ -189,7 +189,8 @@ async fn an_idle_connection_is_small() {
     let device = TcpStream::connect(address).await.expect("it listens");
     let shared = Arc::clone(&relay.hands.shared);
     let record = Record::new(shared, Protocol::Tcp, address, address);
-    let future = serve(Member::enter(&relay), record, ResetOnDrop::new(device));
+    let id = record.flow().id;
+    let future = serve(Member::enter(&relay, id), record, ResetOnDrop::new(device));
     let size = size_of_val(&future);
     assert!(
         size <= 1024,

@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::key::Key;
 use super::upstream::{self, Answers, Datagram, Sender, Taker, Upstream};
 use super::{Receiver, UdpRelay};
+use crate::data::live::Flow;
 use crate::data::outbound::DialError;
 use crate::data::record::{Outcome, Record, Shared};
 use crate::data::way::Way;
@@ -31,8 +32,7 @@ pub struct Association {
     pub way: Arc<Way>,
     receiver: Arc<Receiver>,
     upstream: Upstream,
-    up: AtomicU64,
-    down: AtomicU64,
+    flow: Arc<Flow>,
     task: OnceLock<AbortHandle>,
     record: Mutex<Record>,
 }
@@ -51,8 +51,7 @@ impl Association {
             way,
             receiver: Arc::clone(receiver),
             upstream,
-            up: AtomicU64::new(0),
-            down: AtomicU64::new(0),
+            flow: Arc::clone(record.flow()),
             task: OnceLock::new(),
             record: Mutex::new(record),
         }
@@ -83,7 +82,7 @@ impl Association {
     /// Is its outbound down, and another one of the group is not?
     pub fn is_stranded(&self) -> bool {
         let record = self.record();
-        let choice = record.choice.as_ref();
+        let choice = record.choice();
         choice.is_some_and(|choice| choice.is_stranded(&record.query()))
     }
 
@@ -105,7 +104,7 @@ impl Association {
     fn count_up(&self, report: &SendReport, shared: &Shared) {
         shared.counters.count_sent(report);
         let bytes = report.bytes as u64;
-        self.up.fetch_add(bytes, Relaxed);
+        self.flow.count_up(bytes);
         shared.counters.up.fetch_add(bytes, Relaxed);
     }
 
@@ -173,17 +172,13 @@ impl Association {
         }
     }
 
+    /// What others see of it.
+    pub fn flow(&self) -> &Arc<Flow> {
+        &self.flow
+    }
+
     pub(super) fn record(&self) -> MutexGuard<'_, Record> {
         self.record.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Association {
-    fn drop(&mut self) {
-        let (up, down) = (*self.up.get_mut(), *self.down.get_mut());
-        let mut record = self.record();
-        record.up = up;
-        record.down = down;
     }
 }
 
@@ -205,7 +200,7 @@ impl Taker for Device<'_> {
         let Association {
             key,
             receiver,
-            down,
+            flow,
             ..
         } = self.association;
         let heard = || {
@@ -229,7 +224,7 @@ impl Taker for Device<'_> {
             let report = batch.send(&receiver.socket, outgoing);
             counters.count_sent(&report);
             counters.down.fetch_add(report.bytes as u64, Relaxed);
-            down.fetch_add(report.bytes as u64, Relaxed);
+            flow.count_down(report.bytes as u64);
             self.relay.used(key, heard().map(|(peer, _)| *peer));
         }
         ControlFlow::Continue(())

@@ -36,6 +36,7 @@ use self::upstream::{Relay, Upstream};
 use super::exit::Choice;
 use super::hands::Hands;
 use super::limits::{Budget, Limits};
+use super::live;
 use super::outbound::Outbound;
 use super::record::{Outcome, Protocol, Record};
 use super::router::Router;
@@ -280,8 +281,8 @@ impl UdpRelay {
         let shared = Arc::clone(&self.hands.shared);
         let mut record = Record::new(shared, Protocol::Udp, client, destination);
         let way = Arc::clone(&choice.way);
-        record.choice = Some(choice);
-        record.name = name;
+        record.flow().set_choice(choice);
+        record.flow().set_name(name);
         let upstream = match &*way.outbound {
             Outbound::Direct => match upstream::open_directly(&self.hands.dialer, &way, client) {
                 Ok(socket) => Upstream::Direct(socket),
@@ -363,6 +364,22 @@ impl UdpRelay {
             self.forget(&association);
             association.close(Outcome::UpstreamLost);
         }
+    }
+
+    /// Ends the association of this flow, if it is one of these.
+    pub fn end(&self, flow: &live::Flow) -> bool {
+        let found = {
+            let table = self.table();
+            let mut all = table.iter();
+            all.find(|one| one.flow().id == flow.id).cloned()
+        };
+        let Some(association) = found else {
+            return false;
+        };
+        flow.kill();
+        self.forget(&association);
+        association.close(Outcome::Killed);
+        true
     }
 
     /// From now on no association is made; those that live go on.

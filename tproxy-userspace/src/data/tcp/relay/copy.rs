@@ -164,7 +164,7 @@ fn something(written: usize) -> io::Result<usize> {
 
 /// Something was sent, and nothing came back.
 fn is_silent(record: &Record) -> bool {
-    record.up > 0 && record.down == 0
+    record.flow().up() > 0 && record.flow().down() == 0
 }
 
 /// Relays between a socket and what transforms its bytes.
@@ -190,9 +190,9 @@ pub async fn relay(
         // A device that is done may have asked a question that has no answer.
         down.must_answer = on_trial && !up.closing;
         let polled = down.poll(context, far, near, record);
-        if on_trial && record.down > 0 {
+        if on_trial && record.flow().down() > 0 {
             on_trial = false;
-            if let Some(choice) = &record.choice {
+            if let Some(choice) = record.choice() {
                 choice.way.answered();
             }
         }
@@ -204,7 +204,7 @@ pub async fn relay(
         return;
     }
     let silent = ended && on_trial && !up.closing && is_silent(record);
-    if let Some(choice) = &record.choice
+    if let Some(choice) = record.choice()
         && let Some(error) = what_is_wrong(&choice.way, duplex, silent && choice.way.is_silenced())
     {
         tracing::debug!(destination = %record.destination(), %error, "the upstream side gave no answer");

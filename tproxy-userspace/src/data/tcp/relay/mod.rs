@@ -9,7 +9,6 @@ pub mod splice;
 
 use std::future::poll_fn;
 use std::io;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -36,14 +35,19 @@ impl Side {
     }
 
     /// Bytes that came from here have arrived on the other side.
-    fn count(self, bytes: usize, record: &mut Record) {
+    fn count(self, bytes: usize, record: &Record) {
         let bytes = bytes as u64;
-        let (own, all): (_, fn(&Record) -> &AtomicU64) = match self {
-            Self::Device => (&mut record.up, |record| &record.shared().counters.up),
-            Self::Upstream => (&mut record.down, |record| &record.shared().counters.down),
-        };
-        *own += bytes;
-        all(record).fetch_add(bytes, Relaxed);
+        let counters = &record.shared().counters;
+        match self {
+            Self::Device => {
+                record.flow().count_up(bytes);
+                counters.up.fetch_add(bytes, Relaxed);
+            }
+            Self::Upstream => {
+                record.flow().count_down(bytes);
+                counters.down.fetch_add(bytes, Relaxed);
+            }
+        }
     }
 }
 
@@ -133,7 +137,7 @@ fn drive<'a>(
                 return Poll::Ready(Broken { side, error }.outcome());
             }
         }
-        let passed = record.up + record.down;
+        let passed = record.flow().up() + record.flow().down();
         if seen.0 != passed {
             seen = (passed, Instant::now());
         }

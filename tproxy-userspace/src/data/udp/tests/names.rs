@@ -79,8 +79,8 @@ async fn flows_of_quinn_go_by_their_names() {
     };
     let table = bench.relay.table();
     let record = table.get(&key).expect("it lives").record();
-    assert_eq!(record.name.as_deref(), Some(NAME));
-    let choice = record.choice.as_ref().expect("it was chosen");
+    assert_eq!(record.flow().name(), Some(NAME));
+    let choice = record.choice().expect("it was chosen");
     assert_eq!(choice.rule.as_deref(), Some("video"));
     assert_eq!(&*choice.way.name, "far");
 }
