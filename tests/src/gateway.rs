@@ -146,6 +146,12 @@ pub struct Tproxy {
     process: Process,
 }
 
+impl From<Process> for Tproxy {
+    fn from(process: Process) -> Self {
+        Self { process }
+    }
+}
+
 impl Tproxy {
     /// Its process and log.
     #[must_use]

@@ -56,7 +56,7 @@ impl HeldDownload {
         let mut command = ns.command("curl");
         command
             .args(["-sS", "--fail", "--noproxy", "*", "--no-buffer"])
-            .args(["--connect-timeout", "5", "--max-time", "120", url])
+            .args(["--connect-timeout", "5", "--max-time", "600", url])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let child = command

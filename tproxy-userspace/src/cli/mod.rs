@@ -131,6 +131,10 @@ struct RunArgs {
     /// What happens to new traffic when the proxy is down.
     #[arg(long, value_name = "POLICY")]
     on_proxy_down: Option<Policy>,
+    /// Take over from the proxy that runs here, if there is one: what is new goes to this one at once, and what lives
+    /// ends there, within `takeover_drain` of its `[proxy]`.
+    #[arg(long)]
+    takeover: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

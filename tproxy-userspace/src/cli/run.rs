@@ -20,7 +20,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         .enable_all()
         .build()
         .context("starting the asynchronous runtime failed")?;
-    runtime.block_on(session::run(first, &|| config(&args)))?;
+    runtime.block_on(session::run(first, &|| config(&args), args.takeover))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -107,11 +107,13 @@ fn own_dns_servers<'c>(
         })
 }
 
-/// What the proxy needs before the gateway is touched: its sockets, and the addresses of its outbound's server.
+/// What the proxy needs before the gateway is touched: its sockets, if it has none yet, and the addresses of its outbound's
+/// server.
 pub async fn open(
     config: &Config,
     routing: Routing,
     own: BTreeSet<IpAddr>,
+    sockets: Option<Sockets>,
 ) -> Result<(Sockets, Upstream)> {
     for server in own_dns_servers(config, &own) {
         tracing::warn!(
@@ -121,7 +123,10 @@ pub async fn open(
     }
     let factory = SocketFactory::default();
     let port = Some(config.proxy.port).filter(|port| *port != 0);
-    let sockets = Sockets::bind(&factory, port, &limits(config))?;
+    let sockets = match sockets {
+        Some(sockets) => sockets,
+        None => Sockets::bind(&factory, port, &limits(config))?,
+    };
     let upstream = Upstream::open(routing, &sockets, own, factory).await?;
     Ok((sockets, upstream))
 }

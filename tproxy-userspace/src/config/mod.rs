@@ -252,6 +252,10 @@ pub struct Proxy {
     /// once. Default 10s.
     #[serde(serialize_with = "duration::serialize")]
     pub drain: Duration,
+    /// `takeover_drain`: how long connections may live on in a proxy that another one has taken over from
+    /// (`run --takeover`). Default 1h.
+    #[serde(serialize_with = "duration::serialize")]
+    pub takeover_drain: Duration,
     /// `outbound`: the name of the outbound or group for all that no rule is about. Default: the first `[[group]]`,
     /// or without groups the first `[[outbound]]`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -310,6 +314,7 @@ impl Config {
             proxy: Proxy {
                 port: 0,
                 drain: Duration::from_secs(10),
+                takeover_drain: Duration::from_hours(1),
                 outbound: None,
             },
         }

@@ -129,6 +129,11 @@ fn read(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
             integer("a port", 0..=65_535),
         );
         proxy.optional("drain", &mut config.proxy.drain, at_least(Duration::ZERO));
+        proxy.optional(
+            "takeover_drain",
+            &mut config.proxy.takeover_drain,
+            at_least(Duration::ZERO),
+        );
         let exit = text("the name of an outbound or group", "proxy", |text| {
             outbound::known(text, &names)
         });

@@ -82,7 +82,8 @@ masquerade = false
 
 [proxy]
 port = 0
-drain = "10s""#;
+drain = "10s"
+takeover_drain = "1h""#;
 
 #[test]
 fn every_key_has_its_default() {
@@ -241,6 +242,7 @@ fn every_key_is_read() {
         [proxy]
         port = 12345
         drain = "0s"
+        takeover_drain = "2h"
         outbound = "mine"
         "#,
     )
@@ -388,6 +390,7 @@ fn every_key_is_read() {
         proxy: Proxy {
             port: 12345,
             drain: Duration::ZERO,
+            takeover_drain: Duration::from_hours(2),
             outbound: Some("mine".to_owned()),
         },
     };

@@ -6,7 +6,8 @@
 mod edit;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -33,6 +34,8 @@ const LOCK: &str = "lock";
 const PROXY_LOCK: &str = "proxy.lock";
 /// Where a running proxy is asked things. A killed one leaves it behind.
 const CONTROL_SOCKET: &str = "control.sock";
+/// Where a running proxy is taken over from. A killed one leaves it behind.
+const TAKEOVER_SOCKET: &str = "takeover.sock";
 /// Holds the namespace's cookie: inode numbers are used again, cookies are not.
 const COOKIE: &str = "namespace";
 
@@ -64,8 +67,32 @@ pub struct Place {
 /// A lock that is held until this is dropped or the process dies.
 #[derive(Debug)]
 pub struct Lock {
-    /// Keeps the flock; closing it lets go.
-    _file: File,
+    /// Keeps the flock; closing the last descriptor of it lets go.
+    file: File,
+}
+
+impl Lock {
+    /// The lock, to be given to another process.
+    #[must_use]
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// A lock that another process has given. It holds as long as one of the two has it.
+    #[must_use]
+    pub fn given(file: OwnedFd) -> Self {
+        Self { file: file.into() }
+    }
+
+    /// Says that it is this process that holds it.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn claim(&mut self) -> io::Result<()> {
+        self.file.rewind()?;
+        self.file.set_len(0)?;
+        writeln!(self.file, "{}", std::process::id())
+    }
 }
 
 impl Place {
@@ -122,6 +149,12 @@ impl Place {
     #[must_use]
     pub fn control_socket(&self) -> PathBuf {
         self.run.join(CONTROL_SOCKET)
+    }
+
+    /// Where a running proxy is taken over from.
+    #[must_use]
+    pub fn takeover_socket(&self) -> PathBuf {
+        self.run.join(TAKEOVER_SOCKET)
     }
 
     /// A file in [`Self::run`] that is written whenever a command has changed state and lets go of
@@ -222,7 +255,7 @@ impl Place {
                 entries.try_fold(false, |in_use, entry| {
                     let name = entry?.file_name();
                     Ok(in_use
-                        || ![LOCK, PROXY_LOCK, COOKIE, CONTROL_SOCKET]
+                        || ![LOCK, PROXY_LOCK, COOKIE, CONTROL_SOCKET, TAKEOVER_SOCKET]
                             .iter()
                             .any(|own| name == *own))
                 })
@@ -232,7 +265,7 @@ impl Place {
             return Ok(());
         }
         // The lock's own file goes last: until then nobody else changes anything here.
-        for name in [CONTROL_SOCKET, PROXY_LOCK, COOKIE, LOCK] {
+        for name in [CONTROL_SOCKET, TAKEOVER_SOCKET, PROXY_LOCK, COOKIE, LOCK] {
             remove_file(&self.run.join(name))?;
         }
         drop(lock);
@@ -244,7 +277,7 @@ impl Place {
         let deadline = Instant::now() + patience;
         loop {
             self.create_run()?;
-            let mut file = match OpenOptions::new()
+            let file = match OpenOptions::new()
                 .create(true)
                 .truncate(false)
                 .read(true)
@@ -261,15 +294,14 @@ impl Place {
                 // A file that `remove` has unlinked protects nothing: take the one that is there now.
                 Ok(()) if !is_same_file(&file, &path) => {}
                 Ok(()) => {
-                    file.set_len(0)
-                        .and_then(|()| writeln!(file, "{}", std::process::id()))
-                        .map_err(Error::file("write", &path))?;
+                    let mut lock = Lock { file };
+                    lock.claim().map_err(Error::file("write", &path))?;
                     let cookie = self.run.join(COOKIE);
                     let own = self.cookie.to_string();
                     if fs::read_to_string(&cookie).ok().as_ref() != Some(&own) {
                         fs::write(&cookie, own).map_err(Error::file("write", &cookie))?;
                     }
-                    return Ok(Lock { _file: file });
+                    return Ok(lock);
                 }
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(RETRY),
                 Err(TryLockError::WouldBlock) => {
@@ -537,7 +569,7 @@ mod tests {
         };
         place.remove(held).unwrap();
         let lock = waiting.join().unwrap();
-        assert!(is_same_file(&lock._file, &path));
+        assert!(is_same_file(&lock.file, &path));
     }
 
     #[test]

@@ -227,6 +227,17 @@ impl Live {
         flow
     }
 
+    /// The number of the flow that came last.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.next.load(Relaxed)
+    }
+
+    /// Numbers up to this one are those of another process.
+    pub fn go_on_from(&self, last: u64) {
+        self.next.fetch_max(last, Relaxed);
+    }
+
     /// A flow has ended.
     pub fn leave(&self, flow: &Flow) {
         // In one step for who makes up an account, lest its bytes be seen twice or not at all.

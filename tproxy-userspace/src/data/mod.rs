@@ -32,12 +32,13 @@ pub use self::exit::{GroupStatus, NamedGroup};
 pub use self::limits::{Budget, Limits};
 pub use self::live::{Account, Bytes, Flow, FlowStatus};
 pub use self::outbound::{Outbound, OutboundError};
-pub use self::proxy::{DrainReport, Proxy};
+pub use self::proxy::{DrainReport, Handed, Inheritance, Proxy};
 pub use self::record::Outcome;
 pub use self::resolve::LookupError;
 pub use self::router::{Explained, Named, NamedRule, Resolving, Routing, Sniff, Taken};
 pub use self::sockets::Sockets;
 pub use self::stats::Stats;
+pub use self::udp::{Draining, Inherited};
 pub use self::way::{HealthStatus, OutboundStatus, Upstream};
 
 use std::io;

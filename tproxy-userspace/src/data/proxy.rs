@@ -1,13 +1,14 @@
 //! The proxy as a whole: started, looked at, drained.
 
 use std::collections::BTreeSet;
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::{mpsc, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::timeout;
 
 use super::Error;
@@ -25,7 +26,7 @@ use super::router::{Explained, Resolving, Router, Routing};
 use super::sockets::Sockets;
 use super::stats::Stats;
 use super::tcp::{self, TcpRelay};
-use super::udp::UdpRelay;
+use super::udp::{Receiver, UdpRelay};
 use super::way::{OutboundStatus, Upstream, follow, keep};
 use crate::net::{SocketFactory, raise_open_files};
 use crate::policy::rule::{Protocol, Query};
@@ -41,8 +42,13 @@ pub struct Proxy {
     tcp: Arc<TcpRelay>,
     udp: Arc<UdpRelay>,
     budget: Budget,
-    accepting: Vec<AbortHandle>,
-    receiving: Vec<AbortHandle>,
+    /// Where devices' traffic arrives. None once that is over.
+    sockets: Option<Sockets>,
+    receivers: Vec<Arc<Receiver>>,
+    accepting: Vec<JoinHandle<()>>,
+    receiving: Vec<JoinHandle<()>>,
+    /// What goes on beside.
+    tending: Vec<AbortHandle>,
 }
 
 /// Which DNS servers are asked for a name, as the rules that are in use say.
@@ -70,9 +76,23 @@ pub struct DrainReport {
     pub associations: usize,
 }
 
+impl fmt::Display for DrainReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            ended,
+            reset,
+            associations,
+        } = self;
+        write!(
+            f,
+            "{ended} connections ended, {reset} were reset, {associations} associations were closed"
+        )
+    }
+}
+
 impl Proxy {
     /// Starts serving on `sockets`, in the Tokio runtime that this is called from. Raises the limit
-    /// of open files to the hard limit.
+    /// of open files to the hard limit. `inheritance` is what another process had there before.
     ///
     /// # Errors
     /// When the limit cannot be raised or the runtime refuses a socket.
@@ -81,6 +101,7 @@ impl Proxy {
         upstream: Upstream,
         limits: &Limits,
         factory: SocketFactory,
+        inheritance: Inheritance,
     ) -> Result<Self, Error> {
         let budget = Budget::new(raise_open_files()?, limits);
         let Upstream {
@@ -111,31 +132,46 @@ impl Proxy {
             dialer,
             dns,
             budget,
+            sockets: Some(sockets),
+            receivers: Vec::new(),
             accepting: Vec::new(),
             receiving: Vec::new(),
-            tcp: Arc::clone(&tcp),
-            udp: Arc::clone(&udp),
+            tending: Vec::new(),
+            tcp,
+            udp,
         };
-        for family in sockets.families() {
-            let listener = tcp::register(family.listener).map_err(Error::Register)?;
-            let accepting = Arc::clone(&tcp).accept(listener, family.listener_address);
-            proxy.accepting.push(tokio::spawn(accepting).abort_handle());
-            let receiver = UdpRelay::register(family.receiver, family.receiver_address);
-            let receiving = Arc::clone(&udp).receive(receiver.map_err(Error::Register)?);
-            proxy.receiving.push(tokio::spawn(receiving).abort_handle());
-        }
-        let sweeping = tokio::spawn(udp.sweep());
-        proxy.receiving.push(sweeping.abort_handle());
-        proxy.receiving.push(tokio::spawn(following).abort_handle());
+        // First: what the other process holds is not for this one.
+        proxy.inherit(inheritance)?;
+        proxy.take()?;
+        let sweeping = tokio::spawn(Arc::clone(&proxy.udp).sweep());
+        proxy.tending.push(sweeping.abort_handle());
+        proxy.tending.push(tokio::spawn(following).abort_handle());
         let watching = check::watch(
             Arc::clone(&proxy.shared),
             proxy.dialer.clone(),
             proxy.resolver.clone(),
         );
-        proxy.receiving.push(tokio::spawn(watching).abort_handle());
+        proxy.tending.push(tokio::spawn(watching).abort_handle());
         let keeping = keep(Arc::clone(&proxy.shared), proxy.dialer.clone());
-        proxy.receiving.push(tokio::spawn(keeping).abort_handle());
+        proxy.tending.push(tokio::spawn(keeping).abort_handle());
         Ok(proxy)
+    }
+
+    /// Accepts connections and receives datagrams from now on.
+    fn take(&mut self) -> Result<(), Error> {
+        let sockets = self.sockets.as_ref().map(Sockets::duplicate);
+        let sockets = sockets.transpose().map_err(Error::Register)?;
+        for family in sockets.into_iter().flat_map(Sockets::families) {
+            let listener = tcp::register(family.listener).map_err(Error::Register)?;
+            let accepting = Arc::clone(&self.tcp).accept(listener, family.listener_address);
+            self.accepting.push(tokio::spawn(accepting));
+            let receiver = UdpRelay::register(family.receiver, family.receiver_address);
+            let receiver = receiver.map_err(Error::Register)?;
+            self.receivers.push(Arc::clone(&receiver));
+            let receiving = Arc::clone(&self.udp).receive(receiver);
+            self.receiving.push(tokio::spawn(receiving));
+        }
+        Ok(())
     }
 
     /// Takes other outbounds and rules for new connections and UDP flows; those that live keep theirs. The
@@ -241,6 +277,12 @@ impl Proxy {
         self.shared.router().select(group, member)
     }
 
+    /// Where devices' traffic arrives. None once that is over.
+    #[must_use]
+    pub fn sockets(&self) -> Option<&Sockets> {
+        self.sockets.as_ref()
+    }
+
     /// What lives, the oldest first.
     #[must_use]
     pub fn flows(&self) -> Vec<Arc<Flow>> {
@@ -272,14 +314,19 @@ impl Proxy {
 
     /// Accepts no more, waits up to `limit` until live connections have ended, and resets the rest.
     /// Associations have no end of their own, so they are relayed for as long as connections are, then closed.
-    pub async fn drain(self, limit: Duration) -> DrainReport {
+    pub async fn drain(mut self, limit: Duration) -> DrainReport {
+        self.sockets = None;
         for task in &self.accepting {
             task.abort();
         }
         self.udp.refuse_new();
+        self.drain_within(limit, self.tcp.ended()).await
+    }
+
+    async fn drain_within(&self, limit: Duration, ended: impl Future<Output = ()>) -> DrainReport {
         let before = self.tcp.count();
         // Over the limit is no error: the rest is reset below.
-        let _ = timeout(limit, self.tcp.ended()).await;
+        let _ = timeout(limit, ended).await;
         let reset = self.tcp.reset_all();
         self.tcp.ended().await;
         DrainReport {
@@ -295,11 +342,17 @@ impl Drop for Proxy {
         for task in self.accepting.iter().chain(&self.receiving) {
             task.abort();
         }
+        for task in &self.tending {
+            task.abort();
+        }
         self.tcp.reset_all();
         self.udp.refuse_new();
         self.udp.close_all();
     }
 }
 
+mod handover;
 #[cfg(test)]
 mod tests;
+
+pub use self::handover::{Handed, Inheritance};

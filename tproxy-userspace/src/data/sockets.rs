@@ -2,7 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::{Error, Limits};
 use crate::net::{NetError, SocketFactory};
@@ -48,6 +48,61 @@ impl Sockets {
         Ok(Self { v4, v6 })
     }
 
+    /// The sockets that another process had bound: listener and receiver for IPv4, then the same for IPv6 if the machine
+    /// has it.
+    ///
+    /// # Errors
+    /// `InvalidData` when they are not those.
+    pub fn from_files(files: Vec<OwnedFd>) -> io::Result<Self> {
+        let mut files = files.into_iter();
+        let mut family = || match (files.next(), files.next()) {
+            (Some(listener), Some(receiver)) => {
+                Family::of(listener.into(), receiver.into()).map(Some)
+            }
+            _ => Ok(None),
+        };
+        let (v4, v6) = (family()?, family()?);
+        let v4 = v4.filter(|family| family.listener_address.is_ipv4());
+        let fits = v6
+            .as_ref()
+            .is_none_or(|family| family.listener_address.is_ipv6());
+        match v4 {
+            Some(v4) if fits => Ok(Self { v4, v6 }),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    /// The same sockets once more.
+    ///
+    /// # Errors
+    /// When this machine has no file left.
+    pub fn duplicate(&self) -> io::Result<Self> {
+        Ok(Self {
+            v4: self.v4.duplicate()?,
+            v6: self.v6.as_ref().map(Family::duplicate).transpose()?,
+        })
+    }
+
+    /// All of them, in the order of [`from_files`](Self::from_files).
+    #[must_use]
+    pub fn files(&self) -> Vec<BorrowedFd<'_>> {
+        let sockets = [
+            self.tcp4_fd(),
+            self.udp4_fd(),
+            self.tcp6_fd(),
+            self.udp6_fd(),
+        ];
+        sockets.into_iter().flatten().collect()
+    }
+
+    /// Is this the port of all of them?
+    #[must_use]
+    pub fn all_have(&self, port: u16) -> bool {
+        let families = [Some(&self.v4), self.v6.as_ref()].into_iter().flatten();
+        let mut addresses = families.flat_map(|one| [one.listener_address, one.receiver_address]);
+        addresses.all(|address| address.port() == port)
+    }
+
     /// The listener for IPv4.
     #[must_use]
     pub fn tcp4_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -89,6 +144,23 @@ impl Sockets {
 }
 
 impl Family {
+    fn of(listener: TcpListener, receiver: UdpSocket) -> io::Result<Self> {
+        Ok(Self {
+            listener_address: listener.local_addr()?,
+            receiver_address: receiver.local_addr()?,
+            listener,
+            receiver,
+        })
+    }
+
+    fn duplicate(&self) -> io::Result<Self> {
+        Ok(Self {
+            listener: self.listener.try_clone()?,
+            receiver: self.receiver.try_clone()?,
+            ..*self
+        })
+    }
+
     fn bind(
         factory: SocketFactory,
         address: SocketAddr,
@@ -128,6 +200,36 @@ mod tests {
             assert!(family.listener_address.ip().is_loopback());
             assert!(family.receiver_address.ip().is_loopback());
         }
+        Ok(())
+    }
+
+    #[test]
+    fn they_go_to_another_process_as_files() -> Result<(), Error> {
+        let sockets = Sockets::bind(&SocketFactory::default(), None, &Limits::default())?;
+        let files = |sockets: &Sockets| -> Vec<OwnedFd> {
+            let files = sockets.files().into_iter();
+            files
+                .map(|file| file.try_clone_to_owned().expect("a file"))
+                .collect()
+        };
+        let again = Sockets::from_files(files(&sockets)).expect("the same");
+        assert_eq!(again.reply_ports(), sockets.reply_ports());
+        let addresses = |sockets: Sockets| -> Vec<_> {
+            let families = sockets.families();
+            families
+                .map(|one| (one.listener_address, one.receiver_address))
+                .collect()
+        };
+        let mut wrong = files(&sockets);
+        wrong.rotate_left(2);
+        if sockets.v6.is_some() {
+            assert!(Sockets::from_files(wrong).is_err(), "IPv6 first");
+        }
+        assert!(Sockets::from_files(Vec::new()).is_err());
+        assert_eq!(
+            addresses(again),
+            addresses(sockets.duplicate().expect("files"))
+        );
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 //! An unmarked socket could be steered into the proxy itself, so there is no other way to get one.
 
 pub mod mmsg;
+pub mod pass;
 pub mod splice;
 
 use std::fmt;

@@ -104,6 +104,16 @@ impl Learned {
         change(address, before, verdict(names))
     }
 
+    /// All names that hold, with their addresses, and for how long.
+    pub fn names(&self, now: Instant) -> impl Iterator<Item = (&str, IpAddr, Duration)> {
+        let all = self.addresses.iter();
+        let all = all.flat_map(|(address, names)| names.iter().map(|name| (*address, name)));
+        all.map(move |(address, name)| {
+            let left = name.until.saturating_duration_since(now);
+            (&*name.name, address, left)
+        })
+    }
+
     /// Drops the names whose time is over. The last direct name of an address that `is_used` holds on.
     pub fn expire(&mut self, now: Instant, mut is_used: impl FnMut(IpAddr) -> bool) -> Vec<Change> {
         let mut changes = Vec::new();

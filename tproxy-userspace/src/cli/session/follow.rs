@@ -65,7 +65,7 @@ impl Session<'_> {
     }
 
     /// What of a configuration needs no look at the links.
-    async fn put_into_force(&mut self, config: &Config, lists: &Lists) -> Result<()> {
+    pub(super) async fn put_into_force(&mut self, config: &Config, lists: &Lists) -> Result<()> {
         // First: the servers of the outbounds must be found, and may be refused.
         self.proxy
             .set_routing(upstream::routing(config, lists))

@@ -1,6 +1,6 @@
 //! Names reach the kernel: the addresses of names that go direct are let pass there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
@@ -82,6 +82,36 @@ impl Session<'_> {
             let packets = bypass::packets(maps, address).unwrap_or(0);
             used.insert(address, packets) != Some(packets) && packets > 0
         });
+        self.let_pass(changes, now)
+    }
+
+    /// All names that hold, their addresses, and for how many seconds: for the process that takes over.
+    pub(super) fn names_left(&self) -> Vec<(String, IpAddr, u64)> {
+        let names = self.names.learned.names(Instant::now());
+        names
+            .map(|(name, address, left)| (name.to_owned(), address, left.as_secs()))
+            .collect()
+    }
+
+    /// Goes on with the names that another process knew, by the rules of this one.
+    pub(super) fn inherit_names(&mut self, names: Vec<(String, IpAddr, u64)>) -> Result<()> {
+        let now = Instant::now();
+        let mut changes = Vec::new();
+        // What is let pass may not be any more.
+        let mut others: HashSet<IpAddr> = names.iter().map(|(_, address, _)| *address).collect();
+        for (name, address, left) in names {
+            let direct = self.proxy.is_always_direct(&name, address);
+            let left = Duration::from_secs(left);
+            let learned = &mut self.names.learned;
+            changes.extend(learned.learn(&name, address, direct, left, now));
+        }
+        for change in &changes {
+            match change {
+                Change::Bypass { address, .. } => others.remove(address),
+                Change::Spare(address) => others.insert(*address),
+            };
+        }
+        changes.extend(others.into_iter().map(Change::Spare));
         self.let_pass(changes, now)
     }
 

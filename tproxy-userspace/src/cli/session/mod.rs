@@ -5,6 +5,7 @@ mod learn;
 mod links;
 mod signals;
 mod start;
+mod takeover;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -20,15 +21,16 @@ use tproxy_userspace::control::links::{Snapshot, Watch};
 use tproxy_userspace::control::place::Place;
 use tproxy_userspace::control::{self, cgroup, exempt, preflight};
 use tproxy_userspace::data::dns::Settings;
-use tproxy_userspace::data::{DrainReport, Proxy};
-use tproxy_userspace::observe::socket::{Asked, Request, Server};
+use tproxy_userspace::data::{Handed, Proxy};
+use tproxy_userspace::observe::socket::{Asked, Request};
 use tproxy_userspace::policy::rule::Query;
 
 use self::follow::{cgroups_changed, watch_cgroups};
 use self::learn::{Names, announced};
 use self::links::{Leaving, selection};
 use self::signals::{Caught, Signals};
-use self::start::{Presence, Reader, close, start};
+use self::start::{Begun, Presence, Reader, close, start};
+use self::takeover::{Heir, Testator, ready};
 use super::lists::Lists;
 use super::upstream;
 
@@ -76,8 +78,9 @@ struct Session<'a> {
     leaving: Vec<Leaving>,
 }
 
-/// Proxies until SIGINT or SIGTERM.
-pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
+/// Proxies until SIGINT or SIGTERM, or until another process takes over. With `takeover` this one takes over from the proxy
+/// that runs, if there is one.
+pub async fn run(config: Config, reread: Reread<'_>, takeover: bool) -> Result<()> {
     // What can be wrong with the words is found before anything is touched.
     let lists = Lists::load_and_tell(&config)?;
     let routing = upstream::routing(&config, &lists);
@@ -86,31 +89,53 @@ pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
     for warning in findings.warnings {
         tracing::warn!("{warning}");
     }
+    let kernel = findings.kernel;
     let place = Place::current()?;
     let mut signals = Signals::new()?;
     let mut watch = Watch::open()?;
     let snapshot = watch.next().await?;
     preflight::check_links(&selection(&config), &snapshot)?;
-    let presence = Presence::new(&place)?;
-    let opened = tokio::select! {
-        opened = upstream::open(&config, routing, upstream::own_addresses(&snapshot)) => opened.map(Some),
-        () = signals.stop() => Ok(None),
+    let own = upstream::own_addresses(&snapshot);
+    let testator = match takeover {
+        true => Testator::ask(&place).await?,
+        false => None,
     };
-    let started = match opened {
-        Ok(Some(opened)) => start(&config, opened, &lists.bypass, &place, findings.kernel).await,
-        Ok(None) => {
-            close(None, &place, &snapshot, presence).await;
-            return Ok(());
+    let mut inherited = None;
+    let (begun, presence) = if let Some((mut testator, sockets, lock)) = testator {
+        let opening = upstream::open(&config, routing, own, Some(sockets));
+        let (begun, presence, state) = tokio::select! {
+            taken = testator.take_over(opening, lock, &config, &lists.bypass, &place, kernel) => taken?,
+            () = signals.stop() => return Ok(()),
+        };
+        inherited = Some((testator, state));
+        (begun, presence)
+    } else {
+        let presence = Presence::new(&place)?;
+        let opened = tokio::select! {
+            opened = upstream::open(&config, routing, own, None) => opened.map(Some),
+            () = signals.stop() => Ok(None),
+        };
+        let started = match opened {
+            Ok(Some(opened)) => start(&config, opened, &lists.bypass, &place, kernel).await,
+            Ok(None) => {
+                close(None, &place, &snapshot, presence).await;
+                return Ok(());
+            }
+            Err(error) => Err((None, error)),
+        };
+        match started {
+            Ok(begun) => (begun, presence),
+            Err((gateway, error)) => {
+                close(gateway, &place, &snapshot, presence).await;
+                return Err(error);
+            }
         }
-        Err(error) => Err((None, error)),
     };
-    let (gateway, proxy, learned) = match started {
-        Ok(started) => started,
-        Err((gateway, error)) => {
-            close(gateway, &place, &snapshot, presence).await;
-            return Err(error);
-        }
-    };
+    let Begun {
+        gateway,
+        proxy,
+        learned,
+    } = begun;
     let mut session = Session {
         dns: upstream::dns(&config),
         config,
@@ -130,32 +155,53 @@ pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
         releasing: Vec::new(),
         leaving: Vec::new(),
     };
-    let result = match session.first_sync().await {
-        Ok(()) => {
-            session.follow_cgroups();
-            tracing::info!(
-                "ready: {} proxied through {}",
-                session.proxied(),
-                session.outbound()
-            );
-            session.serve(&mut signals, &presence.server).await
-        }
-        Err(error) => Err(error),
+    let presence = match inherited {
+        Some((testator, state)) => session.succeed(testator, state, presence).await?,
+        None => match session.first_sync().await {
+            Ok(()) => presence,
+            Err(error) => {
+                session.stop(&mut signals, presence).await;
+                return Err(error);
+            }
+        },
     };
-    session.stop(&mut signals, presence).await;
-    result
+    session.follow_cgroups();
+    tracing::info!(
+        "ready: {} proxied through {}",
+        session.proxied(),
+        session.outbound()
+    );
+    match session.serve(&mut signals, presence).await {
+        Ended::Stopped(presence, result) => {
+            session.stop(&mut signals, presence).await;
+            result
+        }
+        Ended::Replaced(handed) => {
+            session.drain_beside(&mut signals, handed).await;
+            Ok(())
+        }
+    }
+}
+
+/// How the serving of a session ended.
+enum Ended {
+    /// By a signal, a command, or an error.
+    Stopped(Presence, Result<()>),
+    /// Another process has taken over.
+    Replaced(Handed),
 }
 
 impl Session<'_> {
-    async fn serve(&mut self, signals: &mut Signals, server: &Server) -> Result<()> {
+    async fn serve(&mut self, signals: &mut Signals, mut presence: Presence) -> Ended {
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut leave = interval(LEAVE);
         leave.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
+        let mut heir: Option<Heir> = None;
+        let result = loop {
             tokio::select! {
                 signal = signals.next() => match signal {
-                    Caught::Stop => return Ok(()),
+                    Caught::Stop => break Ok(()),
                     Caught::Hangup => match self.reload().await {
                         Ok(()) => tracing::info!("reloaded: {} proxied through {}", self.proxied(), self.outbound()),
                         Err(error) => tracing::error!(
@@ -167,7 +213,7 @@ impl Session<'_> {
                     self.snapshot = match snapshot {
                         Ok(snapshot) => snapshot,
                         Err(error @ control::Error::NetlinkSocket { .. }) => {
-                            return Err(error).context("following the links");
+                            break Err(error).context("following the links");
                         }
                         // No reason to end: what is known goes on to hold until the next try.
                         Err(error) => {
@@ -203,14 +249,28 @@ impl Session<'_> {
                         tracing::warn!("looking after what has changed by itself: {error:#}");
                     }
                 }
-                asked = server.next() => {
-                    if self.answer(asked).await? {
-                        return Ok(());
+                asked = presence.asked() => match self.answer(asked).await {
+                    Ok(false) => {}
+                    Ok(true) => break Ok(()),
+                    Err(error) => break Err(error),
+                },
+                // One at a time; the next one waits.
+                stream = presence.heir(), if heir.is_none() => {
+                    heir = self.greet(stream, presence.lock()).await;
+                }
+                ready = ready(&mut heir) => if let Some(heir) = heir.take()
+                    && let Some(handed) = self.hand_over(heir, ready, &mut presence).await
+                {
+                    return Ended::Replaced(handed);
+                },
+                _ = leave.tick(), if !self.leaving.is_empty() => {
+                    if let Err(error) = self.leave().await {
+                        break Err(error);
                     }
                 }
-                _ = leave.tick(), if !self.leaving.is_empty() => self.leave().await?,
             }
-        }
+        };
+        Ended::Stopped(presence, result)
     }
 
     /// Whose traffic is proxied, for a person.
@@ -314,6 +374,7 @@ impl Session<'_> {
             "servers": *self.servers.borrow(),
             "lan": self.config.lan.interfaces,
             "wan": self.config.wan.interfaces,
+            "draining": self.proxy.draining(),
             "traffic": self.proxy.stats(),
             "tasks": tokio::runtime::Handle::current().metrics().num_alive_tasks(),
             "dns": self.proxy.dns_stats(),
@@ -336,9 +397,7 @@ impl Session<'_> {
             );
         }
         tokio::select! {
-            DrainReport { ended, reset, associations } = self.proxy.drain(limit) => tracing::info!(
-                "{ended} connections ended, {reset} were reset, {associations} associations were closed"
-            ),
+            report = self.proxy.drain(limit) => tracing::info!("{report}"),
             () = signals.stop() => tracing::info!("connections were cut"),
         }
         close(Some(self.gateway), &self.place, &self.snapshot, presence).await;

@@ -1,10 +1,12 @@
 //! The start of a run, in order, and its end.
 
 use std::collections::BTreeSet;
+use std::future::pending;
 use std::net::IpAddr;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use ipnet::IpNet;
+use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tproxy_common::abi::{Listener, Origin};
 use tproxy_userspace::config::Config;
@@ -16,32 +18,78 @@ use tproxy_userspace::control::links::Snapshot;
 use tproxy_userspace::control::place::{Lock, Place};
 use tproxy_userspace::control::preflight::KernelVersion;
 use tproxy_userspace::data::dns::Announcement;
-use tproxy_userspace::data::{Limits, Proxy, Sockets, Upstream};
+use tproxy_userspace::data::{Inheritance, Limits, Proxy, Sockets, Upstream};
 use tproxy_userspace::net::SocketFactory;
-use tproxy_userspace::observe::socket::Server;
+use tproxy_userspace::observe::socket::{Asked, Server};
 
 use super::super::run::policy;
 use super::super::upstream;
 use super::learn::unlearn_all;
+use super::takeover::Heirs;
 
 /// Tells the addresses of the names that were asked for.
 pub(super) type Reader = mpsc::Receiver<Announcement>;
 
 /// What tells others that a proxy runs here.
 pub(super) struct Presence {
-    pub(super) server: Server,
-    _lock: Lock,
+    /// Closed while another process is let take over.
+    doors: Option<(Server, Heirs)>,
+    lock: Lock,
 }
 
 impl Presence {
     /// Takes the place of the proxy in this gateway.
     pub(super) fn new(place: &Place) -> Result<Self> {
-        let lock = place.proxy_lock()?;
-        Ok(Self {
-            server: Server::bind(&place.control_socket())?,
-            _lock: lock,
-        })
+        Self::with_lock(place, place.proxy_lock()?)
     }
+
+    /// Listens at the sockets of the holder of this lock.
+    pub(super) fn with_lock(place: &Place, lock: Lock) -> Result<Self> {
+        let mut presence = Self { doors: None, lock };
+        presence.open(place)?;
+        Ok(presence)
+    }
+
+    /// Says that it is this process that the lock and the sockets belong to.
+    pub(super) fn open(&mut self, place: &Place) -> Result<()> {
+        self.lock
+            .claim()
+            .context("writing to the proxy's lock failed")?;
+        self.doors = Some((Server::bind(&place.control_socket())?, Heirs::bind(place)?));
+        Ok(())
+    }
+
+    /// Leaves the sockets' paths to another process, but not the lock.
+    pub(super) fn close_doors(&mut self) {
+        self.doors = None;
+    }
+
+    pub(super) fn lock(&self) -> &Lock {
+        &self.lock
+    }
+
+    /// What is asked next. Nothing is lost when the future is dropped.
+    pub(super) async fn asked(&self) -> Asked {
+        match &self.doors {
+            Some((server, _)) => server.next().await,
+            None => pending().await,
+        }
+    }
+
+    /// Who wants to take over next. Nothing is lost when the future is dropped.
+    pub(super) async fn heir(&self) -> UnixStream {
+        match &self.doors {
+            Some((_, heirs)) => heirs.next().await,
+            None => pending().await,
+        }
+    }
+}
+
+/// What a run begins with.
+pub(super) struct Begun {
+    pub(super) gateway: Gateway,
+    pub(super) proxy: Proxy,
+    pub(super) learned: Option<Reader>,
 }
 
 /// tcx where the kernel has it. `TPROXY_BPF_ATTACH=clsact` takes the other way, for tests and for a
@@ -71,29 +119,47 @@ pub fn limits(config: &Config) -> Limits {
 /// Everything up to the links themselves. With a failure comes the gateway as far as it got.
 pub(super) async fn start(
     config: &Config,
-    (sockets, ready): (Sockets, Upstream),
+    opened: (Sockets, Upstream),
     prefixes: &[IpNet],
     place: &Place,
     kernel: KernelVersion,
-) -> Result<(Gateway, Proxy, Option<Reader>), (Option<Gateway>, anyhow::Error)> {
-    let opened = match place.lock() {
-        Ok(_lock) => Gateway::open(place.clone(), way(kernel))
-            .await
-            .map_err(Into::into),
-        Err(error) => Err(error.into()),
-    };
-    let mut gateway = opened.map_err(|error| (None, error))?;
-    let servers = ready.addresses();
-    let started = prepare(&mut gateway, config, prefixes, &servers, &sockets).and_then(|()| {
-        let factory = SocketFactory::default();
-        let proxy = Proxy::start(sockets, ready, &limits(config), factory)?;
-        let learned = proxy.set_dns(upstream::dns(config).as_ref())?;
-        Ok((proxy, learned))
+) -> Result<Begun, (Option<Gateway>, anyhow::Error)> {
+    let gateway = open_gateway(place, kernel).await;
+    let mut gateway = gateway.map_err(|error| (None, error))?;
+    // Of a proxy that was killed.
+    let started = unlearn_all(gateway.maps()).and_then(|()| {
+        let inheritance = Inheritance::default();
+        serve_on(&mut gateway, config, opened, prefixes, inheritance)
     });
     match started {
-        Ok((proxy, learned)) => Ok((gateway, proxy, learned)),
+        Ok((proxy, learned)) => Ok(Begun {
+            gateway,
+            proxy,
+            learned,
+        }),
         Err(error) => Err((Some(gateway), error)),
     }
+}
+
+/// Loads the programs and maps, or those that are there.
+pub(super) async fn open_gateway(place: &Place, kernel: KernelVersion) -> Result<Gateway> {
+    let _lock = place.lock()?;
+    Ok(Gateway::open(place.clone(), way(kernel)).await?)
+}
+
+/// Tells the programs all that they need, and serves what they steer.
+pub(super) fn serve_on(
+    gateway: &mut Gateway,
+    config: &Config,
+    (sockets, ready): (Sockets, Upstream),
+    prefixes: &[IpNet],
+    inheritance: Inheritance,
+) -> Result<(Proxy, Option<Reader>)> {
+    prepare(gateway, config, prefixes, &ready.addresses(), &sockets)?;
+    let factory = SocketFactory::default();
+    let proxy = Proxy::start(sockets, ready, &limits(config), factory, inheritance)?;
+    let learned = proxy.set_dns(upstream::dns(config).as_ref())?;
+    Ok((proxy, learned))
 }
 
 /// Policy, bypass set and sockets: all that the programs need before they are attached.
@@ -105,7 +171,6 @@ pub(super) fn prepare(
     sockets: &Sockets,
 ) -> Result<()> {
     enforce(gateway, config, prefixes)?;
-    unlearn_all(gateway.maps())?;
     let (servers, terms) = (upstream::prefixes(servers), upstream::terms());
     bypass::replace(gateway.maps(), &servers, &terms, Origin::Outbound)?;
     let listeners: Vec<_> = Listener::ALL

@@ -155,7 +155,8 @@ prop_compose! {
         (enabled, rewrite, timeout) in (any::<bool>(), any::<bool>(), 1..5_000_u64),
         (tcp_idle, connect_timeout, keepalive) in (any_duration(), any_duration(), 1..=32_400_u64),
         max_connections in prop::option::of(1..10_000_000_u32),
-        (udp_idle, dns_idle, drain) in (any_duration(), any_duration(), any_duration()),
+        (udp_idle, dns_idle) in (any_duration(), any_duration()),
+        (drain, takeover_drain) in (any_duration(), any_duration()),
         max_associations in 1..10_000_000_u32,
         (forward, masquerade) in any::<(bool, bool)>(),
         port: u16,
@@ -204,7 +205,7 @@ prop_compose! {
             },
             udp: Udp { idle: udp_idle, dns_idle, max_associations },
             gateway: Gateway { forward, masquerade },
-            proxy: Proxy { port, drain, outbound },
+            proxy: Proxy { port, drain, takeover_drain, outbound },
         }
     }
 }

@@ -85,6 +85,8 @@ fn a_status_can_be_read_back() {
 }
 
 proptest! {
+    // Each case fills the list.
+    #![proptest_config(ProptestConfig::with_cases(8))]
     #[test]
     fn no_byte_is_lost_when_there_are_more_devices_than_places(
         bytes in proptest::collection::vec((any::<u16>(), 1..1000_u64, 0..1000_u64), 1..40),

@@ -13,7 +13,7 @@ fn start() -> (Proxy, std::net::SocketAddr) {
         resolver: Resolver::system(factory),
         guard: Arc::new(Guard::new(&sockets, BTreeSet::new())),
     };
-    let proxy = Proxy::start(sockets, upstream, &limits, factory);
+    let proxy = Proxy::start(sockets, upstream, &limits, factory, Inheritance::default());
     (proxy.expect("started"), own)
 }
 

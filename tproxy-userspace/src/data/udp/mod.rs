@@ -6,6 +6,7 @@
 
 mod association;
 mod flows;
+mod handover;
 mod held;
 mod key;
 pub mod probe;
@@ -29,6 +30,8 @@ use tokio::net::UdpSocket;
 
 use self::association::Association;
 use self::flows::Flows;
+use self::handover::Predecessors;
+pub use self::handover::{Draining, Inherited};
 use self::key::{Flow, Key, WayKey};
 use self::questions::Questions;
 use self::table::{Class, Table};
@@ -93,6 +96,8 @@ pub struct UdpRelay {
     flows: Mutex<Flows>,
     table: Mutex<Table<Key, Arc<Association>>>,
     questions: Questions,
+    /// The processes that this one has taken over from.
+    pub(super) predecessors: Predecessors,
     closed: AtomicBool,
 }
 
@@ -106,6 +111,7 @@ impl UdpRelay {
             flows: Mutex::new(Flows::new(budget, limits)),
             table: Mutex::new(table),
             questions: Questions::default(),
+            predecessors: Predecessors::default(),
             closed: AtomicBool::new(false),
         })
     }
@@ -153,6 +159,11 @@ impl UdpRelay {
             let shared = &self.hands.shared;
             self.questions
                 .take(&dns, &mut datagrams, receiver, send, shared);
+        }
+        if !self.predecessors.is_empty() {
+            let dropped = self.predecessors.take(&mut datagrams);
+            let blocked = &self.hands.shared.counters.datagrams_blocked;
+            blocked.fetch_add(dropped as u64, Relaxed);
         }
         let router = self.hands.shared.router();
         let arrival = Arrival {

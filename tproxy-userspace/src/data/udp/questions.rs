@@ -40,6 +40,11 @@ impl Default for Questions {
 }
 
 impl Questions {
+    /// Does nobody wait for an answer?
+    pub fn is_idle(&self) -> bool {
+        self.room.available_permits() == MOST_WAITING
+    }
+
     /// Takes the questions out of a batch and answers them: those whose answers are known at once together, the others
     /// when their answers come.
     pub fn take(
