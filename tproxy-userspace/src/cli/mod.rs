@@ -1,5 +1,6 @@
 //! The command line: one file a verb group.
 
+mod apply;
 mod attach;
 mod bypass;
 mod check;
@@ -66,6 +67,20 @@ enum Command {
     Status(ReadArgs),
     /// Why packets passed, were steered or were dropped.
     Counters(CountersArgs),
+    /// Put a configuration into force while the proxy runs, and keep it as its file.
+    ///
+    /// It is all of it or nothing, as with SIGHUP. Paths in it are relative to the folder of the proxy's own file, which it
+    /// takes the place of; what was there is kept beside it (`.before`).
+    Apply {
+        /// The configuration.
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+        /// Take it back after this time, such as "60s", unless `tproxy-bpf confirm` comes before.
+        #[arg(long, value_name = "TIME")]
+        confirm: Option<String>,
+    },
+    /// Keep the configuration that `apply --confirm` put on trial.
+    Confirm,
     /// Choose the member that a group of the kind "select" takes.
     ///
     /// New connections take it; those that live keep theirs. It holds until the proxy ends; `default` of the group
@@ -347,6 +362,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Detach(args) => attach::detach(&args),
         Command::Bypass { command } => bypass::bypass(command),
         Command::Exempt { command } => exempt::exempt(command),
+        Command::Apply { file, confirm } => apply::apply(&file, confirm.as_deref()),
+        Command::Confirm => apply::confirm(),
         Command::Select { group, member } => select::select(&group, &member),
         Command::Status(args) => status::status(&args),
         Command::Counters(args) => counters::counters(&args),

@@ -15,26 +15,44 @@ pub const DEFAULT_CONFIG: &str = "/etc/tproxy-bpf/config.toml";
 
 pub fn run(args: RunArgs) -> Result<ExitCode> {
     init_log();
-    let first = config(&args)?;
+    let first = config(&args, None)?;
+    let file = file(&args);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("starting the asynchronous runtime failed")?;
-    runtime.block_on(session::run(first, &|| config(&args), args.takeover))?;
+    runtime.block_on(session::run(
+        first,
+        file,
+        &|given| config(&args, given),
+        args.takeover,
+    ))?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// The file, with what the command line says over it.
-fn config(args: &RunArgs) -> Result<Config> {
+/// The file that the configuration is read from.
+fn file(args: &RunArgs) -> Option<PathBuf> {
     let default = Path::new(DEFAULT_CONFIG);
-    let path: Option<PathBuf> = match &args.config {
+    match &args.config {
         Some(path) => Some(path.clone()),
         None if args.lan.is_empty() && args.wan.is_empty() && default.exists() => {
             Some(default.to_owned())
         }
         None => None,
+    }
+}
+
+/// The file, or what a command gave in its place, with what the command line says over it. Paths are relative to where
+/// the file is, where what is given may come to be.
+fn config(args: &RunArgs, given: session::Source<'_>) -> Result<Config> {
+    let path = file(args);
+    let mut config = match given {
+        None => load(path.as_deref())?,
+        Some(given) => {
+            let place = path.as_deref().unwrap_or(&given.path);
+            Config::parse(&given.text, place)?
+        }
     };
-    let mut config = load(path.as_deref())?;
     if !args.lan.is_empty() {
         config.lan.interfaces = parse_patterns(&args.lan)?;
     }
@@ -53,7 +71,9 @@ fn config(args: &RunArgs) -> Result<Config> {
         bail!(
             "no LAN link is named: give one with --lan IF, or `[lan] interfaces = [\"IF\"]` in {}; \
              or --wan default for the gateway's own traffic alone",
-            path.as_deref().unwrap_or(default).display()
+            path.as_deref()
+                .unwrap_or(Path::new(DEFAULT_CONFIG))
+                .display()
         );
     }
     Ok(config)

@@ -273,6 +273,23 @@ fn text(status: &Status) -> String {
             let uptime = Duration::from_secs(detail["uptime_seconds"].as_u64().unwrap_or(0));
             let uptime = output::duration(uptime);
             line("proxy", &format!("running since {uptime}, process {pid}"));
+            if let Some(left) = detail["trial_seconds"].as_u64() {
+                line(
+                    "on trial",
+                    &format!(
+                        "the configuration holds for {left} s more; `tproxy-bpf confirm` keeps it"
+                    ),
+                );
+            }
+            for old in detail["draining"].as_array().into_iter().flatten() {
+                line(
+                    "draining",
+                    &format!(
+                        "process {}, which was taken over from: {} connections, {} associations",
+                        old["pid"], old["connections"], old["associations"]
+                    ),
+                );
+            }
             line("outbound", detail["outbound"].as_str().unwrap_or("?"));
             let servers: Vec<_> = detail["servers"]
                 .as_array()

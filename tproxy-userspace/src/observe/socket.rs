@@ -18,7 +18,7 @@ use tokio::task::AbortHandle;
 use crate::policy::rule::Protocol;
 
 /// The longest request that is read, in bytes.
-const MAX_REQUEST: u64 = 64 * 1024;
+const MAX_REQUEST: u64 = 4 << 20;
 /// How long a client may take for its request.
 const REQUEST_TIME: Duration = Duration::from_secs(5);
 /// Requests that wait for their answers; who comes then waits before that.
@@ -53,6 +53,17 @@ pub enum Request {
         /// The member's.
         member: String,
     },
+    /// Put this configuration into force.
+    Apply {
+        /// Its text.
+        text: String,
+        /// The file that it is from.
+        path: PathBuf,
+        /// Take it back after so many seconds, unless it is confirmed. None: it holds.
+        confirm_seconds: Option<u64>,
+    },
+    /// The configuration that is on trial holds from now on.
+    Confirm,
     /// The flows that live.
     Flows,
     /// End these flows.

@@ -29,10 +29,17 @@ pub(super) async fn cgroups_changed(watch: &mut Option<cgroup::Watch>) -> std::i
 }
 
 impl Session<'_> {
-    /// Puts the configuration into force as it is now: the difference, and all of it or nothing.
+    /// Puts the configuration into force as it is now, and ends a trial.
     pub(super) async fn reload(&mut self) -> Result<()> {
-        let config = (self.reread)()?;
+        let config = (self.reread)(None)?;
         let lists = Lists::load_and_tell(&config)?;
+        self.change(config, lists).await?;
+        self.trial = None;
+        Ok(())
+    }
+
+    /// Puts a configuration into force: the difference, and all of it or nothing.
+    pub(super) async fn change(&mut self, config: Config, lists: Lists) -> Result<()> {
         exempt::check(&config.exempt)?;
         preflight::check_links(&selection(&config), &self.snapshot)?;
         for (key, differs) in [

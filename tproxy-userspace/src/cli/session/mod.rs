@@ -6,9 +6,11 @@ mod links;
 mod signals;
 mod start;
 mod takeover;
+mod trial;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -36,6 +38,9 @@ use super::upstream;
 
 pub use self::links::select;
 pub use self::start::{limits, way};
+pub use self::trial::{Given, Reread, Source};
+
+use self::trial::{Trial, over};
 
 /// How often expired bypass prefixes are taken out of the tries (they count no more before), and what
 /// somebody else may have undone is done again.
@@ -44,14 +49,15 @@ const SWEEP: Duration = Duration::from_secs(60);
 /// How often a link that is to be given up is looked at.
 const LEAVE: Duration = Duration::from_millis(100);
 
-/// Reads the configuration as it is now, with what the command line says over it.
-pub type Reread<'a> = &'a dyn Fn() -> Result<Config>;
-
 /// A gateway with its proxy, while it runs.
 struct Session<'a> {
     config: Config,
     /// Reads the configuration anew.
     reread: Reread<'a>,
+    /// The file that it is read from.
+    file: Option<PathBuf>,
+    /// What is in force for a while only.
+    trial: Option<Trial>,
     /// What the lists of the configuration hold.
     lists: Lists,
     /// The resolver that is in use.
@@ -80,7 +86,12 @@ struct Session<'a> {
 
 /// Proxies until SIGINT or SIGTERM, or until another process takes over. With `takeover` this one takes over from the proxy
 /// that runs, if there is one.
-pub async fn run(config: Config, reread: Reread<'_>, takeover: bool) -> Result<()> {
+pub async fn run(
+    config: Config,
+    file: Option<PathBuf>,
+    reread: Reread<'_>,
+    takeover: bool,
+) -> Result<()> {
     // What can be wrong with the words is found before anything is touched.
     let lists = Lists::load_and_tell(&config)?;
     let routing = upstream::routing(&config, &lists);
@@ -140,6 +151,8 @@ pub async fn run(config: Config, reread: Reread<'_>, takeover: bool) -> Result<(
         dns: upstream::dns(&config),
         config,
         reread,
+        file,
+        trial: None,
         lists,
         learned,
         names: Names::default(),
@@ -263,6 +276,7 @@ impl Session<'_> {
                 {
                     return Ended::Replaced(handed);
                 },
+                () = over(&self.trial) => self.end_trial().await,
                 _ = leave.tick(), if !self.leaving.is_empty() => {
                     if let Err(error) = self.leave().await {
                         break Err(error);
@@ -342,6 +356,16 @@ impl Session<'_> {
                 };
                 asked.answer(&answer).await;
             }
+            Request::Apply {
+                text,
+                path,
+                confirm_seconds,
+            } => {
+                let confirm = confirm_seconds.map(Duration::from_secs);
+                let answer = self.apply(Given { text, path }, confirm).await;
+                asked.answer(&answer).await;
+            }
+            Request::Confirm => asked.answer(&self.confirm()).await,
             Request::Flows => {
                 let flows = self.proxy.flows();
                 let flows: Vec<_> = flows.iter().map(|flow| flow.status()).collect();
@@ -374,6 +398,7 @@ impl Session<'_> {
             "servers": *self.servers.borrow(),
             "lan": self.config.lan.interfaces,
             "wan": self.config.wan.interfaces,
+            "trial_seconds": self.trial_status(),
             "draining": self.proxy.draining(),
             "traffic": self.proxy.stats(),
             "tasks": tokio::runtime::Handle::current().metrics().num_alive_tasks(),
