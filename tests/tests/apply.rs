@@ -154,7 +154,7 @@ fn what_is_confirmed_or_applied_for_good_is_the_file_from_then_on() -> Result<()
         format!("{one}[bypass]\nfiles = [\"a.txt\"]\n"),
     )?;
     let refused = house.refused(&["apply", &house.other, "--confirm", "5s"])?;
-    ensure!(refused.contains("nothing has changed"), "{refused}");
+    ensure!(refused.contains("has not changed"), "{refused}");
     fs::write(&house.other, bypass("0.0.0.0/0"))?;
     for time in ["0s", "soon"] {
         let refused = house.refused(&["apply", &house.other, "--confirm", time])?;

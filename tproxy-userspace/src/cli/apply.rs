@@ -11,8 +11,9 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tproxy_userspace::config::{Config, parse_duration};
 use tproxy_userspace::control::place::Place;
-use tproxy_userspace::observe::socket::{Request, ask};
+use tproxy_userspace::observe::socket::Request;
 
+use super::asking::asked;
 use super::output;
 use super::status::PATIENCE;
 
@@ -60,17 +61,6 @@ pub fn confirm() -> Result<ExitCode> {
     let from = answer["from"].as_str().context("the proxy names no file")?;
     keep(&answer, Path::new(from))?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn asked(place: &Place, doing: &str, request: &Request, patience: Duration) -> Result<Value> {
-    if place.proxy_pid().is_none() {
-        bail!("{doing} failed: no proxy runs here; start one with `tproxy-bpf run`");
-    }
-    let answer = ask(&place.control_socket(), request, patience).context(doing.to_owned())?;
-    if let Some(error) = answer["error"].as_str() {
-        bail!("{doing} failed, and nothing has changed: {error}");
-    }
-    Ok(answer)
 }
 
 /// Makes the text in force the proxy's configuration file, which a restart reads.

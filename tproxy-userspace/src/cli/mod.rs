@@ -1,6 +1,7 @@
 //! The command line: one file a verb group.
 
 mod apply;
+mod asking;
 mod attach;
 mod bypass;
 mod check;
@@ -8,6 +9,7 @@ mod counters;
 mod doctor;
 mod exempt;
 mod explain;
+mod flows;
 mod lists;
 mod manual;
 mod output;
@@ -65,6 +67,8 @@ enum Command {
     },
     /// What is attached where, whether the proxy runs, and what it does.
     Status(ReadArgs),
+    /// The connections and associations that live: who, where to, by which way, how much.
+    Flows(flows::FlowsArgs),
     /// Why packets passed, were steered or were dropped.
     Counters(CountersArgs),
     /// Put a configuration into force while the proxy runs, and keep it as its file.
@@ -365,6 +369,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Apply { file, confirm } => apply::apply(&file, confirm.as_deref()),
         Command::Confirm => apply::confirm(),
         Command::Select { group, member } => select::select(&group, &member),
+        Command::Flows(args) => flows::flows(&args),
         Command::Status(args) => status::status(&args),
         Command::Counters(args) => counters::counters(&args),
         Command::Explain(args) => explain::explain(&args),

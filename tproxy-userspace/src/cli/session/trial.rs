@@ -49,7 +49,10 @@ impl Session<'_> {
         };
         let (config, lists) = match applied.await {
             Ok(before) => before,
-            Err(error) => return json!({ "error": format!("{error:#}") }),
+            Err(error) => {
+                let error = format!("{error:#}; the configuration in force has not changed");
+                return json!({ "error": error });
+            }
         };
         // What comes back is what was confirmed last, however many trials there are.
         let (config, lists) = match self.trial.take() {
