@@ -5,7 +5,7 @@ use super::Ruleset;
 use super::rule::{Condition, Match, Target, Transport};
 
 /// More cases than this (chains that call each other over and over) are given up.
-const MOST: usize = 20_000;
+const MOST: usize = 5_000;
 /// The kernel refuses chains that call themselves; so deep no set-up goes.
 const DEEPEST: usize = 16;
 /// More conditions than this has no rule, with those on the way to it.

@@ -1,5 +1,6 @@
 //! `dns`: which server is asked for which names.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use serde_json::{Map, Value};
@@ -40,6 +41,15 @@ impl Context<'_> {
         }
         let mut draft = self.draft.dns.take().unwrap_or_default();
         draft.from = format!("{}: dns", self.file);
+        // Names that rules are about: does the first of them send them direct?
+        let mut exits: BTreeMap<String, bool> = BTreeMap::new();
+        for rule in &self.draft.rules {
+            for name in &rule.domain {
+                let direct = rule.exit == Exit::Direct;
+                exits.entry(name.clone()).or_insert(direct);
+            }
+        }
+        let mut named: BTreeSet<String> = BTreeSet::new();
         for (index, server) in list(dns, "servers").iter().enumerate().take(MOST) {
             let what = format!("dns.servers[{index}]");
             let (address, port) = match server {
@@ -80,7 +90,7 @@ impl Context<'_> {
             if !found.odd.is_empty() {
                 self.left_out(&format!("{what}: of its names {}", some(&found.odd)));
             }
-            let go_direct = found.entries.iter().all(|entry| self.goes_direct(entry));
+            let go_direct = (found.entries.iter()).all(|entry| exits.get(entry) == Some(&true));
             if side == Side::Proxy || (side == Side::Unknown && !go_direct) {
                 self.left_out(&format!(
                     "{what} ({}): only names that go direct have servers of their own here, and no rule sends these direct",
@@ -95,7 +105,7 @@ impl Context<'_> {
             }
             draft.direct.push(written);
             for entry in found.entries {
-                if !draft.direct_domains.contains(&entry) {
+                if named.insert(entry.clone()) {
                     draft.direct_domains.push(entry);
                 }
             }
@@ -116,10 +126,7 @@ impl Context<'_> {
         let same = |rule: &crate::import::draft::RuleDraft| {
             rule.exit == Exit::Direct
                 && !rule.domain.is_empty()
-                && rule
-                    .domain
-                    .iter()
-                    .all(|name| draft.direct_domains.contains(name))
+                && rule.domain.iter().all(|name| named.contains(name))
                 && rule.prefix.is_empty()
                 && rule.prefix_files.is_empty()
                 && rule.source.is_empty()
@@ -244,15 +251,5 @@ impl Context<'_> {
             }
         }
         Side::Unknown
-    }
-
-    /// Does a rule send this name direct?
-    fn goes_direct(&self, entry: &str) -> bool {
-        let first = self
-            .draft
-            .rules
-            .iter()
-            .find(|rule| rule.domain.iter().any(|name| name == entry));
-        first.is_some_and(|rule| rule.exit == Exit::Direct)
     }
 }
