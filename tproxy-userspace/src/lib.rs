@@ -6,6 +6,7 @@
 pub mod config;
 pub mod control;
 pub mod data;
+pub mod import;
 pub mod net;
 pub mod observe;
 pub mod policy;

@@ -4,6 +4,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
+use crate::book;
 use crate::bpf_toolchain;
 use crate::setup::{self, Need};
 use crate::shell;
@@ -25,6 +26,7 @@ pub fn all() -> Result<ExitCode> {
         ("clippy", clippy()),
         ("clippy of the kernel half", kernel_clippy()?),
         ("rustdoc", rustdoc()),
+        ("documentation", book::command()?),
         ("dependencies", dependencies()?),
     ];
     let mut failed = Vec::new();

@@ -1,6 +1,7 @@
 //! `cargo xtask`: gets what the project needs, builds, shows, tests and measures it. It says what it
 //! runs and only spawns.
 
+mod book;
 mod bpf_toolchain;
 mod fuzz;
 mod lint;
@@ -8,6 +9,7 @@ mod run;
 mod setup;
 mod shell;
 mod test;
+mod wheel;
 
 use std::process::ExitCode;
 
@@ -46,8 +48,14 @@ enum Verb {
         /// Only the tests whose name contains one of these.
         filters: Vec<String>,
     },
-    /// Formatting, clippy for both halves, rustdoc, licences and sources of the dependencies.
+    /// Formatting, clippy for both halves, rustdoc, the documentation, licences and sources of the dependencies.
     Lint,
+    /// Builds the documentation into target/book.
+    Book {
+        /// Show it in a browser.
+        #[arg(long)]
+        open: bool,
+    },
     /// Gives foreign bytes to every parser of them, in search of some that break it. Fails if there are any.
     Fuzz(fuzz::Options),
     /// Measures in the lab, as ratios to plain forwarding.
@@ -80,6 +88,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Run { arguments, .. } => run::here(&arguments),
         Verb::Test { filters } => test::all(&filters),
         Verb::Lint => lint::all(),
+        Verb::Book { open } => book::build(open),
         Verb::Fuzz(options) => fuzz::run(&options),
         Verb::Bench { arguments } => run::bench(&arguments),
     }

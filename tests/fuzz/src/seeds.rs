@@ -404,6 +404,17 @@ const CONFIGURATION: &str = "stage = 3\non_proxy_down = \"drop\"\n[lan]\ninterfa
     files = [\"china_ip_list.txt\", \"geoip.dat:cn\"]\n[exempt]\nuids = [1000, \"root\"]\ngids = [5]\ncgroups = [\"system.slice/x.service\"]\nmarks = [\"0x100/0x100\"]\n\
     [tcp]\nidle = \"2h\"\nconnect_timeout = \"10s\"\nkeepalive = \"1m30s\"\nmax_connections = 100\n[udp]\nidle = \"5m\"\ndns_idle = \"10s\"\nmax_associations = 4096\n[gateway]\nforward = true\nmasquerade = true\n[proxy]\nport = 1\ndrain = \"0s\"\n";
 
+/// What the tests of the import read.
+fn samples(names: &[&str]) -> Seeds {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../tproxy-userspace/src/import/tests/samples");
+    let read = |name: &&str| {
+        let bytes = std::fs::read(folder.join(name)).unwrap();
+        ((*name).to_owned(), bytes)
+    };
+    names.iter().map(read).collect()
+}
+
 fn all() -> Vec<(String, Seeds)> {
     let mut all = Vec::new();
     for format in Format::ALL {
@@ -472,6 +483,21 @@ fn all() -> Vec<(String, Seeds)> {
     let others = [
         ("config", numbered("made", [CONFIGURATION.into()])),
         ("connect", numbered("made", replies.map(Into::into))),
+        ("import-ipset", samples(&["near.ipset"])),
+        (
+            "import-iptables",
+            samples(&[
+                "stage1.rules",
+                "stage3.rules",
+                "stage3-six.rules",
+                "redirect.rules",
+                "part.rules",
+            ]),
+        ),
+        (
+            "import-xray",
+            samples(&["stage4.json", "unknown-server.json"]),
+        ),
         ("names", numbered("made", names.map(Into::into))),
         ("packets", packets()),
         ("outbound-urls", numbered("made", urls.map(Into::into))),

@@ -71,6 +71,91 @@ mod tests {
         }
     }
 
+    /// What the page of the documentation says of a command, and of those below it.
+    fn reference(command: &clap::Command, into: &mut String) {
+        use std::fmt::Write as _;
+        let name = command.get_display_name().unwrap_or(command.get_name());
+        let words = name.replacen("tproxy-bpf-", "tproxy-bpf ", 1);
+        let parents = ["bypass", "exempt"];
+        let words = parents.iter().fold(words, |words, parent| {
+            words.replace(&format!(" {parent}-"), &format!(" {parent} "))
+        });
+        let text = |text: Option<&clap::builder::StyledStr>| {
+            let text = text.map(ToString::to_string).unwrap_or_default();
+            // What stands in angle brackets would be HTML.
+            text.replace('<', "\\<")
+        };
+        let usage = command.clone().render_usage().to_string();
+        let usage = usage.trim_start_matches("Usage: ");
+        let _ = writeln!(into, "\n## {words}\n");
+        let about = command.get_long_about().or(command.get_about());
+        let _ = writeln!(into, "{}\n\n```text\n{usage}\n```", text(about));
+        let mut rows = String::new();
+        for one in command.get_arguments().filter(|one| !one.is_hide_set()) {
+            if ["help", "version"].contains(&one.get_id().as_str()) {
+                continue;
+            }
+            let help = one.get_long_help().or(one.get_help());
+            let help = text(help).replace('\n', " ").replace('|', "\\|");
+            let shown = one.to_string().replace('|', "\\|");
+            let short = one.get_short().map(|short| format!("`-{short}`, "));
+            let short = short.unwrap_or_default();
+            let _ = writeln!(rows, "| {short}`{shown}` | {help} |");
+        }
+        if !rows.is_empty() {
+            let _ = write!(into, "\n| argument | |\n|---|---|\n{rows}");
+        }
+        for below in command.get_subcommands().filter(|one| !one.is_hide_set()) {
+            if below.get_name() != "help" {
+                reference(below, into);
+            }
+        }
+    }
+
+    const PAGE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/commands.md");
+    /// Behind this the page is made.
+    const MADE: &str = "<!-- made by `cargo test -p tproxy-userspace -- --ignored write_the_page_of_commands` -->\n";
+
+    fn made() -> String {
+        let mut command = Cli::command();
+        command.build();
+        let mut text = String::new();
+        for below in command.get_subcommands() {
+            if below.get_name() != "help" {
+                reference(below, &mut text);
+            }
+        }
+        text
+    }
+
+    #[test]
+    fn the_page_of_commands_has_every_command_and_argument() {
+        let page = fs::read_to_string(PAGE).expect("it is in the repository");
+        let (_, found) = page
+            .split_once(MADE)
+            .expect("the line that it is made behind");
+        let made = made();
+        for line in made.lines() {
+            assert!(
+                found.contains(line),
+                "docs/commands.md is out of step: it has no line {line:?}; {}",
+                MADE.trim()
+            );
+        }
+        assert_eq!(found, made, "{}", MADE.trim());
+        assert!(made.contains("\n## tproxy-bpf bypass add\n") && made.contains("`--ttl <TIME>`"));
+    }
+
+    #[test]
+    #[ignore = "writes into the source tree; run it by hand when commands change"]
+    fn write_the_page_of_commands() {
+        let page = fs::read_to_string(PAGE).expect("it is in the repository");
+        let (head, _) = page
+            .split_once(MADE)
+            .expect("the line that it is made behind");
+        fs::write(PAGE, format!("{head}{MADE}{}", made())).expect("it can be written");
+    }
+
     #[test]
     fn each_command_has_a_page_and_a_completion() {
         let mut command = Cli::command();

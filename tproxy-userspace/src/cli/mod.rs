@@ -10,6 +10,7 @@ mod doctor;
 mod exempt;
 mod explain;
 mod flows;
+mod import;
 mod lists;
 mod manual;
 mod output;
@@ -109,6 +110,12 @@ enum Command {
     /// Ends with exit code 1 if there is a problem. Without arguments it is about the links that are
     /// attached, or else about those of /etc/tproxy-bpf/config.toml.
     Doctor(DoctorArgs),
+    /// Turn a set-up of iptables with Xray or V2Ray into a configuration.
+    ///
+    /// Reads what iptables-save, ip6tables-save and ipset save print, and the config.json of Xray or V2Ray. Prints one
+    /// configuration of all of them together, with what was taken over, what needs no line any more, and what was not taken
+    /// over, in comments and on standard error. Nothing is changed on the machine.
+    Import(ImportArgs),
     /// Print what a shell needs to complete this command line.
     ///
     /// bash: tproxy-bpf completions bash > /usr/share/bash-completion/completions/tproxy-bpf
@@ -335,6 +342,19 @@ struct CheckArgs {
 }
 
 #[derive(Debug, Args)]
+struct ImportArgs {
+    /// The files ("-" is standard input).
+    #[arg(required = true, value_name = "FILE")]
+    files: Vec<PathBuf>,
+    /// A link with devices behind it, or a glob such as "br-*", in the place of those that the rules name.
+    #[arg(long, value_name = "IF")]
+    lan: Vec<String>,
+    /// Where geoip.dat, geosite.dat and other lists are [default: the folder of the configuration].
+    #[arg(long, value_name = "FOLDER")]
+    lists: Option<String>,
+}
+
+#[derive(Debug, Args)]
 struct DoctorArgs {
     /// The configuration that the machine is to fit.
     #[arg(short, long, value_name = "FILE")]
@@ -375,6 +395,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Explain(args) => explain::explain(&args),
         Command::Check(args) => check::check(&args),
         Command::Doctor(args) => doctor::doctor(&args),
+        Command::Import(args) => import::import(&args),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man { folder } => manual::man(folder.as_deref()),
     }

@@ -31,7 +31,7 @@ impl DomainSource {
     /// Reads one. A text with a `/`, with a `:` that follows none of the words of [`Domain`], or that ends like a
     /// file (`.txt`, `.dat`, `.list` and the like) is a list; any other is a name. `folder` is where relative
     /// paths start.
-    fn parse(text: &str, folder: &Path) -> Result<Self, Refusal> {
+    pub(crate) fn parse(text: &str, folder: &Path) -> Result<Self, Refusal> {
         let form = text.split_once(':').map(|(form, _)| form);
         let is_pattern = matches!(form, Some("full" | "keyword" | "regexp"));
         let last = text.rsplit_once('.').map_or("", |(_, last)| last);

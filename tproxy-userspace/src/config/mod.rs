@@ -342,6 +342,13 @@ impl Config {
         parse::config(text, path)
     }
 
+    /// Every key that a configuration may have, with the name of its table as it is written (`[lan]`, `[[rule]]`; empty for
+    /// the keys before all tables).
+    #[must_use]
+    pub fn keys() -> Vec<(String, &'static str)> {
+        parse::keys()
+    }
+
     /// The name of the outbound or group that takes all that no rule is about.
     #[must_use]
     pub fn default_exit(&self) -> &str {

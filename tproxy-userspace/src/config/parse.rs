@@ -9,7 +9,7 @@ use super::read::{Faults, Table, document};
 use super::value::{at_least, boolean, choice, integer, list, number_or_text, text, within};
 use super::{
     CgroupPath, Config, IdOrName, LinkPattern, Mark, OnProxyDown, Refusal, Stage, WanPattern,
-    check, dns, group, outbound, rule,
+    check, dns, group, outbound, read, rule,
 };
 use crate::policy::prefix;
 use crate::policy::source::{STANDARD_INPUT, Source};
@@ -24,16 +24,27 @@ const LONGEST_SNIFF: Duration = Duration::from_secs(5);
 
 pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
     document(text, path, |root| {
-        let mut number = Stage::default() as u8;
-        root.optional("stage", &mut number, integer("a stage", 1..=4));
-        let stage = Stage::ALL.into_iter().find(|stage| *stage as u8 == number);
-        let mut config = Config::preset(stage.unwrap_or_default());
-        read(root, &mut config, path.parent().unwrap_or(Path::new("")));
-        config
+        whole(root, path.parent().unwrap_or(Path::new("")))
     })
 }
 
-fn read(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
+/// Every key that there is, with the name of its table.
+pub(super) fn keys() -> Vec<(String, &'static str)> {
+    read::keys(|root| {
+        whole(root, Path::new(""));
+    })
+}
+
+fn whole(root: &mut Table<'_>, folder: &Path) -> Config {
+    let mut number = Stage::default() as u8;
+    root.optional("stage", &mut number, integer("a stage", 1..=4));
+    let stage = Stage::ALL.into_iter().find(|stage| *stage as u8 == number);
+    let mut config = Config::preset(stage.unwrap_or_default());
+    tables(root, &mut config, folder);
+    config
+}
+
+fn tables(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
     root.optional(
         "on_proxy_down",
         &mut config.on_proxy_down,

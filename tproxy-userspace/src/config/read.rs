@@ -142,6 +142,21 @@ pub(super) fn document<T>(
     Err(faults.into_error(text, file))
 }
 
+/// Every key that `read` asks a document for, with the name of its table (empty for the outermost).
+pub(super) fn keys(read: impl FnOnce(&mut Table<'_>)) -> Vec<(String, &'static str)> {
+    let faults = Faults::default();
+    let mut root = Table {
+        faults: &faults,
+        name: String::new(),
+        place: 0..0,
+        entries: None,
+        keys: Vec::new(),
+    };
+    read(&mut root);
+    root.finish();
+    faults.keys.into_inner()
+}
+
 /// A table that is being read. Each key that is asked for is known from then on; those that nobody
 /// asked for are reported in the end.
 pub(super) struct Table<'d> {

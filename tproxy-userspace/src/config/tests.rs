@@ -928,21 +928,3 @@ fn deep_nesting_is_refused() {
         assert!(parse(&text).is_err());
     }
 }
-
-#[test]
-fn the_examples_of_the_pages_are_configurations() {
-    for (page, blocks) in [
-        (include_str!("../../../docs/outbounds.md"), 3),
-        (include_str!("../../../docs/split.md"), 2),
-    ] {
-        let examples: Vec<&str> = page
-            .split("```toml\n")
-            .skip(1)
-            .filter_map(|rest| rest.split("```").next())
-            .collect();
-        assert!(examples.len() >= blocks, "{}", examples.len());
-        for example in examples {
-            parse(example).unwrap();
-        }
-    }
-}
