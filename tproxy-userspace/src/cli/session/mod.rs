@@ -3,6 +3,7 @@
 mod follow;
 mod learn;
 mod links;
+mod service;
 mod signals;
 mod start;
 
@@ -21,6 +22,7 @@ use tproxy_userspace::control::place::Place;
 use tproxy_userspace::control::{self, cgroup, exempt, preflight};
 use tproxy_userspace::data::dns::Settings;
 use tproxy_userspace::data::{DrainReport, Proxy};
+use tproxy_userspace::observe::service::{Event, Manager};
 use tproxy_userspace::observe::socket::{Asked, Request, Server};
 use tproxy_userspace::policy::rule::Query;
 
@@ -65,6 +67,7 @@ struct Session<'a> {
     /// The addresses of the outbound's server.
     servers: watch::Receiver<BTreeSet<IpAddr>>,
     watch: Watch,
+    manager: Manager,
     /// Tells when exempt cgroups come and go, or somebody edits who is exempt.
     cgroups: Option<cgroup::Watch>,
     snapshot: Snapshot,
@@ -125,6 +128,7 @@ pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
         servers: proxy.servers(),
         proxy,
         watch,
+        manager: Manager::from_environment(),
         snapshot,
         released: Vec::new(),
         releasing: Vec::new(),
@@ -133,11 +137,7 @@ pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
     let result = match session.first_sync().await {
         Ok(()) => {
             session.follow_cgroups();
-            tracing::info!(
-                "ready: {} proxied through {}",
-                session.proxied(),
-                session.outbound()
-            );
+            session.tell_ready();
             session.serve(&mut signals, &presence.server).await
         }
         Err(error) => Err(error),
@@ -156,12 +156,7 @@ impl Session<'_> {
             tokio::select! {
                 signal = signals.next() => match signal {
                     Caught::Stop => return Ok(()),
-                    Caught::Hangup => match self.reload().await {
-                        Ok(()) => tracing::info!("reloaded: {} proxied through {}", self.proxied(), self.outbound()),
-                        Err(error) => tracing::error!(
-                            "the reload failed, and the old configuration goes on to hold: {error:#}"
-                        ),
-                    }
+                    Caught::Hangup => self.reload_and_tell().await,
                 },
                 snapshot = self.watch.next() => {
                     self.snapshot = match snapshot {
@@ -208,6 +203,7 @@ impl Session<'_> {
                         return Ok(());
                     }
                 }
+                () = self.manager.due() => self.manager.tell(Event::Alive),
                 _ = leave.tick(), if !self.leaving.is_empty() => self.leave().await?,
             }
         }
@@ -312,6 +308,7 @@ impl Session<'_> {
 
     /// Takes the sockets back, drains, detaches. A second signal ends the draining.
     async fn stop(mut self, signals: &mut Signals, presence: Presence) {
+        self.tell_stopping();
         if let Err(error) = self.gateway.retract() {
             tracing::error!("{error}");
         }
