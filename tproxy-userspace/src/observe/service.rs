@@ -119,7 +119,7 @@ fn states<'a>(event: Event<'_>, status: &'a str, now: i128) -> Vec<NotifyState<'
             let limit = drain.saturating_add(TO_DETACH).as_micros();
             vec![
                 NotifyState::Stopping,
-                NotifyState::Status("connections that live have time to end"),
+                NotifyState::Status("stopping"),
                 NotifyState::ExtendTimeoutUsec(u32::try_from(limit).unwrap_or(u32::MAX)),
             ]
         }
