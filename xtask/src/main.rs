@@ -2,6 +2,8 @@
 //! runs and only spawns.
 
 mod bpf_toolchain;
+mod dist;
+mod elf;
 mod fuzz;
 mod lint;
 mod run;
@@ -50,6 +52,8 @@ enum Verb {
     Lint,
     /// Gives foreign bytes to every parser of them, in search of some that break it. Fails if there are any.
     Fuzz(fuzz::Options),
+    /// Makes what is handed to others: a statically linked program in a tarball and a Debian package.
+    Dist(dist::Options),
     /// Measures in the lab, as ratios to plain forwarding.
     Bench {
         /// Handed on to the bench; `--help` lists them.
@@ -81,6 +85,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Test { filters } => test::all(&filters),
         Verb::Lint => lint::all(),
         Verb::Fuzz(options) => fuzz::run(&options),
+        Verb::Dist(options) => dist::run(&options),
         Verb::Bench { arguments } => run::bench(&arguments),
     }
 }
