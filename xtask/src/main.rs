@@ -3,6 +3,8 @@
 
 mod book;
 mod bpf_toolchain;
+mod dist;
+mod elf;
 mod fuzz;
 mod lint;
 mod run;
@@ -58,6 +60,8 @@ enum Verb {
     },
     /// Gives foreign bytes to every parser of them, in search of some that break it. Fails if there are any.
     Fuzz(fuzz::Options),
+    /// Makes what is handed to others: a statically linked program in a tarball and a Debian package.
+    Dist(dist::Options),
     /// Measures in the lab, as ratios to plain forwarding.
     Bench {
         /// Handed on to the bench; `--help` lists them.
@@ -90,6 +94,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Lint => lint::all(),
         Verb::Book { open } => book::build(open),
         Verb::Fuzz(options) => fuzz::run(&options),
+        Verb::Dist(options) => dist::run(&options),
         Verb::Bench { arguments } => run::bench(&arguments),
     }
 }

@@ -16,6 +16,7 @@ mod manual;
 mod output;
 mod progress;
 mod run;
+mod schema;
 mod select;
 mod session;
 mod status;
@@ -105,6 +106,8 @@ enum Command {
     Explain(ExplainArgs),
     /// Validate a configuration and print what it comes to.
     Check(CheckArgs),
+    /// Print the JSON Schema of the configuration, for editors.
+    Schema,
     /// Examine this machine: what keeps it from being a gateway, and how to mend it.
     ///
     /// Ends with exit code 1 if there is a problem. Without arguments it is about the links that are
@@ -394,6 +397,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Counters(args) => counters::counters(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Check(args) => check::check(&args),
+        Command::Schema => schema::schema(),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Import(args) => import::import(&args),
         Command::Completions { shell } => manual::completions(shell),

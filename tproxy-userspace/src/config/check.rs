@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use documented::DocumentedFields;
 use serde::{Serialize, Serializer};
 use url::Url;
 
@@ -16,7 +17,7 @@ const DNS_PORT: u16 = 53;
 
 /// Each member of a group is asked for a page by TCP, and a DNS server is asked through it by UDP. One that does not
 /// answer is not used while another does.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Check {
     /// `url`: the page, by http:// or https://, whose server must answer with a status from 200 to 299. Default
     /// `http://cp.cloudflare.com/generate_204`.

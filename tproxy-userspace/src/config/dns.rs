@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use documented::DocumentedFields;
 use serde::Serialize;
 
 use super::domain::{DomainSource, domains};
@@ -14,7 +15,7 @@ use crate::data::dns::{Prefer, Upstream, UpstreamError};
 /// More is a slip of the keyboard, not a limit.
 const LARGEST_CACHE: i128 = 10_000_000;
 /// The splitting resolver: which DNS servers answer the devices' questions.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Dns {
     /// `hijack`: the questions that devices send to port 53, wherever to, are answered by the resolver. False leaves
     /// DNS alone, as without `[dns]`. Default true.
@@ -68,7 +69,7 @@ pub(super) fn read(root: &mut Table<'_>, folder: &Path) -> Option<Dns> {
     let mut found = None;
     root.table("dns", |table| {
         let mut dns = Dns::default();
-        table.optional("hijack", &mut dns.hijack, boolean);
+        table.optional("hijack", &mut dns.hijack, boolean());
         let servers = || {
             let server = text("a DNS server", "tls://192.0.2.1", str::parse::<Upstream>);
             list("DNS servers", server)
@@ -86,7 +87,7 @@ pub(super) fn read(root: &mut Table<'_>, folder: &Path) -> Option<Dns> {
         let capacity = integer("a number of answers", 0..=LARGEST_CACHE);
         table.optional("cache", &mut dns.cache, capacity);
         table.optional("stale", &mut dns.stale, at_least(Duration::ZERO));
-        table.optional("ipv6", &mut dns.ipv6, boolean);
+        table.optional("ipv6", &mut dns.ipv6, boolean());
         let words = &[
             ("both", Prefer::Both),
             ("v4", Prefer::V4),

@@ -8,7 +8,7 @@ use serde::{Serialize, Serializer};
 use super::Refusal;
 use super::parse::file;
 use super::read::Faults;
-use super::value::{Value, text};
+use super::value::{Reader, Value, text};
 use crate::policy::domain::Domain;
 use crate::policy::source::Source;
 
@@ -65,7 +65,7 @@ pub(super) fn domains(
     folder: &Path,
 ) -> (
     &'static str,
-    impl Fn(&Value<'_>, &Faults) -> Option<DomainSource>,
+    Reader<impl Fn(&Value<'_>, &Faults) -> Option<DomainSource>>,
 ) {
     let read = text("a name or a list", "example.com", move |text| {
         DomainSource::parse(text, folder)

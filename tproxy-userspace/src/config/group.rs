@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::time::Duration;
 
+use documented::DocumentedFields;
 use serde::Serialize;
 
 use super::outbound::{self, Outbound};
@@ -13,7 +14,7 @@ use crate::policy::group::{Key, Kind};
 use crate::policy::prefix::excerpt;
 
 /// Several outbounds, of which each connection takes one. Rules name it as they name an outbound.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Group {
     /// `name`: as of an outbound; required.
     pub name: String,
@@ -111,17 +112,11 @@ pub(super) fn read(root: &mut Table<'_>, outbounds: &[Outbound]) -> Vec<Group> {
             default: None,
         };
         let time = at_least(Duration::ZERO);
-        table.optional("tolerance", &mut group.tolerance, |value, faults| {
-            time(value, faults).map(Some)
-        });
+        table.optional("tolerance", &mut group.tolerance, time.some());
         let keys = choice(&[("destination", Key::Destination), ("source", Key::Source)]);
-        table.optional("by", &mut group.by, |value, faults| {
-            keys(value, faults).map(Some)
-        });
+        table.optional("by", &mut group.by, keys.some());
         let default = member();
-        table.optional("default", &mut group.default, |value, faults| {
-            default(value, faults).map(Some)
-        });
+        table.optional("default", &mut group.default, default.some());
         let Some(name) = name else { return };
         let taken = outbounds.iter().any(|one| one.name == *name.get_ref())
             || groups.iter().any(|one| one.name == *name.get_ref())

@@ -15,6 +15,7 @@ mod parse;
 mod read;
 mod refusal;
 mod rule;
+mod schema;
 mod secret;
 mod source;
 mod value;
@@ -28,6 +29,7 @@ use std::io::Read as _;
 use std::path::Path;
 use std::time::Duration;
 
+use documented::DocumentedFields;
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
@@ -42,6 +44,7 @@ pub use link::{LinkPattern, WanPattern};
 pub use outbound::Outbound;
 pub use refusal::Refusal;
 pub use rule::Rule;
+pub use schema::schema;
 pub use source::Position;
 
 use crate::policy::source::Source;
@@ -51,7 +54,7 @@ const LARGEST_FILE: u64 = 4 << 20;
 
 /// Everything that can be configured, checked. Its JSON and its `Display` (which is TOML) show
 /// what is in effect, defaults included, and no password.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Config {
     /// `stage`: which preset the defaults come from. Default 2.
     pub stage: Stage,
@@ -129,7 +132,7 @@ pub enum OnProxyDown {
 }
 
 /// Whose traffic is proxied.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Lan {
     /// `interfaces`: names of links or globs. Default: none, so that they come from the command
     /// line.
@@ -140,7 +143,7 @@ pub struct Lan {
 }
 
 /// What of the gateway's own traffic is proxied.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Wan {
     /// `interfaces`: what the gateway itself sends by these links is proxied. Names of links, globs, or "default"
     /// for those that hold a default route. Default: none in stages 1 and 2, "default" in 3 and 4.
@@ -148,21 +151,21 @@ pub struct Wan {
 }
 
 /// Destinations that go direct.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Bypass {
     /// `private`: private ranges (RFC 1918, 4193, 6598) go direct. Default: false in stage 1, true
     /// in the others.
     pub private: bool,
     /// `prefixes`: more that go direct. In order, without doubles. Default: none.
     pub prefixes: Vec<IpNet>,
-    /// `files`: lists of prefixes in any format ([`crate::policy::formats`]), `PATH` or `PATH:CODE`; relative
+    /// `files`: lists of prefixes in any format, `PATH` or `PATH:CODE`; relative
     /// paths start at the folder of the configuration. Default: none.
     pub files: Vec<Source>,
 }
 
 /// Reading which name a device asks for from the first bytes of a connection (TLS, HTTP) or flow (QUIC). They are
 /// looked at only if a rule could decide otherwise with a name, and passed on as they came.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Sniff {
     /// `enabled`: false decides by addresses alone. Default true.
     pub enabled: bool,
@@ -177,7 +180,7 @@ pub struct Sniff {
 }
 
 /// Who on the gateway goes direct, whatever the destination. All but marks need cgroup2.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Exempt {
     /// `gids`: groups, by number or name. A process counts by its real group. Default: none.
     pub gids: Vec<IdOrName>,
@@ -191,7 +194,7 @@ pub struct Exempt {
 }
 
 /// Limits of TCP connections.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Tcp {
     /// `idle`: a connection without traffic in either direction ends after this time, at least 1s.
     /// Default 2h.
@@ -211,7 +214,7 @@ pub struct Tcp {
 }
 
 /// Limits of UDP associations: one for each address and port of a device that sends.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Udp {
     /// `idle`: an association without traffic ends after this time, at least 1s. Default 300s
     /// (RFC 4787, REQ-5).
@@ -226,7 +229,7 @@ pub struct Udp {
 }
 
 /// The machine itself.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Gateway {
     /// `forward`: turn on IP forwarding for both families while tproxy-bpf is attached, and set it
     /// back afterwards. A LAN link that is also a way out then sends no ICMP redirects, which would
@@ -243,7 +246,7 @@ pub struct Gateway {
 }
 
 /// The proxy itself.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Proxy {
     /// `port`: where it listens, in host byte order; 0 lets the system choose. Nobody connects to it
     /// by number, so the number matters only to firewalls. Default 0.
@@ -346,7 +349,8 @@ impl Config {
     /// the keys before all tables).
     #[must_use]
     pub fn keys() -> Vec<(String, &'static str)> {
-        parse::keys()
+        let keys = parse::keys().into_iter();
+        keys.map(|(table, key)| (table, key.name)).collect()
     }
 
     /// The name of the outbound or group that takes all that no rule is about.

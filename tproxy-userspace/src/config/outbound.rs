@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::ops::Range;
 
+use documented::DocumentedFields;
 use serde::{Serialize, Serializer};
 use tproxy_common::abi::MARK_MASK;
 
@@ -16,7 +17,7 @@ use crate::policy::prefix::excerpt;
 const LONGEST_NAME: usize = 64;
 
 /// A way out.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Outbound {
     /// `name`: letters, digits, `-`, `_` and `.`; required.
     pub name: String,
@@ -127,19 +128,13 @@ pub(super) fn read(root: &mut Table<'_>, into: &mut Vec<Outbound>) {
         // Whether it is there is known when all are read.
         let via = text("the name of an outbound", "proxy", outbound_name);
         let mut outbound = Outbound::direct();
-        table.optional("via", &mut outbound.via, |value, faults| {
-            via(value, faults).map(Some)
-        });
+        table.optional("via", &mut outbound.via, via.some());
         let address = text("an address", "192.0.2.1", source);
         table.optional("source", &mut outbound.source, list("addresses", address));
         let link = text("the name of a link", "eth1", interface);
-        table.optional("interface", &mut outbound.interface, |value, faults| {
-            link(value, faults).map(Some)
-        });
+        table.optional("interface", &mut outbound.interface, link.some());
         let bits = number_or_text("bits of a mark", "0x100", mark);
-        table.optional("mark", &mut outbound.mark, |value, faults| {
-            bits(value, faults).map(Some)
-        });
+        table.optional("mark", &mut outbound.mark, bits.some());
         let Some(name) = name else { return };
         if found.iter().any(|other| other.name == *name.get_ref()) {
             table.fault(

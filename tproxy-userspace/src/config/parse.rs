@@ -5,11 +5,11 @@ use std::str::Utf8Error;
 use std::time::Duration;
 
 use super::error::ConfigError;
-use super::read::{Faults, Table, document};
+use super::read::{Faults, Key, Table, document, known};
 use super::value::{at_least, boolean, choice, integer, list, number_or_text, text, within};
 use super::{
     CgroupPath, Config, IdOrName, LinkPattern, Mark, OnProxyDown, Refusal, Stage, WanPattern,
-    check, dns, group, outbound, read, rule,
+    check, dns, group, outbound, rule,
 };
 use crate::policy::prefix;
 use crate::policy::source::{STANDARD_INPUT, Source};
@@ -24,27 +24,25 @@ const LONGEST_SNIFF: Duration = Duration::from_secs(5);
 
 pub(super) fn config(text: &str, path: &Path) -> Result<Config, ConfigError> {
     document(text, path, |root| {
-        whole(root, path.parent().unwrap_or(Path::new("")))
+        read(root, path.parent().unwrap_or(Path::new("")))
     })
 }
 
 /// Every key that there is, with the name of its table.
-pub(super) fn keys() -> Vec<(String, &'static str)> {
-    read::keys(|root| {
-        whole(root, Path::new(""));
-    })
+pub(super) fn keys() -> Vec<(String, Key)> {
+    known(|root| read(root, Path::new("")))
 }
 
-fn whole(root: &mut Table<'_>, folder: &Path) -> Config {
+fn read(root: &mut Table<'_>, folder: &Path) -> Config {
     let mut number = Stage::default() as u8;
     root.optional("stage", &mut number, integer("a stage", 1..=4));
     let stage = Stage::ALL.into_iter().find(|stage| *stage as u8 == number);
     let mut config = Config::preset(stage.unwrap_or_default());
-    tables(root, &mut config, folder);
+    read_into(root, &mut config, folder);
     config
 }
 
-fn tables(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
+fn read_into(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
     root.optional(
         "on_proxy_down",
         &mut config.on_proxy_down,
@@ -73,7 +71,7 @@ fn tables(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
     let names = group::names(&config.outbounds, &config.groups);
     config.rules = rule::read(root, &names, folder);
     root.table("bypass", |bypass| {
-        bypass.optional("private", &mut config.bypass.private, boolean);
+        bypass.optional("private", &mut config.bypass.private, boolean());
         prefixes(bypass, "prefixes", &mut config.bypass.prefixes);
         let file = text("the path of a list", "list.txt or geoip.dat:cn", |text| {
             file(folder, text)
@@ -82,10 +80,10 @@ fn tables(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
     });
     config.dns = dns::read(root, folder);
     root.table("sniff", |sniff| {
-        sniff.optional("enabled", &mut config.sniff.enabled, boolean);
+        sniff.optional("enabled", &mut config.sniff.enabled, boolean());
         let limit = within(Duration::from_millis(1)..=LONGEST_SNIFF);
         sniff.optional("timeout", &mut config.sniff.timeout, limit);
-        sniff.optional("rewrite", &mut config.sniff.rewrite, boolean);
+        sniff.optional("rewrite", &mut config.sniff.rewrite, boolean());
     });
     root.table("exempt", |exempt| {
         let id = || number_or_text("a number or a name", "proxy", str::parse::<IdOrName>);
@@ -117,7 +115,7 @@ fn tables(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
         tcp.optional(
             "max_connections",
             &mut config.tcp.max_connections,
-            |value, faults| connections(value, faults).map(Some),
+            connections.some(),
         );
     });
     root.table("udp", |udp| {
@@ -130,8 +128,8 @@ fn tables(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
         );
     });
     root.table("gateway", |gateway| {
-        gateway.optional("forward", &mut config.gateway.forward, boolean);
-        gateway.optional("masquerade", &mut config.gateway.masquerade, boolean);
+        gateway.optional("forward", &mut config.gateway.forward, boolean());
+        gateway.optional("masquerade", &mut config.gateway.masquerade, boolean());
     });
     root.table("proxy", |proxy| {
         proxy.optional(
@@ -148,9 +146,7 @@ fn tables(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
         let exit = text("the name of an outbound or group", "proxy", |text| {
             outbound::known(text, &names)
         });
-        proxy.optional("outbound", &mut config.proxy.outbound, |value, faults| {
-            exit(value, faults).map(Some)
-        });
+        proxy.optional("outbound", &mut config.proxy.outbound, exit.some());
     });
 }
 

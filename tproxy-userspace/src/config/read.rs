@@ -9,8 +9,9 @@ use toml::de::{DeTable, DeValue};
 
 use super::error::{ConfigError, Finding, Findings};
 use super::nearest;
+use super::schema::Shape;
 use super::source::Source;
-use super::value::{Value, kind};
+use super::value::{Reader, Value, kind};
 
 /// A broken file may have as many faults as bytes; so many are described, the others counted.
 const KEPT: usize = 200;
@@ -22,7 +23,16 @@ pub(super) struct Faults {
     more: Cell<usize>,
     unknown: RefCell<Vec<UnknownKey>>,
     /// Every key that exists, with the name of its table.
-    keys: RefCell<Vec<(String, &'static str)>>,
+    keys: RefCell<Vec<(String, Key)>>,
+}
+
+/// A key that exists.
+#[derive(Clone, Debug)]
+pub(super) struct Key {
+    pub name: &'static str,
+    /// Whether its table cannot do without it.
+    pub required: bool,
+    pub shape: Shape,
 }
 
 struct Fault {
@@ -59,15 +69,15 @@ impl Faults {
             let here: Vec<&str> = keys
                 .iter()
                 .filter(|(table, _)| *table == unknown.table)
-                .map(|(_, key)| *key)
+                .map(|(_, key)| key.name)
                 .collect();
             let elsewhere = keys
                 .iter()
-                .find(|(table, key)| *key == unknown.key && !table.is_empty());
+                .find(|(table, key)| key.name == unknown.key && !table.is_empty());
             let help = if let Some(near) = nearest(&unknown.key, &here) {
                 format!("did you mean `{near}`?")
             } else if let Some((table, key)) = elsewhere {
-                format!("`{key}` is a key of {table}")
+                format!("`{}` is a key of {table}", key.name)
             } else {
                 format!("known here: {}", here.join(", "))
             };
@@ -126,15 +136,7 @@ pub(super) fn document<T>(
             return Err(faults.into_error(text, file));
         }
     };
-    let mut root = Table {
-        faults: &faults,
-        name: String::new(),
-        place: document.span(),
-        entries: Some(document.get_ref()),
-        keys: Vec::new(),
-    };
-    let value = read(&mut root);
-    root.finish();
+    let value = outermost(&document, &faults, read);
     faults.explain_unknown_keys();
     if faults.found.borrow().is_empty() {
         return Ok(value);
@@ -142,18 +144,27 @@ pub(super) fn document<T>(
     Err(faults.into_error(text, file))
 }
 
-/// Every key that `read` asks a document for, with the name of its table (empty for the outermost).
-pub(super) fn keys(read: impl FnOnce(&mut Table<'_>)) -> Vec<(String, &'static str)> {
-    let faults = Faults::default();
+fn outermost<T>(
+    document: &Spanned<DeTable<'_>>,
+    faults: &Faults,
+    read: impl FnOnce(&mut Table<'_>) -> T,
+) -> T {
     let mut root = Table {
-        faults: &faults,
+        faults,
         name: String::new(),
-        place: 0..0,
-        entries: None,
+        place: document.span(),
+        entries: Some(document.get_ref()),
         keys: Vec::new(),
     };
-    read(&mut root);
+    let value = read(&mut root);
     root.finish();
+    value
+}
+
+/// Every key that `read` knows, with the name of its table, in the order of reading.
+pub(super) fn known<T>(read: impl FnOnce(&mut Table<'_>) -> T) -> Vec<(String, Key)> {
+    let faults = Faults::default();
+    outermost(&Spanned::new(0..0, DeTable::new()), &faults, read);
     faults.keys.into_inner()
 }
 
@@ -166,13 +177,17 @@ pub(super) struct Table<'d> {
     place: Range<usize>,
     /// None if the document does not have this table.
     entries: Option<&'d DeTable<'d>>,
-    keys: Vec<&'static str>,
+    keys: Vec<Key>,
 }
 
 impl<'d> Table<'d> {
-    fn entry(&mut self, key: &'static str) -> Option<&'d Value<'d>> {
-        self.keys.push(key);
-        self.entries?.get(key)
+    fn entry(&mut self, name: &'static str, required: bool, shape: Shape) -> Option<&'d Value<'d>> {
+        self.keys.push(Key {
+            name,
+            required,
+            shape,
+        });
+        self.entries?.get(name)
     }
 
     /// Reads a key that may be missing. `into` stays as it is when the key is missing or bad.
@@ -180,10 +195,10 @@ impl<'d> Table<'d> {
         &mut self,
         key: &'static str,
         into: &mut T,
-        read: impl Fn(&Value<'_>, &Faults) -> Option<T>,
+        reader: Reader<impl Fn(&Value<'_>, &Faults) -> Option<T>>,
     ) {
-        if let Some(value) = self.entry(key)
-            && let Some(value) = read(value, self.faults)
+        if let Some(value) = self.entry(key, false, reader.shape().clone())
+            && let Some(value) = reader.read(value, self.faults)
         {
             *into = value;
         }
@@ -193,10 +208,10 @@ impl<'d> Table<'d> {
     pub fn required<T>(
         &mut self,
         key: &'static str,
-        read: impl Fn(&Value<'_>, &Faults) -> Option<T>,
+        reader: Reader<impl Fn(&Value<'_>, &Faults) -> Option<T>>,
     ) -> Option<Spanned<T>> {
-        match self.entry(key) {
-            Some(value) => Some(Spanned::new(value.span(), read(value, self.faults)?)),
+        match self.entry(key, true, reader.shape().clone()) {
+            Some(value) => Some(Spanned::new(value.span(), reader.read(value, self.faults)?)),
             None if self.entries.is_some() => {
                 self.fault(
                     self.place.clone(),
@@ -227,7 +242,7 @@ impl<'d> Table<'d> {
     /// Reads `[key]`. `read` is called without the table too, to learn its keys.
     pub fn table(&mut self, key: &'static str, read: impl FnOnce(&mut Table<'d>)) {
         let name = format!("[{key}]");
-        let value = self.entry(key);
+        let value = self.entry(key, false, Shape::Table);
         if let Some(value) = value
             && !value.get_ref().is_table()
         {
@@ -245,7 +260,7 @@ impl<'d> Table<'d> {
     /// Reads each `[[key]]`. When there is none, `read` is called once to learn the keys.
     pub fn tables(&mut self, key: &'static str, mut read: impl FnMut(&mut Table<'d>)) {
         let name = format!("[[{key}]]");
-        let value = self.entry(key);
+        let value = self.entry(key, false, Shape::Tables);
         let Some(value) = value else {
             return self.inner(name, None, read);
         };
@@ -282,7 +297,7 @@ impl<'d> Table<'d> {
 
     fn finish(self) {
         for (key, _) in self.entries.into_iter().flatten() {
-            if !self.keys.contains(&key.get_ref().as_ref()) {
+            if !self.keys.iter().any(|known| *key.get_ref() == known.name) {
                 self.faults.unknown.borrow_mut().push(UnknownKey {
                     span: key.span(),
                     key: key.get_ref().clone().into_owned(),
@@ -294,7 +309,7 @@ impl<'d> Table<'d> {
         for key in self.keys {
             if !known
                 .iter()
-                .any(|(table, other)| *table == self.name && *other == key)
+                .any(|(table, other)| *table == self.name && other.name == key.name)
             {
                 known.push((self.name.clone(), key));
             }

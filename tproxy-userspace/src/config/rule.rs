@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
+use documented::DocumentedFields;
 use ipnet::IpNet;
 use serde::Serialize;
 
 use super::domain::{DomainSource, domains};
 use super::parse::file;
 use super::read::{Faults, Table};
-use super::value::{Value, choice, integer, some, text};
+use super::schema::Shape;
+use super::value::{Reader, Value, choice, integer, some, text};
 use super::{Refusal, outbound};
 use crate::policy::port::PortRange;
 use crate::policy::prefix;
@@ -19,7 +21,7 @@ const LONGEST_NAME: usize = 64;
 
 /// Which connections take an outbound. All conditions that are given must hold, and of each any entry; no list may
 /// be empty. What the bypass set lets pass never comes to the rules.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Rule {
     /// `name`: 1 to 64 characters, for people. Default "rule 3" for the third.
     pub name: String,
@@ -77,11 +79,9 @@ pub(super) fn read(root: &mut Table<'_>, exits: &[&str], folder: &Path) -> Vec<R
         table.optional("source", &mut rule.source, prefixes());
         prefix::normalize(&mut rule.prefix);
         prefix::normalize(&mut rule.source);
-        table.optional("port", &mut rule.port, some("ports", port));
+        table.optional("port", &mut rule.port, some("ports", port()));
         let protocols = choice(&[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)]);
-        table.optional("protocol", &mut rule.protocol, |value, faults| {
-            protocols(value, faults).map(Some)
-        });
+        table.optional("protocol", &mut rule.protocol, protocols.some());
         let one = text("the name of an outbound", "proxy", |text| {
             outbound::known(text, exits)
         });
@@ -94,11 +94,16 @@ pub(super) fn read(root: &mut Table<'_>, exits: &[&str], folder: &Path) -> Vec<R
 }
 
 /// A port or a range, with or without quotes.
-fn port(value: &Value<'_>, faults: &Faults) -> Option<PortRange> {
-    if value.get_ref().is_integer() {
-        return integer::<u16>("a port", 0..=65_535)(value, faults).map(PortRange::from);
-    }
-    text("a port", "443", str::parse::<PortRange>)(value, faults)
+fn port() -> Reader<impl Fn(&Value<'_>, &Faults) -> Option<PortRange>> {
+    let number = integer::<u16>("a port", 0..=65_535);
+    let range = text("a port", "443", str::parse::<PortRange>);
+    let shape = Shape::Either(vec![number.shape().clone(), range.shape().clone()]);
+    Reader::new(shape, move |value, faults| {
+        if value.get_ref().is_integer() {
+            return number.read(value, faults).map(PortRange::from);
+        }
+        range.read(value, faults)
+    })
 }
 
 /// A name that fits into one line of what is printed.

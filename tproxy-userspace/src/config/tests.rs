@@ -7,8 +7,11 @@ use crate::policy::domain::Domain;
 use crate::policy::group::Key;
 use crate::policy::rule::Protocol;
 
+/// What is read fits the schema, too.
 fn parse(text: &str) -> Result<Config, ConfigError> {
-    Config::parse(text, Path::new("conf/c.toml"))
+    let config = Config::parse(text, Path::new("conf/c.toml"))?;
+    schema::tests::assert_fits(text);
+    Ok(config)
 }
 
 fn refused(text: &str) -> String {

@@ -1,4 +1,5 @@
-//! Readers for single values: a TOML value to a typed one, or a finding about it.
+//! Readers for single values: a TOML value to a typed one, or a finding about it. Each knows what it takes, which
+//! the schema is made of.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -7,11 +8,52 @@ use toml::Spanned;
 use toml::de::DeValue;
 
 use super::read::Faults;
+use super::schema::Shape;
 use super::{Refusal, duration, nearest};
 use crate::policy::prefix::excerpt;
 
 /// A value and where it stands.
 pub(super) type Value<'i> = Spanned<DeValue<'i>>;
+
+/// Reads a value, and tells which ones it takes.
+pub(super) struct Reader<F> {
+    read: F,
+    shape: Shape,
+}
+
+impl<F> Reader<F> {
+    /// One that reads by `read` what has this shape.
+    pub fn new<T>(shape: Shape, read: F) -> Self
+    where
+        F: Fn(&Value<'_>, &Faults) -> Option<T>,
+    {
+        Self { read, shape }
+    }
+
+    /// What it takes.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// The value, or none and a finding.
+    pub fn read<T>(&self, value: &Value<'_>, faults: &Faults) -> Option<T>
+    where
+        F: Fn(&Value<'_>, &Faults) -> Option<T>,
+    {
+        (self.read)(value, faults)
+    }
+
+    /// The same for a key that has no default.
+    pub fn some<T>(self) -> Reader<impl Fn(&Value<'_>, &Faults) -> Option<Option<T>>>
+    where
+        F: Fn(&Value<'_>, &Faults) -> Option<T>,
+    {
+        Reader {
+            read: move |value: &Value<'_>, faults: &Faults| (self.read)(value, faults).map(Some),
+            shape: self.shape,
+        }
+    }
+}
 
 /// What a TOML value is, in the words of a person.
 pub(super) fn kind(value: &DeValue<'_>) -> &'static str {
@@ -35,7 +77,11 @@ fn expected(what: &str, value: &Value<'_>, help: Option<String>, faults: &Faults
 }
 
 /// `true` or `false`.
-pub(super) fn boolean(value: &Value<'_>, faults: &Faults) -> Option<bool> {
+pub(super) fn boolean() -> Reader<impl Fn(&Value<'_>, &Faults) -> Option<bool>> {
+    Reader::new(Shape::Boolean, read_boolean)
+}
+
+fn read_boolean(value: &Value<'_>, faults: &Faults) -> Option<bool> {
     let found = value.get_ref().as_bool();
     if found.is_none() {
         let help = match value.get_ref().as_str() {
@@ -51,8 +97,9 @@ pub(super) fn boolean(value: &Value<'_>, faults: &Faults) -> Option<bool> {
 pub(super) fn integer<T: TryFrom<i128>>(
     what: &'static str,
     range: RangeInclusive<i128>,
-) -> impl Fn(&Value<'_>, &Faults) -> Option<T> {
-    move |value, faults| {
+) -> Reader<impl Fn(&Value<'_>, &Faults) -> Option<T>> {
+    let shape = Shape::Integer(range.clone());
+    Reader::new(shape, move |value, faults| {
         let bounds = format!("from {} to {}", range.start(), range.end());
         let Some(integer) = value.get_ref().as_integer() else {
             let help = match value.get_ref().as_str() {
@@ -77,7 +124,7 @@ pub(super) fn integer<T: TryFrom<i128>>(
             );
         }
         fitting
-    }
+    })
 }
 
 /// A string that `parse` accepts; `what` names it and `example` shows it.
@@ -85,8 +132,8 @@ pub(super) fn text<T, E: Into<Refusal>>(
     what: &'static str,
     example: &'static str,
     parse: impl Fn(&str) -> Result<T, E>,
-) -> impl Fn(&Value<'_>, &Faults) -> Option<T> {
-    move |value, faults| {
+) -> Reader<impl Fn(&Value<'_>, &Faults) -> Option<T>> {
+    Reader::new(Shape::Text { example }, move |value, faults| {
         let Some(text) = value.get_ref().as_str() else {
             expected(what, value, Some(format!("write \"{example}\"")), faults);
             return None;
@@ -97,7 +144,7 @@ pub(super) fn text<T, E: Into<Refusal>>(
                 faults.add(value.span(), message, help);
             })
             .ok()
-    }
+    })
 }
 
 /// A whole number, or a string, that `parse` accepts; `what` names it and `example` shows a string.
@@ -105,8 +152,9 @@ pub(super) fn number_or_text<T>(
     what: &'static str,
     example: &'static str,
     parse: impl Fn(&str) -> Result<T, Refusal>,
-) -> impl Fn(&Value<'_>, &Faults) -> Option<T> {
-    move |value, faults| match value.get_ref() {
+) -> Reader<impl Fn(&Value<'_>, &Faults) -> Option<T>> {
+    let shape = Shape::Either(vec![Shape::Number, Shape::Text { example }]);
+    Reader::new(shape, move |value, faults| match value.get_ref() {
         DeValue::Integer(integer) => {
             let number = i128::from_str_radix(integer.as_str(), integer.radix()).ok();
             // What does not fit is shown as it was written.
@@ -115,20 +163,22 @@ pub(super) fn number_or_text<T>(
                 .map_err(|Refusal { message, help }| faults.add(value.span(), message, help))
                 .ok()
         }
-        _ => text(what, example, &parse)(value, faults),
-    }
+        _ => text(what, example, &parse).read(value, faults),
+    })
 }
 
 /// A duration with a least value.
-pub(super) fn at_least(least: Duration) -> impl Fn(&Value<'_>, &Faults) -> Option<Duration> {
+pub(super) fn at_least(
+    least: Duration,
+) -> Reader<impl Fn(&Value<'_>, &Faults) -> Option<Duration>> {
     within(least..=duration::LONGEST)
 }
 
 /// A duration in a range.
 pub(super) fn within(
     range: RangeInclusive<Duration>,
-) -> impl Fn(&Value<'_>, &Faults) -> Option<Duration> {
-    text("a duration like \"10s\"", "10s", move |text| {
+) -> Reader<impl Fn(&Value<'_>, &Faults) -> Option<Duration>> {
+    let text = text("a duration like \"10s\"", "10s", move |text| {
         let found = duration::parse_duration(text)?;
         let (least, most) = range.clone().into_inner();
         let bound = if found < least {
@@ -146,20 +196,23 @@ pub(super) fn within(
             ),
             format!("write {bound}"),
         ))
+    });
+    Reader::new(Shape::Duration, move |value, faults| {
+        text.read(value, faults)
     })
 }
 
 /// One of a few words.
 pub(super) fn choice<T: Copy>(
     words: &'static [(&'static str, T)],
-) -> impl Fn(&Value<'_>, &Faults) -> Option<T> {
+) -> Reader<impl Fn(&Value<'_>, &Faults) -> Option<T>> {
     let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
     let all = names
         .iter()
         .map(|name| format!("{name:?}"))
         .collect::<Vec<_>>()
         .join(" or ");
-    move |value, faults| {
+    Reader::new(Shape::Words(names.clone()), move |value, faults| {
         let Some(text) = value.get_ref().as_str() else {
             expected(&all, value, Some(format!("write {all}")), faults);
             return None;
@@ -177,15 +230,16 @@ pub(super) fn choice<T: Copy>(
             Some(help),
         );
         None
-    }
+    })
 }
 
 /// An array of values. One bad element does not keep the others from being looked at.
 pub(super) fn list<T>(
     what: &'static str,
-    read: impl Fn(&Value<'_>, &Faults) -> Option<T>,
-) -> impl Fn(&Value<'_>, &Faults) -> Option<Vec<T>> {
-    move |value, faults| {
+    one: Reader<impl Fn(&Value<'_>, &Faults) -> Option<T>>,
+) -> Reader<impl Fn(&Value<'_>, &Faults) -> Option<Vec<T>>> {
+    let shape = Shape::List(Box::new(one.shape().clone()));
+    Reader::new(shape, move |value, faults| {
         let Some(elements) = value.get_ref().as_array() else {
             let help = match value.get_ref() {
                 DeValue::String(_) => "put it in brackets: [\"…\"]".to_owned(),
@@ -196,20 +250,21 @@ pub(super) fn list<T>(
         };
         let found: Vec<Option<T>> = elements
             .iter()
-            .map(|element| read(element, faults))
+            .map(|element| one.read(element, faults))
             .collect();
         found.into_iter().collect()
-    }
+    })
 }
 
 /// The same, with at least one element: where an empty list would match nothing, it is a slip.
 pub(super) fn some<T>(
     what: &'static str,
-    read: impl Fn(&Value<'_>, &Faults) -> Option<T>,
-) -> impl Fn(&Value<'_>, &Faults) -> Option<Vec<T>> {
-    let list = list(what, read);
-    move |value, faults| {
-        let found = list(value, faults)?;
+    one: Reader<impl Fn(&Value<'_>, &Faults) -> Option<T>>,
+) -> Reader<impl Fn(&Value<'_>, &Faults) -> Option<Vec<T>>> {
+    let shape = Shape::Some(Box::new(one.shape().clone()));
+    let list = list(what, one);
+    Reader::new(shape, move |value, faults| {
+        let found = list.read(value, faults)?;
         if found.is_empty() {
             faults.add(
                 value.span(),
@@ -218,5 +273,5 @@ pub(super) fn some<T>(
             );
         }
         Some(found)
-    }
+    })
 }

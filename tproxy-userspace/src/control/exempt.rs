@@ -8,10 +8,11 @@ mod state;
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::io;
 
-use nix::unistd::{Gid, Group, Uid, User};
 use tproxy_common::abi::{ExemptKind, Origin};
 
+use super::accounts::Accounts;
 use super::bpf::{self, Maps};
 use super::cgroup;
 use crate::config::{self, CgroupPath, IdOrName, Mark, Refusal};
@@ -46,7 +47,7 @@ pub enum Error {
         /// The name.
         name: String,
         /// Why.
-        reason: nix::Error,
+        reason: io::Error,
     },
     /// The path of a cgroup that cannot be remembered.
     #[error(transparent)]
@@ -118,8 +119,8 @@ impl Exemption {
     #[must_use]
     pub fn name(&self) -> Option<String> {
         match self {
-            Self::Gid(gid) => Some(Group::from_gid(Gid::from_raw(*gid)).ok()??.name),
-            Self::Uid(uid) => Some(User::from_uid(Uid::from_raw(*uid)).ok()??.name),
+            Self::Gid(gid) => Accounts::Groups.name(*gid).ok()?,
+            Self::Uid(uid) => Accounts::Users.name(*uid).ok()?,
             Self::Cgroup(_) | Self::Mark(_) => None,
         }
     }
@@ -170,25 +171,19 @@ pub fn resolve(wanted: &config::Exempt) -> Result<Vec<Exemption>, Error> {
 }
 
 fn gid_of(group: &IdOrName) -> Result<u32, Error> {
-    let find = |name: &str| Ok(Group::from_name(name)?.map(|group| group.gid.as_raw()));
-    number(group, "group", find)
+    number(group, "group", Accounts::Groups)
 }
 
 fn uid_of(user: &IdOrName) -> Result<u32, Error> {
-    let find = |name: &str| Ok(User::from_name(name)?.map(|user| user.uid.as_raw()));
-    number(user, "user", find)
+    number(user, "user", Accounts::Users)
 }
 
-fn number(
-    who: &IdOrName,
-    kind: &'static str,
-    find: impl FnOnce(&str) -> nix::Result<Option<u32>>,
-) -> Result<u32, Error> {
+fn number(who: &IdOrName, kind: &'static str, accounts: Accounts) -> Result<u32, Error> {
     let name = match who {
         IdOrName::Id(id) => return Ok(*id),
         IdOrName::Name(name) => name.clone(),
     };
-    match find(&name) {
+    match accounts.id(&name) {
         Ok(Some(id)) => Ok(id),
         Ok(None) => Err(Error::NoSuchName { kind, name }),
         Err(reason) => Err(Error::Lookup { kind, name, reason }),

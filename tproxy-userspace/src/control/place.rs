@@ -448,6 +448,8 @@ fn remove_if_empty(folder: &Path) -> Result<(), Error> {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => return Ok(()),
+            // A service manager gave it to this process alone, as a mount, and takes it back.
+            Err(error) if error.kind() == ErrorKind::ResourceBusy => return Ok(()),
             Err(error) => return Err(Error::file("remove the folder", folder)(error)),
         }
     }

@@ -17,6 +17,7 @@ const TCX: KernelVersion = KernelVersion(6, 6);
 
 const CAP_NET_ADMIN: (u32, &str) = (12, "CAP_NET_ADMIN");
 const CAP_SYS_ADMIN: (u32, &str) = (21, "CAP_SYS_ADMIN");
+const CAP_PERFMON: (u32, &str) = (38, "CAP_PERFMON");
 const CAP_BPF: (u32, &str) = (39, "CAP_BPF");
 
 /// A kernel's major and minor number.
@@ -166,9 +167,12 @@ pub(super) fn missing_capabilities(status: &str) -> Vec<&'static str> {
     if !has(CAP_NET_ADMIN) {
         missing.push(CAP_NET_ADMIN.1);
     }
-    // CAP_SYS_ADMIN includes what CAP_BPF was split off from.
-    if !has(CAP_BPF) && !has(CAP_SYS_ADMIN) {
-        missing.push(CAP_BPF.1);
+    // CAP_SYS_ADMIN includes what the others were split off from. Without CAP_PERFMON the verifier takes no arithmetic
+    // with pointers.
+    for capability in [CAP_BPF, CAP_PERFMON] {
+        if !has(capability) && !has(CAP_SYS_ADMIN) {
+            missing.push(capability.1);
+        }
     }
     missing
 }
@@ -203,13 +207,13 @@ mod tests {
     #[test]
     fn missing_capabilities_are_named() {
         let check = |bits: u64| check_capabilities(&format!("Name:\tx\nCapEff:\t{bits:016x}\n"));
-        check(1 << 12 | 1 << 39).unwrap();
+        check(1 << 12 | 1 << 38 | 1 << 39).unwrap();
         check(1 << 12 | 1 << 21).unwrap();
-        let error = check(1 << 39).unwrap_err().to_string();
+        let error = check(3 << 38).unwrap_err().to_string();
         assert!(error.contains("lacks CAP_NET_ADMIN;"), "{error}");
         let error = check(0).unwrap_err().to_string();
         assert!(
-            error.contains("lacks CAP_NET_ADMIN and CAP_BPF;"),
+            error.contains("lacks CAP_NET_ADMIN and CAP_BPF and CAP_PERFMON;"),
             "{error}"
         );
     }

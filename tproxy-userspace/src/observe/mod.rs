@@ -1,3 +1,4 @@
-//! What a running proxy tells those who ask: the control socket.
+//! What a running proxy tells: those who ask by the control socket, and the service manager.
 
+pub mod service;
 pub mod socket;

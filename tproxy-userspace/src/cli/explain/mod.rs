@@ -13,6 +13,7 @@ use clap::error::ErrorKind;
 use serde_json::Value;
 use tproxy_common::abi::{Effect, Reason, Settings};
 use tproxy_userspace::control::Netlink;
+use tproxy_userspace::control::accounts::getent;
 use tproxy_userspace::control::bpf::{Maps, Rehearsal};
 use tproxy_userspace::control::explain::{Course, Explainer, Known, NoCourse, Sender};
 use tproxy_userspace::control::frame::Made;
@@ -135,11 +136,27 @@ fn look_up(place: &Place, name: &str) -> Result<LookedUp> {
             return LookedUp::new(name, "proxy", addresses);
         }
     }
-    let found = (name, 0).to_socket_addrs();
-    let found = found
-        .with_context(|| format!("{} (the system's resolver was asked)", failed()))?
-        .map(|address| address.ip());
-    LookedUp::new(name, "system", found.collect())
+    let found = system_addresses(name);
+    let found = found.with_context(|| format!("{} (the system's resolver was asked)", failed()))?;
+    LookedUp::new(name, "system", found)
+}
+
+/// A name's addresses, as the gateway's programs get them.
+fn system_addresses(name: &str) -> Result<Vec<IpAddr>> {
+    // There the C library dies of loading what /etc/nsswitch.conf names.
+    if !cfg!(all(target_env = "gnu", target_feature = "crt-static")) {
+        let found = (name, 0).to_socket_addrs()?;
+        return Ok(found.map(|address| address.ip()).collect());
+    }
+    let text = getent("ahosts", name)?.context("it has no address, or there is no `getent`")?;
+    let mut found: Vec<IpAddr> = Vec::new();
+    let words = text.lines().filter_map(|line| line.split(' ').next());
+    for address in words.filter_map(|word| word.parse().ok()) {
+        if !found.contains(&address) {
+            found.push(address);
+        }
+    }
+    Ok(found)
 }
 
 /// What is attached here.

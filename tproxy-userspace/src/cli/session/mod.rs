@@ -3,6 +3,7 @@
 mod follow;
 mod learn;
 mod links;
+mod service;
 mod signals;
 mod start;
 mod takeover;
@@ -24,6 +25,7 @@ use tproxy_userspace::control::place::Place;
 use tproxy_userspace::control::{self, cgroup, exempt, preflight};
 use tproxy_userspace::data::dns::Settings;
 use tproxy_userspace::data::{Handed, Proxy};
+use tproxy_userspace::observe::service::{Event, Manager};
 use tproxy_userspace::observe::socket::{Asked, Request};
 use tproxy_userspace::policy::rule::Query;
 
@@ -73,6 +75,7 @@ struct Session<'a> {
     /// The addresses of the outbound's server.
     servers: watch::Receiver<BTreeSet<IpAddr>>,
     watch: Watch,
+    manager: Manager,
     /// Tells when exempt cgroups come and go, or somebody edits who is exempt.
     cgroups: Option<cgroup::Watch>,
     snapshot: Snapshot,
@@ -163,6 +166,7 @@ pub async fn run(
         servers: proxy.servers(),
         proxy,
         watch,
+        manager: Manager::from_environment(),
         snapshot,
         released: Vec::new(),
         releasing: Vec::new(),
@@ -179,11 +183,7 @@ pub async fn run(
         },
     };
     session.follow_cgroups();
-    tracing::info!(
-        "ready: {} proxied through {}",
-        session.proxied(),
-        session.outbound()
-    );
+    session.tell_ready();
     match session.serve(&mut signals, presence).await {
         Ended::Stopped(presence, result) => {
             session.stop(&mut signals, presence).await;
@@ -215,12 +215,7 @@ impl Session<'_> {
             tokio::select! {
                 signal = signals.next() => match signal {
                     Caught::Stop => break Ok(()),
-                    Caught::Hangup => match self.reload().await {
-                        Ok(()) => tracing::info!("reloaded: {} proxied through {}", self.proxied(), self.outbound()),
-                        Err(error) => tracing::error!(
-                            "the reload failed, and the old configuration goes on to hold: {error:#}"
-                        ),
-                    }
+                    Caught::Hangup => self.reload_and_tell().await,
                 },
                 snapshot = self.watch.next() => {
                     self.snapshot = match snapshot {
@@ -282,6 +277,7 @@ impl Session<'_> {
                         break Err(error);
                     }
                 }
+                () = self.manager.due() => self.manager.tell(Event::Alive),
             }
         };
         Ended::Stopped(presence, result)
@@ -410,6 +406,7 @@ impl Session<'_> {
 
     /// Takes the sockets back, drains, detaches. A second signal ends the draining.
     async fn stop(mut self, signals: &mut Signals, presence: Presence) {
+        self.tell_stopping();
         if let Err(error) = self.gateway.retract() {
             tracing::error!("{error}");
         }
