@@ -8,7 +8,7 @@ use super::error::ConfigError;
 use super::read::{Faults, Table, document};
 use super::value::{at_least, boolean, choice, integer, list, number_or_text, text, within};
 use super::{
-    CgroupPath, Config, IdOrName, LinkPattern, Mark, OnProxyDown, Refusal, Stage, WanPattern,
+    CgroupPath, Config, IdOrName, LinkPattern, Mark, OnProxyDown, Refusal, Stage, WanPattern, api,
     check, dns, group, outbound, rule,
 };
 use crate::policy::prefix;
@@ -136,6 +136,8 @@ fn read(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
             exit(value, faults).map(Some)
         });
     });
+    api::read(root, &mut config.api, folder);
+    api::read_log(root, &mut config.log);
 }
 
 fn prefixes(table: &mut Table<'_>, key: &'static str, into: &mut Vec<ipnet::IpNet>) {

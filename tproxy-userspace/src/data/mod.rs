@@ -25,6 +25,7 @@ mod stream;
 mod tcp;
 mod tls;
 mod udp;
+mod view;
 mod way;
 
 pub use self::check::{CheckSettings, CheckUrl};
@@ -38,6 +39,7 @@ pub use self::resolve::LookupError;
 pub use self::router::{Explained, Named, NamedRule, Resolving, Routing, Sniff, Taken};
 pub use self::sockets::Sockets;
 pub use self::stats::Stats;
+pub use self::view::View;
 pub use self::way::{HealthStatus, OutboundStatus, Upstream};
 
 use std::io;

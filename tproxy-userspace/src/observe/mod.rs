@@ -1,3 +1,7 @@
-//! What a running proxy tells those who ask: the control socket.
+//! What a running proxy tells those who ask: the control API, the metrics, the log.
 
+pub mod api;
+pub mod log;
+pub mod metrics;
+mod process;
 pub mod socket;

@@ -8,7 +8,7 @@ use tproxy_userspace::control::place::Place;
 use tproxy_userspace::control::{bypass, cgroup, exempt, preflight};
 
 use super::super::lists::Lists;
-use super::super::upstream;
+use super::super::{api, output, upstream};
 use super::Session;
 use super::links::selection;
 use super::start::enforce;
@@ -29,16 +29,35 @@ pub(super) async fn cgroups_changed(watch: &mut Option<cgroup::Watch>) -> std::i
 }
 
 impl Session<'_> {
+    /// Reloads, and tells how that went: in the log, and to whoever asked.
+    pub(super) async fn reload_and_tell(&mut self) -> Result<String, String> {
+        match self.reload().await {
+            Ok(()) => {
+                let told = format!("{} proxied through {}", self.proxied(), self.outbound());
+                tracing::info!("reloaded: {told}");
+                Ok(told)
+            }
+            Err(error) => {
+                tracing::error!(
+                    "the reload failed, and the old configuration goes on to hold: {error:#}"
+                );
+                Err(output::one_message(&error))
+            }
+        }
+    }
+
     /// Puts the configuration into force as it is now: the difference, and all of it or nothing.
     pub(super) async fn reload(&mut self) -> Result<()> {
         let config = (self.reread)()?;
         let lists = Lists::load_and_tell(&config)?;
         exempt::check(&config.exempt)?;
         preflight::check_links(&selection(&config), &self.snapshot)?;
+        let listening = api::prepare(&self.teller, &config)?;
         for (key, differs) in [
             ("[tcp]", config.tcp != self.config.tcp),
             ("[udp]", config.udp != self.config.udp),
             ("proxy.port", config.proxy.port != self.config.proxy.port),
+            ("log.format", config.log.format != self.config.log.format),
         ] {
             if differs {
                 tracing::warn!("{key} has changed, which takes a restart to come into force");
@@ -53,6 +72,11 @@ impl Session<'_> {
         }
         let before = std::mem::replace(&mut self.config, config);
         self.lists = lists;
+        self.teller.listen(listening);
+        self.teller.tell(api::facts(&self.config));
+        if before.log != self.config.log {
+            self.teller.log().configure(self.config.log.directives());
+        }
         if before.gateway.forward && !self.config.gateway.forward {
             let _lock = self.place.lock()?;
             self.gateway.disable_forwarding()?;

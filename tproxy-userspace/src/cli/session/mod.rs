@@ -21,14 +21,16 @@ use tproxy_userspace::control::place::Place;
 use tproxy_userspace::control::{self, cgroup, exempt, preflight};
 use tproxy_userspace::data::dns::Settings;
 use tproxy_userspace::data::{DrainReport, Proxy};
-use tproxy_userspace::observe::socket::{Asked, Request, Server};
-use tproxy_userspace::policy::rule::Query;
+use tproxy_userspace::observe::api::{Asked, Server, Teller};
+use tproxy_userspace::observe::log::Log;
+use tproxy_userspace::observe::socket::Request;
 
 use self::follow::{cgroups_changed, watch_cgroups};
 use self::learn::{Names, announced};
 use self::links::{Leaving, selection};
 use self::signals::{Caught, Signals};
 use self::start::{Presence, Reader, close, start};
+use super::api;
 use super::lists::Lists;
 use super::upstream;
 
@@ -64,6 +66,8 @@ struct Session<'a> {
     proxy: Proxy,
     /// The addresses of the outbound's server.
     servers: watch::Receiver<BTreeSet<IpAddr>>,
+    /// Tells others of the run.
+    teller: Teller,
     watch: Watch,
     /// Tells when exempt cgroups come and go, or somebody edits who is exempt.
     cgroups: Option<cgroup::Watch>,
@@ -77,7 +81,7 @@ struct Session<'a> {
 }
 
 /// Proxies until SIGINT or SIGTERM.
-pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
+pub async fn run(config: Config, reread: Reread<'_>, log: Log) -> Result<()> {
     // What can be wrong with the words is found before anything is touched.
     let lists = Lists::load_and_tell(&config)?;
     let routing = upstream::routing(&config, &lists);
@@ -91,7 +95,15 @@ pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
     let mut watch = Watch::open()?;
     let snapshot = watch.next().await?;
     preflight::check_links(&selection(&config), &snapshot)?;
-    let presence = Presence::new(&place)?;
+    let presence = Presence::new(&place, log)?;
+    let teller = presence.server.teller();
+    let listening = match api::prepare(&teller, &config) {
+        Ok(listening) => listening,
+        Err(error) => {
+            close(None, &place, &snapshot, presence).await;
+            return Err(error);
+        }
+    };
     let opened = tokio::select! {
         opened = upstream::open(&config, routing, upstream::own_addresses(&snapshot)) => opened.map(Some),
         () = signals.stop() => Ok(None),
@@ -124,6 +136,7 @@ pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
         gateway,
         servers: proxy.servers(),
         proxy,
+        teller,
         watch,
         snapshot,
         released: Vec::new(),
@@ -133,6 +146,8 @@ pub async fn run(config: Config, reread: Reread<'_>) -> Result<()> {
     let result = match session.first_sync().await {
         Ok(()) => {
             session.follow_cgroups();
+            session.show();
+            session.teller.listen(listening);
             tracing::info!(
                 "ready: {} proxied through {}",
                 session.proxied(),
@@ -156,12 +171,7 @@ impl Session<'_> {
             tokio::select! {
                 signal = signals.next() => match signal {
                     Caught::Stop => return Ok(()),
-                    Caught::Hangup => match self.reload().await {
-                        Ok(()) => tracing::info!("reloaded: {} proxied through {}", self.proxied(), self.outbound()),
-                        Err(error) => tracing::error!(
-                            "the reload failed, and the old configuration goes on to hold: {error:#}"
-                        ),
-                    }
+                    Caught::Hangup => drop(self.reload_and_tell().await),
                 },
                 snapshot = self.watch.next() => {
                     self.snapshot = match snapshot {
@@ -248,75 +258,46 @@ impl Session<'_> {
     async fn answer(&mut self, asked: Asked) -> Result<bool> {
         match asked.request.clone() {
             Request::Status => asked.answer(&self.status()).await,
-            Request::Explain {
-                protocol,
-                source,
-                destination,
-                name,
-            } => {
-                let name = name.as_deref();
-                let query = Query {
-                    protocol,
-                    source,
-                    destination,
-                    name,
-                };
-                asked.answer(&json!(self.proxy.explain(&query))).await;
-            }
-            Request::LookUp { name } => {
-                let found = self.proxy.look_up(name);
-                // DNS servers take their time, and others want answers meanwhile.
-                tokio::spawn(async move {
-                    let answer = match found.await {
-                        None => json!({ "addresses": null }),
-                        Some(Ok(addresses)) => json!({ "addresses": addresses }),
-                        Some(Err(error)) => json!({ "error": error }),
-                    };
-                    asked.answer(&answer).await;
-                });
-            }
-            Request::Select { group, member } => {
-                let answer = match self.proxy.select(&group, &member) {
-                    Ok(()) => json!({ "selected": member }),
+            Request::Reload => {
+                let answer = match self.reload_and_tell().await {
+                    Ok(told) => json!({ "reloaded": told }),
                     Err(error) => json!({ "error": error }),
                 };
                 asked.answer(&answer).await;
             }
-            Request::Flows => {
-                let flows = self.proxy.flows();
-                let flows: Vec<_> = flows.iter().map(|flow| flow.status()).collect();
-                asked.answer(&json!({ "flows": flows })).await;
-            }
-            Request::Kill { flows } => {
-                let (killed, unknown): (Vec<_>, Vec<_>) =
-                    flows.into_iter().partition(|flow| self.proxy.kill(*flow));
-                let answer = json!({ "killed": killed, "unknown": unknown });
-                asked.answer(&answer).await;
-            }
-            Request::Account => asked.answer(&json!(self.proxy.account())).await,
             Request::Detach { links } if links.is_empty() => {
                 asked.answer(&json!({ "stopping": true })).await;
                 return Ok(true);
             }
             Request::Detach { links } => self.begin_to_leave(&links, asked).await?,
+            // The server answers these itself.
+            _ => {}
         }
         Ok(false)
     }
 
+    /// Lets others look at the run.
+    fn show(&self) {
+        let counters = api::read_counters(self.place.clone());
+        self.teller.tell(api::facts(&self.config));
+        self.teller.runs(self.proxy.view(), counters);
+    }
+
     fn status(&self) -> serde_json::Value {
+        let view = self.proxy.view();
         json!({
             "pid": std::process::id(),
             "uptime_seconds": self.started.elapsed().as_secs(),
             "outbound": self.outbound(),
             "default": self.config.default_exit(),
-            "outbounds": self.proxy.outbounds(),
-            "groups": self.proxy.groups(),
+            "outbounds": view.outbounds(),
+            "groups": view.groups(),
             "servers": *self.servers.borrow(),
             "lan": self.config.lan.interfaces,
             "wan": self.config.wan.interfaces,
             "traffic": self.proxy.stats(),
             "tasks": tokio::runtime::Handle::current().metrics().num_alive_tasks(),
-            "dns": self.proxy.dns_stats(),
+            "dns": view.dns_stats(),
             "rules": self.lists.rules.len(),
             "learned": self.names_status(),
         })

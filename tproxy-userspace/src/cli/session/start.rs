@@ -18,7 +18,8 @@ use tproxy_userspace::control::preflight::KernelVersion;
 use tproxy_userspace::data::dns::Announcement;
 use tproxy_userspace::data::{Limits, Proxy, Sockets, Upstream};
 use tproxy_userspace::net::SocketFactory;
-use tproxy_userspace::observe::socket::Server;
+use tproxy_userspace::observe::api::Server;
+use tproxy_userspace::observe::log::Log;
 
 use super::super::run::policy;
 use super::super::upstream;
@@ -35,10 +36,10 @@ pub(super) struct Presence {
 
 impl Presence {
     /// Takes the place of the proxy in this gateway.
-    pub(super) fn new(place: &Place) -> Result<Self> {
+    pub(super) fn new(place: &Place, log: Log) -> Result<Self> {
         let lock = place.proxy_lock()?;
         Ok(Self {
-            server: Server::bind(&place.control_socket())?,
+            server: Server::bind(&place.control_socket(), log)?,
             _lock: lock,
         })
     }
