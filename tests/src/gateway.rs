@@ -64,7 +64,8 @@ impl Lab {
                 .to_str()
                 .context("the path of tproxy-bpf is not UTF-8")?,
         );
-        command.args(args);
+        // Tests read the log as people do, though it goes to a pipe.
+        command.args(args).env("TPROXY_BPF_LOG_FORMAT", "human");
         Ok(command)
     }
 

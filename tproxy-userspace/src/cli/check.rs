@@ -19,8 +19,11 @@ pub fn check(args: &CheckArgs) -> Result<ExitCode> {
         }
         Err(error) => return Err(error.into()),
     };
-    let names = || exempt::resolve(&config.exempt).map_err(anyhow::Error::from);
-    let lists = match Lists::load(&config).and_then(|found| names().map(|_| found)) {
+    let names = || {
+        exempt::resolve(&config.exempt)?;
+        anyhow::Ok(config.api.check()?)
+    };
+    let lists = match Lists::load(&config).and_then(|found| names().map(|()| found)) {
         Ok(lists) => lists,
         Err(error) if args.read.json => {
             let finding = json!({ "message": output::one_message(&error) });

@@ -4,8 +4,9 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use serde::Serialize;
-use tproxy_common::abi::{Counter, Effect, Reason};
+use tproxy_common::abi::{Counter, Reason};
 use tproxy_userspace::control::place::Place;
+pub use tproxy_userspace::observe::metrics::effect_word;
 
 use super::output::{self, Table};
 use super::{CountersArgs, pinned_maps};
@@ -17,15 +18,6 @@ struct Row {
     packets: u64,
     bytes: u64,
     sentence: &'static str,
-}
-
-/// The word for what happens to a packet.
-pub fn effect_word(effect: Effect) -> &'static str {
-    match effect {
-        Effect::Pass => "pass",
-        Effect::Steer => "steer",
-        Effect::Drop => "drop",
-    }
 }
 
 fn row((reason, counter): (Reason, Counter)) -> Row {

@@ -1,5 +1,6 @@
 //! The command line: one file a verb group.
 
+mod api;
 mod apply;
 mod asking;
 mod attach;
@@ -32,6 +33,7 @@ use clap_complete::Shell;
 
 use tproxy_userspace::control::bpf::Maps;
 use tproxy_userspace::control::place::Place;
+use tproxy_userspace::observe::log::Format;
 use tproxy_userspace::policy::source::Source;
 
 use self::explain::{Destination, SentBy};
@@ -99,6 +101,21 @@ enum Command {
         #[arg(value_name = "MEMBER")]
         member: String,
     },
+    /// Have the running proxy read its configuration anew, as SIGHUP does, and say what came of it.
+    ///
+    /// Ends with exit code 1 if it is refused; then the old configuration goes on to hold.
+    Reload,
+    /// Show or change what the running proxy's log tells.
+    ///
+    /// It holds until the proxy ends, or `[log]` changes in a configuration that it reads anew.
+    Log {
+        /// A level (off, error, warn, info, debug, trace), or directives such as "info,access=info", which tells of
+        /// each connection.
+        #[arg(value_name = "LEVEL|DIRECTIVES")]
+        filter: Option<String>,
+        #[command(flatten)]
+        read: ReadArgs,
+    },
     /// What would happen to such a packet, and why: the kernel's program, then the rules.
     ///
     /// A packet is made and the program is run on it. Nothing is sent or counted. It is the first of a TCP
@@ -164,6 +181,9 @@ struct RunArgs {
     /// ends there, within `takeover_drain` of its `[proxy]`.
     #[arg(long)]
     takeover: bool,
+    /// What the log looks like: "auto" is for people at a terminal and JSON elsewhere [default: `[log] format`, or auto].
+    #[arg(long, value_name = "FORMAT", env = "TPROXY_BPF_LOG_FORMAT", hide_env = true, value_parser = api::log_format)]
+    log_format: Option<Format>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -395,6 +415,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Flows(args) => flows::flows(&args),
         Command::Status(args) => status::status(&args),
         Command::Counters(args) => counters::counters(&args),
+        Command::Reload => api::reload(),
+        Command::Log { filter, read } => api::log(filter, &read),
         Command::Explain(args) => explain::explain(&args),
         Command::Check(args) => check::check(&args),
         Command::Schema => schema::schema(),

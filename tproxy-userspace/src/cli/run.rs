@@ -7,6 +7,7 @@ use std::str::FromStr;
 use anyhow::{Context, Result, bail};
 use tproxy_userspace::config::{Config, OnProxyDown, Outbound, Refusal};
 use tproxy_userspace::control::gateway;
+use tproxy_userspace::observe::log::Log;
 
 use super::{Policy, RunArgs, session};
 
@@ -14,9 +15,12 @@ use super::{Policy, RunArgs, session};
 pub const DEFAULT_CONFIG: &str = "/etc/tproxy-bpf/config.toml";
 
 pub fn run(args: RunArgs) -> Result<ExitCode> {
-    init_log();
     let first = config(&args, None)?;
     let file = file(&args);
+    let log = Log::start(
+        args.log_format.unwrap_or(first.log.format),
+        first.log.directives(),
+    );
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -25,6 +29,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         first,
         file,
         &|given| config(&args, given),
+        log,
         args.takeover,
     ))?;
     Ok(ExitCode::SUCCESS)
@@ -113,19 +118,4 @@ impl From<Policy> for OnProxyDown {
             Policy::Drop => Self::Drop,
         }
     }
-}
-
-/// Events go to standard error; `RUST_LOG` chooses which (default: info, without a line for each
-/// connection).
-fn init_log() {
-    use std::io::IsTerminal as _;
-    use tracing_subscriber::EnvFilter;
-    let filter =
-        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,access=warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .init();
 }

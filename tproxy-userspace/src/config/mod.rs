@@ -2,6 +2,7 @@
 //!
 //! A key is a field with its default in [`Config::preset`], and one line in `parse.rs`.
 
+mod api;
 mod check;
 mod dns;
 mod domain;
@@ -33,6 +34,7 @@ use documented::DocumentedFields;
 use ipnet::IpNet;
 use serde::{Serialize, Serializer};
 
+pub use api::{Api, ApiError, Log, Token};
 pub use check::Check;
 pub use dns::Dns;
 pub use domain::DomainSource;
@@ -92,6 +94,10 @@ pub struct Config {
     pub gateway: Gateway,
     /// `[proxy]`: the proxy itself.
     pub proxy: Proxy,
+    /// `[api]`: the control API by TCP.
+    pub api: Api,
+    /// `[log]`: what the log tells, and how.
+    pub log: Log,
 }
 
 /// How much of the traffic is proxied: a preset for other keys, each of which may override it.
@@ -320,6 +326,8 @@ impl Config {
                 takeover_drain: Duration::from_hours(1),
                 outbound: None,
             },
+            api: Api::default(),
+            log: Log::default(),
         }
     }
 

@@ -8,7 +8,7 @@ use super::error::ConfigError;
 use super::read::{Faults, Key, Table, document, known};
 use super::value::{at_least, boolean, choice, integer, list, number_or_text, text, within};
 use super::{
-    CgroupPath, Config, IdOrName, LinkPattern, Mark, OnProxyDown, Refusal, Stage, WanPattern,
+    CgroupPath, Config, IdOrName, LinkPattern, Mark, OnProxyDown, Refusal, Stage, WanPattern, api,
     check, dns, group, outbound, rule,
 };
 use crate::policy::prefix;
@@ -148,6 +148,8 @@ fn read_into(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
         });
         proxy.optional("outbound", &mut config.proxy.outbound, exit.some());
     });
+    api::read(root, &mut config.api, folder);
+    api::read_log(root, &mut config.log);
 }
 
 fn prefixes(table: &mut Table<'_>, key: &'static str, into: &mut Vec<ipnet::IpNet>) {

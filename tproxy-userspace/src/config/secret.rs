@@ -6,8 +6,86 @@ use std::ops::Range;
 /// The schemes whose user name is worth showing.
 const NAMED_USERS: [&str; 5] = ["socks5", "socks", "socks5h", "http", "https"];
 
+/// The key whose value is a secret by itself.
+const KEY: &str = "token";
+
 /// The byte ranges of a line that must not be shown, in order.
 pub(super) fn hidden(line: &str) -> Vec<Range<usize>> {
+    let mut ranges = hidden_of_keys(line);
+    let urls = hidden_of_urls(line).into_iter();
+    let apart =
+        |one: &Range<usize>, other: &Range<usize>| one.end <= other.start || other.end <= one.start;
+    let keys = ranges.clone();
+    ranges.extend(urls.filter(|url| keys.iter().all(|key| apart(key, url))));
+    ranges.sort_by_key(|range| range.start);
+    ranges
+}
+
+/// What stands behind `token =`, to the end of the string or, without quotes, of the line.
+fn hidden_of_keys(line: &str) -> Vec<Range<usize>> {
+    // A line that begins with what was probably meant to be this key has nothing else.
+    if let Some(end) = end_of_key(line)
+        && !line[end..].is_empty()
+    {
+        let value = line.len()
+            - line[end..]
+                .trim_start_matches([' ', '\t', '=', '"', '\''])
+                .len();
+        let is_whole = line[end..value].contains('=') && line[..value].ends_with(['"', '\'']);
+        let stop = match is_whole {
+            true => end_of_text(line, &line[..value], value),
+            false => line.len(),
+        };
+        return Some(value..stop)
+            .filter(|range| !range.is_empty())
+            .into_iter()
+            .collect();
+    }
+    let mut ranges = Vec::new();
+    let mut from = 0;
+    while let Some(found) = line[from..].find(KEY) {
+        let end = from + found + KEY.len();
+        let is_start = !line[..from + found].ends_with(is_of_key);
+        from = end;
+        let rest = line[end..].trim_start_matches(['"', '\'']).trim_start();
+        let Some(rest) = rest.strip_prefix('=').filter(|_| is_start) else {
+            continue;
+        };
+        let value = line.len() - rest.trim_start().len();
+        let is_quoted = line[value..].starts_with(['"', '\'']);
+        let start = value + usize::from(is_quoted);
+        let end = match is_quoted {
+            true => end_of_text(line, &line[..start], start),
+            false => line.len(),
+        };
+        if start < end {
+            ranges.push(start..end);
+        }
+        from = end;
+    }
+    ranges
+}
+
+/// Where the key ends that a line begins with, if it is this one or one slip away from it.
+fn end_of_key(line: &str) -> Option<usize> {
+    let letters = line.char_indices().filter(|(_, c)| c.is_alphanumeric());
+    let mut word = String::new();
+    for (at, letter) in letters.take(KEY.len() + 1) {
+        word.push(letter);
+        let end = at + letter.len_utf8();
+        let is_end = !line[end..].starts_with(is_of_key);
+        if is_end && strsim::damerau_levenshtein(&word, KEY) <= 1 {
+            return Some(end);
+        }
+    }
+    None
+}
+
+fn is_of_key(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "_-".contains(c)
+}
+
+fn hidden_of_urls(line: &str) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     let mut from = 0;
     while let Some(found) = line[from..].find("://") {
@@ -143,6 +221,15 @@ mod tests {
             ),
             (r#"url = "ss://Y2hhY2hhMjA=""#, Some(r#"url = "ss://***""#)),
             (r#"url = "me:pass@h:1""#, Some(r#"url = "***@h:1""#)),
+            (r#"token = "abc" # x"#, Some(r#"token = "***" # x"#)),
+            (
+                r"a = { 'token' = 'abc', b = 1 }",
+                Some(r"a = { 'token' = '***', b = 1 }"),
+            ),
+            ("token=abc", Some("token=***")),
+            (r#"token_file = "abc""#, None),
+            ("# the token is needed", None),
+            (r#"token = "a://b:c@d""#, Some(r#"token = "***""#)),
             (
                 r#"[{url="socks5://a:b@c"},{url="http://d:e@f"}]"#,
                 Some(r#"[{url="socks5://a:***@c"},{url="http://d:***@f"}]"#),

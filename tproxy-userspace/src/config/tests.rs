@@ -3,6 +3,7 @@ mod random;
 use super::*;
 use crate::data;
 use crate::data::dns::Prefer;
+use crate::observe::log::Format;
 use crate::policy::domain::Domain;
 use crate::policy::group::Key;
 use crate::policy::rule::Protocol;
@@ -86,7 +87,15 @@ masquerade = false
 [proxy]
 port = 0
 drain = "10s"
-takeover_drain = "1h""#;
+takeover_drain = "1h"
+
+[api]
+listen = []
+
+[log]
+format = "auto"
+level = "info"
+access = false"#;
 
 #[test]
 fn every_key_has_its_default() {
@@ -247,6 +256,16 @@ fn every_key_is_read() {
         drain = "0s"
         takeover_drain = "2h"
         outbound = "mine"
+        [api]
+        listen = ["127.0.0.1:9090", "[::1]:9090"]
+        token = "a secret word"
+        origins = ["https://Board.example", "http://192.0.2.9:8080/"]
+        hosts = ["Gateway.lan"]
+        dashboard = "board"
+        [log]
+        format = "json"
+        level = "warn,tproxy_userspace::data=debug"
+        access = true
         "#,
     )
     .unwrap();
@@ -396,6 +415,23 @@ fn every_key_is_read() {
             takeover_drain: Duration::from_hours(2),
             outbound: Some("mine".to_owned()),
         },
+        api: Api {
+            listen: ["127.0.0.1:9090", "[::1]:9090"]
+                .map(|address| address.parse().unwrap())
+                .to_vec(),
+            token: Some("a secret word".parse().unwrap()),
+            token_file: None,
+            origins: ["https://board.example", "http://192.0.2.9:8080"]
+                .map(str::to_owned)
+                .to_vec(),
+            hosts: vec!["gateway.lan".to_owned()],
+            dashboard: Some("conf/board".into()),
+        },
+        log: Log {
+            format: Format::Json,
+            level: "warn,tproxy_userspace::data=debug".parse().unwrap(),
+            access: true,
+        },
     };
     assert_eq!(config, expected);
     assert!(!format!("{config} {config:?}").contains("secret"));
@@ -529,7 +565,7 @@ fn unknown_keys_lead_to_known_ones() {
         (
             "colour = 1",
             "unknown key `colour`",
-            "known here: stage, on_proxy_down, lan, wan, outbound, group, check, rule, bypass, dns, sniff, exempt, tcp, udp, gateway, proxy",
+            "known here: stage, on_proxy_down, lan, wan, outbound, group, check, rule, bypass, dns, sniff, exempt, tcp, udp, gateway, proxy, api, log",
         ),
     ] {
         assert_eq!(only_finding(text), (message.to_owned(), help.to_owned()));

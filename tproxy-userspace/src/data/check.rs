@@ -118,8 +118,14 @@ impl Checker {
         self.settings.interval
     }
 
-    /// Checks an outbound, and notes what came of it.
-    async fn check(&self, way: &Way, protocol: Protocol, dialer: &Dialer, resolver: &Resolver) {
+    /// Checks an outbound, and notes what came of it: how long the answer took, or why there was none.
+    pub async fn check(
+        &self,
+        way: &Way,
+        protocol: Protocol,
+        dialer: &Dialer,
+        resolver: &Resolver,
+    ) -> Result<Duration, String> {
         let limit = self.settings.timeout;
         let dialer = Dialer {
             limit,
@@ -134,7 +140,9 @@ impl Checker {
         };
         let checked = timeout(limit, checking).await;
         let checked = checked.unwrap_or_else(|_| Err(format!("no answer within {limit:?}")));
-        way.checked(protocol, checked.map(|()| start.elapsed()));
+        let checked = checked.map(|()| start.elapsed());
+        way.checked(protocol, checked.clone());
+        checked
     }
 
     async fn tcp(&self, way: &Way, dialer: &Dialer, resolver: &Resolver) -> Result<(), String> {
@@ -217,7 +225,7 @@ pub async fn watch(shared: Arc<Shared>, dialer: Dialer, resolver: Resolver) {
                     let (way, checker) = (Arc::clone(way), Arc::clone(router.checker()));
                     let (dialer, resolver) = (dialer.clone(), resolver.clone());
                     running.spawn(async move {
-                        checker.check(&way, protocol, &dialer, &resolver).await;
+                        let _ = checker.check(&way, protocol, &dialer, &resolver).await;
                     });
                 }
             }

@@ -272,6 +272,24 @@ impl Live {
         }
         sums.into()
     }
+
+    /// Bytes by outbound, without the rest of the account, which is larger.
+    #[must_use]
+    pub fn outbound_bytes(&self) -> Vec<(Arc<str>, Bytes)> {
+        let ended = lock(&self.ended);
+        let mut sums = ended.outbounds.clone();
+        for flow in lock(&self.flows).values() {
+            let bytes = flow.bytes();
+            if let Some(choice) = flow.choice().filter(|_| bytes != Bytes::default()) {
+                let name = Arc::clone(&choice.way.name);
+                sums.entry(name).or_default().add(bytes);
+            }
+        }
+        drop(ended);
+        let mut sums = Vec::from_iter(sums);
+        sums.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        sums
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

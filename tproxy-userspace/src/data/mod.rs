@@ -25,6 +25,7 @@ mod stream;
 mod tcp;
 mod tls;
 mod udp;
+mod view;
 mod way;
 
 pub use self::check::{CheckSettings, CheckUrl};
@@ -39,6 +40,7 @@ pub use self::router::{Explained, Named, NamedRule, Resolving, Routing, Sniff, T
 pub use self::sockets::Sockets;
 pub use self::stats::Stats;
 pub use self::udp::{Draining, Inherited};
+pub use self::view::View;
 pub use self::way::{HealthStatus, OutboundStatus, Upstream};
 
 use std::io;

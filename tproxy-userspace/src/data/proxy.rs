@@ -13,23 +13,21 @@ use tokio::time::timeout;
 
 use super::Error;
 use super::check;
-use super::dns::{self, Announcement, Choose, Dns, DnsStats, Group};
-use super::exit::GroupStatus;
+use super::dns::{self, Announcement, Choose, Dns, Group};
 use super::guard::Guard;
 use super::hands::Hands;
 use super::limits::{Budget, Limits};
-use super::live::{Account, Flow};
 use super::outbound::Dialer;
 use super::record::Shared;
 use super::resolve::Resolver;
-use super::router::{Explained, Resolving, Router, Routing};
+use super::router::{Resolving, Router, Routing};
 use super::sockets::Sockets;
 use super::stats::Stats;
 use super::tcp::{self, TcpRelay};
 use super::udp::{Receiver, UdpRelay};
-use super::way::{OutboundStatus, Upstream, follow, keep};
+use super::view::View;
+use super::way::{Upstream, follow, keep};
 use crate::net::{SocketFactory, raise_open_files};
-use crate::policy::rule::{Protocol, Query};
 
 /// A running proxy. Dropping it stops it at once; [`drain`](Self::drain) lets connections end.
 #[derive(Debug)]
@@ -62,6 +60,14 @@ impl Choose for ByRules {
         } else {
             Group::Proxy
         }
+    }
+}
+
+/// How the resolver answers a question for this name.
+pub(super) fn resolving(shared: &Arc<Shared>, name: Option<&str>) -> Resolving {
+    let group = |name| ByRules(Arc::clone(shared)).group(name).to_string();
+    Resolving {
+        group: name.map(group),
     }
 }
 
@@ -211,39 +217,10 @@ impl Proxy {
         Ok(Some(learned))
     }
 
-    /// What the resolver did so far, if there is one.
-    #[must_use]
-    pub fn dns_stats(&self) -> Option<DnsStats> {
-        self.dns.get().map(|dns| dns.stats())
-    }
-
     /// Does everything that asks for this name at this address go to its destination itself, whoever it is?
     #[must_use]
     pub fn is_always_direct(&self, name: &str, address: IpAddr) -> bool {
         self.shared.router().is_always_direct(name, address)
-    }
-
-    /// What the rules say of a connection or datagram that is steered.
-    #[must_use]
-    pub fn explain(&self, query: &Query<'_>) -> Explained {
-        let router = self.shared.router();
-        let mut explained = router.explain(query);
-        if query.destination.port() == dns::PORT && self.dns.get().is_some() {
-            let group = |name| ByRules(Arc::clone(&self.shared)).group(name).to_string();
-            explained.resolver = Some(Resolving {
-                group: query.name.map(group),
-            });
-        }
-        explained
-    }
-
-    /// The addresses that devices get for a name. None: this proxy has no resolver.
-    pub fn look_up(
-        &self,
-        name: String,
-    ) -> impl Future<Output = Option<Result<Vec<IpAddr>, &'static str>>> + Send + 'static {
-        let dns = self.dns.get();
-        async move { Some(dns?.addresses(&name).await) }
     }
 
     /// The gateway's own addresses, whenever they change: a server at one of them may be this proxy.
@@ -257,53 +234,24 @@ impl Proxy {
         self.shared.servers()
     }
 
-    /// What is known of the outbounds.
+    /// What others see of it.
     #[must_use]
-    pub fn outbounds(&self) -> Vec<OutboundStatus> {
-        self.shared.router().outbounds()
-    }
-
-    /// What the groups do.
-    #[must_use]
-    pub fn groups(&self) -> Vec<GroupStatus> {
-        self.shared.router().groups()
-    }
-
-    /// From now on new connections that take the group take this member of it.
-    ///
-    /// # Errors
-    /// What is wrong, for people.
-    pub fn select(&self, group: &str, member: &str) -> Result<(), String> {
-        self.shared.router().select(group, member)
+    pub fn view(&self) -> View {
+        View {
+            shared: Arc::clone(&self.shared),
+            resolver: self.resolver.clone(),
+            dialer: self.dialer.clone(),
+            dns: Arc::clone(&self.dns),
+            tcp: Arc::clone(&self.tcp),
+            udp: Arc::clone(&self.udp),
+            budget: self.budget,
+        }
     }
 
     /// Where devices' traffic arrives. None once that is over.
     #[must_use]
     pub fn sockets(&self) -> Option<&Sockets> {
         self.sockets.as_ref()
-    }
-
-    /// What lives, the oldest first.
-    #[must_use]
-    pub fn flows(&self) -> Vec<Arc<Flow>> {
-        self.shared.live.all()
-    }
-
-    /// Ends a connection (with RST, to both sides) or an association. Returns whether it lived.
-    pub fn kill(&self, id: u64) -> bool {
-        let Some(flow) = self.shared.live.get(id) else {
-            return false;
-        };
-        match flow.protocol {
-            Protocol::Tcp => self.tcp.reset(&flow),
-            Protocol::Udp => self.udp.end(&flow),
-        }
-    }
-
-    /// Who sent and got how much.
-    #[must_use]
-    pub fn account(&self) -> Account {
-        self.shared.live.account()
     }
 
     /// What it did so far.

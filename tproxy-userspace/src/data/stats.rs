@@ -93,6 +93,13 @@ impl Counters {
         }
     }
 
+    /// How many connections and associations ended in each way, those that never occurred included.
+    #[must_use]
+    pub fn ended_by_outcome(&self) -> Vec<(Outcome, u64)> {
+        let count = |outcome: &Outcome| (*outcome, self.ended(*outcome).load(Relaxed));
+        Outcome::ALL.iter().map(count).collect()
+    }
+
     /// A snapshot.
     #[must_use]
     pub fn snapshot(&self, budget: Budget) -> Stats {

@@ -20,6 +20,10 @@ use tproxy_common::abi::{MARK_EXEMPT, MARK_MASK};
 
 /// Connections that wait to be accepted. The kernel caps it at `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
+/// The same of the control API, which few people use.
+const API_BACKLOG: i32 = 64;
+/// How long a client of the control API may take for what it is sent.
+const API_PATIENCE: Duration = Duration::from_secs(30);
 /// Buffer of the two sockets that all devices share, in bytes: a burst of 128 of the largest datagrams.
 const SHARED_BUFFER: usize = 8 << 20;
 /// Buffer of a socket that one device has for itself, in bytes.
@@ -42,6 +46,8 @@ pub enum Purpose {
     Association,
     /// Asks a name server.
     Lookup,
+    /// Accepts connections to the control API.
+    Api,
 }
 
 impl fmt::Display for Purpose {
@@ -52,6 +58,7 @@ impl fmt::Display for Purpose {
             Self::Connection => "the TCP connection",
             Self::Association => "the UDP association",
             Self::Lookup => "the socket for a look-up",
+            Self::Api => "the listener of the control API",
         })
     }
 }
@@ -77,6 +84,17 @@ pub enum NetError {
 }
 
 impl NetError {
+    /// The listener of the control API was made and then not taken.
+    #[must_use]
+    pub fn api(address: SocketAddr, source: io::Error) -> Self {
+        Self::Socket {
+            operation: "using",
+            purpose: Purpose::Api,
+            address,
+            source,
+        }
+    }
+
     /// The kernel's answer.
     #[must_use]
     pub fn io(&self) -> &io::Error {
@@ -155,6 +173,23 @@ impl SocketFactory {
         steps.did("setting options of", socket.set_reuse_address(true))?;
         steps.did("binding", socket.bind(&address.into()))?;
         steps.did("listening on", socket.listen(BACKLOG))?;
+        Ok(socket.into())
+    }
+
+    /// A listening TCP socket for the control API. What it answers is marked, so it is never steered.
+    ///
+    /// # Errors
+    /// The step that failed.
+    pub fn api_listener(self, address: SocketAddr) -> Result<std::net::TcpListener, NetError> {
+        let steps = Steps::new(Purpose::Api, address);
+        let socket = self.socket(steps, Type::STREAM, Protocol::TCP)?;
+        steps.did("setting options of", socket.set_reuse_address(true))?;
+        steps.did("setting options of", socket.set_tcp_nodelay(true))?;
+        // Who does not read the answers loses the place to others.
+        let limit = Some(API_PATIENCE);
+        steps.did("setting options of", socket.set_tcp_user_timeout(limit))?;
+        steps.did("binding", socket.bind(&address.into()))?;
+        steps.did("listening on", socket.listen(API_BACKLOG))?;
         Ok(socket.into())
     }
 

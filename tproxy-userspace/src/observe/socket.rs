@@ -1,28 +1,29 @@
-//! The control socket: a Unix socket, for root alone. A request is one line
-//! of JSON, and so is the answer.
+//! The client's side of the control API: what the commands ask the running proxy, by HTTP on a Unix socket that is for
+//! root alone.
 
-use std::fs;
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream as BlockingStream;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use http::Method;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Mutex, mpsc};
-use tokio::task::AbortHandle;
+use serde_json::{Value, json};
 
 use crate::policy::rule::Protocol;
 
-/// The longest request that is read, in bytes.
-const MAX_REQUEST: u64 = 4 << 20;
-/// How long a client may take for its request.
-const REQUEST_TIME: Duration = Duration::from_secs(5);
-/// Requests that wait for their answers; who comes then waits before that.
-const QUEUE: usize = 16;
+/// The largest answer that is read, in bytes: some hundred thousand flows.
+const MAX_ANSWER: u64 = 256 << 20;
+/// The largest head of an answer, in bytes.
+const MAX_HEAD: usize = 16 * 1024;
+/// What stands for itself in a URL.
+const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 
 /// What can be asked of a proxy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,11 +74,87 @@ pub enum Request {
     },
     /// Who sent and got how much.
     Account,
+    /// Read the configuration anew and put it into force, as SIGHUP does.
+    Reload,
+    /// Which events the log tells, and from now on these if a filter is given.
+    Log {
+        /// A level, or directives of `tracing`.
+        filter: Option<String>,
+    },
     /// Give up these links when the connections have ended.
     Detach {
         /// Their names.
         links: Vec<String>,
     },
+}
+
+impl Request {
+    /// Method, path and body.
+    fn http(&self) -> (Method, String, Option<Value>) {
+        let get = |path: &str| (Method::GET, path.to_owned(), None);
+        match self {
+            Self::Status => get("/v1/status"),
+            Self::Explain {
+                protocol,
+                source,
+                destination,
+                name,
+            } => {
+                let protocol = match protocol {
+                    Protocol::Tcp => "tcp",
+                    Protocol::Udp => "udp",
+                };
+                let mut path = format!(
+                    "/v1/explain?protocol={protocol}&source={}&destination={}",
+                    escaped(&source.to_string()),
+                    escaped(&destination.to_string())
+                );
+                if let Some(name) = name {
+                    path.push_str(&format!("&name={}", escaped(name)));
+                }
+                (Method::GET, path, None)
+            }
+            Self::LookUp { name } => get(&format!("/v1/lookup?name={}", escaped(name))),
+            Self::Select { group, member } => (
+                Method::PUT,
+                format!("/v1/groups/{}", escaped(group)),
+                Some(json!({ "member": member })),
+            ),
+            Self::Apply {
+                text,
+                path,
+                confirm_seconds,
+            } => (
+                Method::POST,
+                "/v1/apply".to_owned(),
+                Some(json!({ "text": text, "path": path, "confirm_seconds": confirm_seconds })),
+            ),
+            Self::Confirm => (Method::POST, "/v1/confirm".to_owned(), None),
+            Self::Flows => get("/v1/flows"),
+            Self::Kill { flows } => (
+                Method::DELETE,
+                "/v1/flows".to_owned(),
+                Some(json!({ "flows": flows })),
+            ),
+            Self::Account => get("/v1/account"),
+            Self::Reload => (Method::POST, "/v1/reload".to_owned(), None),
+            Self::Log { filter: None } => get("/v1/log"),
+            Self::Log { filter } => (
+                Method::PUT,
+                "/v1/log".to_owned(),
+                Some(json!({ "filter": filter })),
+            ),
+            Self::Detach { links } => (
+                Method::POST,
+                "/v1/detach".to_owned(),
+                Some(json!({ "links": links })),
+            ),
+        }
+    }
+}
+
+fn escaped(text: &str) -> String {
+    utf8_percent_encode(text, PLAIN).to_string()
 }
 
 /// Why asking failed.
@@ -103,180 +180,120 @@ pub enum Error {
     },
 }
 
-/// The listening side.
-#[derive(Debug)]
-pub struct Server {
-    asked: Mutex<mpsc::Receiver<Asked>>,
-    accepting: AbortHandle,
-    path: PathBuf,
-}
-
-/// One request, to be answered.
-#[derive(Debug)]
-pub struct Asked {
-    /// What is asked.
-    pub request: Request,
-    stream: UnixStream,
-}
-
-impl Server {
-    /// Listens at this path. What a killed proxy left there is replaced: only the holder of the
-    /// proxy's lock may call this.
-    ///
-    /// # Errors
-    /// [`Error::Bind`].
-    ///
-    /// # Panics
-    /// Outside a Tokio runtime.
-    pub fn bind(path: &Path) -> Result<Self, Error> {
-        let path = path.to_owned();
-        let bind = || {
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-            let listener = UnixListener::bind(&path)?;
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
-            Ok(listener)
-        };
-        match bind() {
-            Ok(listener) => {
-                let (queue, asked) = mpsc::channel(QUEUE);
-                Ok(Self {
-                    asked: Mutex::new(asked),
-                    accepting: tokio::spawn(accept(listener, queue)).abort_handle(),
-                    path,
-                })
-            }
-            Err(source) => Err(Error::Bind { path, source }),
-        }
-    }
-
-    /// The next request that can be understood. Others are answered here. Nothing is lost when the future is
-    /// dropped.
-    pub async fn next(&self) -> Asked {
-        match self.asked.lock().await.recv().await {
-            Some(asked) => asked,
-            // The runtime ends, and with it who waits here.
-            None => std::future::pending().await,
-        }
-    }
-}
-
-/// Reads requests, each in a task of its own: a client that is slow keeps no other waiting.
-async fn accept(listener: UnixListener, queue: mpsc::Sender<Asked>) {
-    loop {
-        let Ok((stream, _)) = listener.accept().await else {
-            // Out of descriptors, most likely: they come back.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        let queue = queue.clone();
-        tokio::spawn(async move {
-            match tokio::time::timeout(REQUEST_TIME, read_request(stream)).await {
-                // With the server gone there is nobody to answer.
-                Ok(Ok(asked)) => drop(queue.send(asked).await),
-                Ok(Err(error)) => tracing::debug!("control socket: {error}"),
-                Err(_) => tracing::debug!("control socket: a client sent no request"),
-            }
-        });
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.accepting.abort();
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-async fn read_request(stream: UnixStream) -> io::Result<Asked> {
-    let mut reader = tokio::io::BufReader::new(stream).take(MAX_REQUEST);
-    let mut line = String::new();
-    reader.read_line(&mut line).await?;
-    let mut stream = reader.into_inner().into_inner();
-    match serde_json::from_str(&line) {
-        Ok(request) => Ok(Asked { request, stream }),
-        Err(error) => {
-            let answer = serde_json::json!({ "error": format!("not a request: {error}") });
-            stream.write_all(format!("{answer}\n").as_bytes()).await?;
-            Err(io::Error::new(io::ErrorKind::InvalidData, error))
-        }
-    }
-}
-
-impl Asked {
-    /// Answers. Whoever asked may have gone, which is no concern of the proxy.
-    pub async fn answer(mut self, answer: &serde_json::Value) {
-        let _ = self
-            .stream
-            .write_all(format!("{answer}\n").as_bytes())
-            .await;
-    }
-}
-
-/// Asks the proxy that listens at this path and waits for the answer.
+/// Asks the proxy that listens at this path and waits for the answer. What it refuses is an answer with the key
+/// "error".
 ///
 /// # Errors
 /// [`Error::Ask`].
-pub fn ask(path: &Path, request: &Request, patience: Duration) -> Result<serde_json::Value, Error> {
-    let ask = || {
-        let mut stream = BlockingStream::connect(path)?;
-        stream.set_read_timeout(Some(patience))?;
-        stream.write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())?;
-        let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line)?;
-        Ok(serde_json::from_str(&line)?)
-    };
-    ask().map_err(|source| Error::Ask {
+pub fn ask(path: &Path, request: &Request, patience: Duration) -> Result<Value, Error> {
+    exchange(path, request, patience).map_err(|source| Error::Ask {
         path: path.to_owned(),
         source,
     })
+}
+
+fn exchange(path: &Path, request: &Request, patience: Duration) -> io::Result<Value> {
+    let deadline = Instant::now() + patience;
+    let (method, target, body) = request.http();
+    let body = body.map(|body| body.to_string()).unwrap_or_default();
+    let mut stream = UnixStream::connect(path)?;
+    stream.set_write_timeout(Some(patience))?;
+    write!(
+        stream,
+        "{method} {target} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\
+         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut answer = Vec::new();
+    let mut head = None;
+    let mut buffer = vec![0; 64 * 1024];
+    loop {
+        if head.is_none() {
+            head = end_of_head(&answer)?;
+        }
+        if let Some((start, length)) = head
+            && answer.len() - start >= length
+        {
+            return Ok(serde_json::from_slice(&answer[start..start + length])?);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut buffer) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => answer.extend_from_slice(&buffer[..read]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Where the body begins and how long it is. None: the head is not there yet.
+fn end_of_head(bytes: &[u8]) -> io::Result<Option<(usize, usize)>> {
+    let invalid = |what: &'static str| io::Error::new(io::ErrorKind::InvalidData, what);
+    let mut headers = [httparse::EMPTY_HEADER; 32];
+    let mut response = httparse::Response::new(&mut headers);
+    let parsed = response.parse(bytes);
+    let start = match parsed.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))? {
+        httparse::Status::Complete(start) => start,
+        httparse::Status::Partial if bytes.len() > MAX_HEAD => {
+            return Err(invalid("the answer's head is too long"));
+        }
+        httparse::Status::Partial => return Ok(None),
+    };
+    let mut headers = response.headers.iter();
+    let length = headers
+        .find(|header| header.name.eq_ignore_ascii_case("content-length"))
+        .and_then(|header| std::str::from_utf8(header.value).ok()?.parse::<u64>().ok())
+        .filter(|length| *length <= MAX_ANSWER)
+        .ok_or_else(|| invalid("the answer has no usable length"))?;
+    let length = usize::try_from(length).map_err(|_| invalid("the answer is too long"))?;
+    Ok(Some((start, length)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_request_is_answered_and_nonsense_is_refused() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        let server = Server::bind(&path).unwrap();
-        let asked_path = path.clone();
-        let client = tokio::task::spawn_blocking(move || {
-            let mut nonsense = BlockingStream::connect(&asked_path).unwrap();
-            nonsense.write_all(b"{\"verb\":\"dance\"}\n").unwrap();
-            let mut refusal = String::new();
-            BufReader::new(nonsense).read_line(&mut refusal).unwrap();
-            let answer = ask(&asked_path, &Request::Status, Duration::from_secs(5)).unwrap();
-            (refusal, answer)
-        });
-        let asked = server.next().await;
-        assert_eq!(asked.request, Request::Status);
-        asked.answer(&serde_json::json!({ "well": true })).await;
-        let (refusal, answer) = client.await.unwrap();
-        assert!(refusal.contains("not a request"), "{refusal}");
-        assert_eq!(answer["well"], true);
-        drop(server);
-        assert!(!path.exists());
+    #[test]
+    fn a_request_is_a_route() {
+        let explain = Request::Explain {
+            protocol: Protocol::Udp,
+            source: "[2001:db8::1]:5".parse().unwrap(),
+            destination: "192.0.2.1:443".parse().unwrap(),
+            name: Some("a&b=c".to_owned()),
+        };
+        let (method, path, body) = explain.http();
+        assert_eq!(method, Method::GET);
+        assert_eq!(
+            path,
+            "/v1/explain?protocol=udp&source=%5B2001%3Adb8%3A%3A1%5D%3A5&destination=192.0.2.1%3A443&name=a%26b%3Dc"
+        );
+        assert!(body.is_none());
+        let group = "a/../b c".to_owned();
+        let select = Request::Select {
+            group,
+            member: "m".to_owned(),
+        };
+        assert_eq!(select.http().1, "/v1/groups/a%2F..%2Fb%20c");
     }
-    /// Who waits for requests waits for other things as well, and those may come in the middle of one.
-    #[tokio::test]
-    async fn a_request_is_not_lost_with_the_future_that_waits_for_it() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("socket");
-        let server = Server::bind(&path).unwrap();
-        let mut client = UnixStream::connect(&path).await.unwrap();
-        for _ in 0..10 {
-            let waiting = tokio::time::timeout(Duration::ZERO, server.next()).await;
-            assert!(waiting.is_err());
+
+    #[test]
+    fn an_answer_is_read_by_its_length() {
+        let head = |text: &str| end_of_head(text.as_bytes());
+        let whole = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}";
+        assert_eq!(head(whole).unwrap(), Some((whole.len() - 2, 2)));
+        assert_eq!(head("HTTP/1.1 200 OK\r\ncontent-le").unwrap(), None);
+        for bad in [
+            "SSH-2.0-x\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n",
+            "HTTP/1.1 200 OK\r\ncontent-length: 99999999999\r\n\r\n",
+        ] {
+            head(bad).unwrap_err();
         }
-        client.write_all(b"{\"verb\":\"status\"}\n").await.unwrap();
-        let asked = server.next().await;
-        asked.answer(&serde_json::json!({ "well": true })).await;
-        let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
-        assert!(answer.contains("well"), "{answer}");
+        head(&format!("HTTP/1.1 200 OK\r\nx: {}", "y".repeat(MAX_HEAD))).unwrap_err();
     }
 }

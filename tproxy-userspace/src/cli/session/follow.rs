@@ -8,7 +8,7 @@ use tproxy_userspace::control::place::Place;
 use tproxy_userspace::control::{bypass, cgroup, exempt, preflight};
 
 use super::super::lists::Lists;
-use super::super::upstream;
+use super::super::{api, upstream};
 use super::Session;
 use super::links::selection;
 use super::start::enforce;
@@ -42,10 +42,12 @@ impl Session<'_> {
     pub(super) async fn change(&mut self, config: Config, lists: Lists) -> Result<()> {
         exempt::check(&config.exempt)?;
         preflight::check_links(&selection(&config), &self.snapshot)?;
+        let listening = api::prepare(&self.teller, &config)?;
         for (key, differs) in [
             ("[tcp]", config.tcp != self.config.tcp),
             ("[udp]", config.udp != self.config.udp),
             ("proxy.port", config.proxy.port != self.config.proxy.port),
+            ("log.format", config.log.format != self.config.log.format),
         ] {
             if differs {
                 tracing::warn!("{key} has changed, which takes a restart to come into force");
@@ -60,6 +62,11 @@ impl Session<'_> {
         }
         let before = std::mem::replace(&mut self.config, config);
         self.lists = lists;
+        self.teller.listen(listening);
+        self.teller.tell(api::facts(&self.config));
+        if before.log != self.config.log {
+            self.teller.log().configure(self.config.log.directives());
+        }
         if before.gateway.forward && !self.config.gateway.forward {
             let _lock = self.place.lock()?;
             self.gateway.disable_forwarding()?;

@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use tproxy_userspace::config::{Config, WanPattern};
 use tproxy_userspace::control::gateway::{self, Synced};
 use tproxy_userspace::control::sync::{Roles, Selection, wanted};
-use tproxy_userspace::observe::socket::Asked;
+use tproxy_userspace::observe::api::Asked;
 
 use super::Session;
 

@@ -25,9 +25,10 @@ use tproxy_userspace::control::place::Place;
 use tproxy_userspace::control::{self, cgroup, exempt, preflight};
 use tproxy_userspace::data::dns::Settings;
 use tproxy_userspace::data::{Handed, Proxy};
+use tproxy_userspace::observe::api::{Asked, Teller};
+use tproxy_userspace::observe::log::Log;
 use tproxy_userspace::observe::service::{Event, Manager};
-use tproxy_userspace::observe::socket::{Asked, Request};
-use tproxy_userspace::policy::rule::Query;
+use tproxy_userspace::observe::socket::Request;
 
 use self::follow::{cgroups_changed, watch_cgroups};
 use self::learn::{Names, announced};
@@ -35,6 +36,7 @@ use self::links::{Leaving, selection};
 use self::signals::{Caught, Signals};
 use self::start::{Begun, Presence, Reader, close, start};
 use self::takeover::{Heir, Testator, ready};
+use super::api;
 use super::lists::Lists;
 use super::upstream;
 
@@ -74,6 +76,8 @@ struct Session<'a> {
     proxy: Proxy,
     /// The addresses of the outbound's server.
     servers: watch::Receiver<BTreeSet<IpAddr>>,
+    /// Tells others of the run.
+    teller: Teller,
     watch: Watch,
     manager: Manager,
     /// Tells when exempt cgroups come and go, or somebody edits who is exempt.
@@ -93,6 +97,7 @@ pub async fn run(
     config: Config,
     file: Option<PathBuf>,
     reread: Reread<'_>,
+    log: Log,
     takeover: bool,
 ) -> Result<()> {
     // What can be wrong with the words is found before anything is touched.
@@ -118,13 +123,13 @@ pub async fn run(
     let (begun, presence) = if let Some((mut testator, sockets, lock)) = testator {
         let opening = upstream::open(&config, routing, own, Some(sockets));
         let (begun, presence, state) = tokio::select! {
-            taken = testator.take_over(opening, lock, &config, &lists.bypass, &place, kernel) => taken?,
+            taken = testator.take_over(opening, (lock, log), &config, &lists.bypass, &place, kernel) => taken?,
             () = signals.stop() => return Ok(()),
         };
         inherited = Some((testator, state));
         (begun, presence)
     } else {
-        let presence = Presence::new(&place)?;
+        let presence = Presence::new(&place, log)?;
         let opened = tokio::select! {
             opened = upstream::open(&config, routing, own, None) => opened.map(Some),
             () = signals.stop() => Ok(None),
@@ -150,6 +155,17 @@ pub async fn run(
         proxy,
         learned,
     } = begun;
+    let teller = presence.teller();
+    let listening = match api::prepare(&teller, &config) {
+        Ok(listening) => listening,
+        Err(error) => {
+            if inherited.is_none() {
+                drop(proxy);
+                close(Some(gateway), &place, &snapshot, presence).await;
+            }
+            return Err(error);
+        }
+    };
     let mut session = Session {
         dns: upstream::dns(&config),
         config,
@@ -165,6 +181,7 @@ pub async fn run(
         gateway,
         servers: proxy.servers(),
         proxy,
+        teller,
         watch,
         manager: Manager::from_environment(),
         snapshot,
@@ -173,9 +190,16 @@ pub async fn run(
         leaving: Vec::new(),
     };
     let presence = match inherited {
-        Some((testator, state)) => session.succeed(testator, state, presence).await?,
+        Some((testator, state)) => {
+            let served = session.succeed(testator, state, (presence, listening));
+            served.await?
+        }
         None => match session.first_sync().await {
-            Ok(()) => presence,
+            Ok(()) => {
+                session.show();
+                session.teller.listen(listening);
+                presence
+            }
             Err(error) => {
                 session.stop(&mut signals, presence).await;
                 return Err(error);
@@ -215,7 +239,7 @@ impl Session<'_> {
             tokio::select! {
                 signal = signals.next() => match signal {
                     Caught::Stop => break Ok(()),
-                    Caught::Hangup => self.reload_and_tell().await,
+                    Caught::Hangup => drop(self.reload_and_tell().await),
                 },
                 snapshot = self.watch.next() => {
                     self.snapshot = match snapshot {
@@ -318,36 +342,9 @@ impl Session<'_> {
     async fn answer(&mut self, asked: Asked) -> Result<bool> {
         match asked.request.clone() {
             Request::Status => asked.answer(&self.status()).await,
-            Request::Explain {
-                protocol,
-                source,
-                destination,
-                name,
-            } => {
-                let name = name.as_deref();
-                let query = Query {
-                    protocol,
-                    source,
-                    destination,
-                    name,
-                };
-                asked.answer(&json!(self.proxy.explain(&query))).await;
-            }
-            Request::LookUp { name } => {
-                let found = self.proxy.look_up(name);
-                // DNS servers take their time, and others want answers meanwhile.
-                tokio::spawn(async move {
-                    let answer = match found.await {
-                        None => json!({ "addresses": null }),
-                        Some(Ok(addresses)) => json!({ "addresses": addresses }),
-                        Some(Err(error)) => json!({ "error": error }),
-                    };
-                    asked.answer(&answer).await;
-                });
-            }
-            Request::Select { group, member } => {
-                let answer = match self.proxy.select(&group, &member) {
-                    Ok(()) => json!({ "selected": member }),
+            Request::Reload => {
+                let answer = match self.reload_and_tell().await {
+                    Ok(told) => json!({ "reloaded": told }),
                     Err(error) => json!({ "error": error }),
                 };
                 asked.answer(&answer).await;
@@ -362,35 +359,33 @@ impl Session<'_> {
                 asked.answer(&answer).await;
             }
             Request::Confirm => asked.answer(&self.confirm()).await,
-            Request::Flows => {
-                let flows = self.proxy.flows();
-                let flows: Vec<_> = flows.iter().map(|flow| flow.status()).collect();
-                asked.answer(&json!({ "flows": flows })).await;
-            }
-            Request::Kill { flows } => {
-                let (killed, unknown): (Vec<_>, Vec<_>) =
-                    flows.into_iter().partition(|flow| self.proxy.kill(*flow));
-                let answer = json!({ "killed": killed, "unknown": unknown });
-                asked.answer(&answer).await;
-            }
-            Request::Account => asked.answer(&json!(self.proxy.account())).await,
             Request::Detach { links } if links.is_empty() => {
                 asked.answer(&json!({ "stopping": true })).await;
                 return Ok(true);
             }
             Request::Detach { links } => self.begin_to_leave(&links, asked).await?,
+            // The server answers these itself.
+            _ => {}
         }
         Ok(false)
     }
 
+    /// Lets others look at the run.
+    fn show(&self) {
+        let counters = api::read_counters(self.place.clone());
+        self.teller.tell(api::facts(&self.config));
+        self.teller.runs(self.proxy.view(), counters);
+    }
+
     fn status(&self) -> serde_json::Value {
+        let view = self.proxy.view();
         json!({
             "pid": std::process::id(),
             "uptime_seconds": self.started.elapsed().as_secs(),
             "outbound": self.outbound(),
             "default": self.config.default_exit(),
-            "outbounds": self.proxy.outbounds(),
-            "groups": self.proxy.groups(),
+            "outbounds": view.outbounds(),
+            "groups": view.groups(),
             "servers": *self.servers.borrow(),
             "lan": self.config.lan.interfaces,
             "wan": self.config.wan.interfaces,
@@ -398,7 +393,7 @@ impl Session<'_> {
             "draining": self.proxy.draining(),
             "traffic": self.proxy.stats(),
             "tasks": tokio::runtime::Handle::current().metrics().num_alive_tasks(),
-            "dns": self.proxy.dns_stats(),
+            "dns": view.dns_stats(),
             "rules": self.lists.rules.len(),
             "learned": self.names_status(),
         })

@@ -2,6 +2,7 @@
 
 use tproxy_userspace::observe::service::Event;
 
+use super::super::output::one_message;
 use super::Session;
 
 impl Session<'_> {
@@ -17,21 +18,23 @@ impl Session<'_> {
         self.manager.tell(Event::Ready { status: &summary });
     }
 
-    /// Reloads. A failure is told, and changes nothing.
-    pub(super) async fn reload_and_tell(&mut self) {
+    /// Reloads, and tells how that went: the log, the service manager, and whoever asked. A failure changes nothing.
+    pub(super) async fn reload_and_tell(&mut self) -> Result<String, String> {
         self.manager.tell(Event::Reloading);
         match self.reload().await {
             Ok(()) => {
                 let summary = self.summary();
                 tracing::info!("reloaded: {summary}");
                 self.manager.tell(Event::Ready { status: &summary });
+                Ok(summary)
             }
             Err(error) => {
-                let reason = format!("{error:#}");
+                let reason = one_message(&error);
                 tracing::error!(
                     "the reload failed, and the old configuration goes on to hold: {reason}"
                 );
                 self.manager.tell(Event::Refused { reason: &reason });
+                Err(reason)
             }
         }
     }

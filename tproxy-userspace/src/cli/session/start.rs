@@ -20,7 +20,8 @@ use tproxy_userspace::control::preflight::KernelVersion;
 use tproxy_userspace::data::dns::Announcement;
 use tproxy_userspace::data::{Inheritance, Limits, Proxy, Sockets, Upstream};
 use tproxy_userspace::net::SocketFactory;
-use tproxy_userspace::observe::socket::{Asked, Server};
+use tproxy_userspace::observe::api::{Asked, Server, Teller};
+use tproxy_userspace::observe::log::Log;
 
 use super::super::run::policy;
 use super::super::upstream;
@@ -34,29 +35,39 @@ pub(super) type Reader = mpsc::Receiver<Announcement>;
 pub(super) struct Presence {
     /// Closed while another process is let take over.
     doors: Option<(Server, Heirs)>,
+    teller: Teller,
     lock: Lock,
+    log: Log,
 }
 
 impl Presence {
     /// Takes the place of the proxy in this gateway.
-    pub(super) fn new(place: &Place) -> Result<Self> {
-        Self::with_lock(place, place.proxy_lock()?)
+    pub(super) fn new(place: &Place, log: Log) -> Result<Self> {
+        Self::with_lock(place, place.proxy_lock()?, log)
     }
 
     /// Listens at the sockets of the holder of this lock.
-    pub(super) fn with_lock(place: &Place, lock: Lock) -> Result<Self> {
-        let mut presence = Self { doors: None, lock };
-        presence.open(place)?;
-        Ok(presence)
+    pub(super) fn with_lock(place: &Place, mut lock: Lock, log: Log) -> Result<Self> {
+        let doors = open_doors(place, &mut lock, &log)?;
+        Ok(Self {
+            teller: doors.0.teller(),
+            doors: Some(doors),
+            lock,
+            log,
+        })
     }
 
-    /// Says that it is this process that the lock and the sockets belong to.
+    /// Opens the doors again, with another teller.
     pub(super) fn open(&mut self, place: &Place) -> Result<()> {
-        self.lock
-            .claim()
-            .context("writing to the proxy's lock failed")?;
-        self.doors = Some((Server::bind(&place.control_socket())?, Heirs::bind(place)?));
+        let doors = open_doors(place, &mut self.lock, &self.log)?;
+        self.teller = doors.0.teller();
+        self.doors = Some(doors);
         Ok(())
+    }
+
+    /// Who tells what is asked.
+    pub(super) fn teller(&self) -> Teller {
+        self.teller.clone()
     }
 
     /// Leaves the sockets' paths to another process, but not the lock.
@@ -83,6 +94,13 @@ impl Presence {
             None => pending().await,
         }
     }
+}
+
+/// Says that it is this process that the lock and the sockets belong to.
+fn open_doors(place: &Place, lock: &mut Lock, log: &Log) -> Result<(Server, Heirs)> {
+    lock.claim().context("writing to the proxy's lock failed")?;
+    let server = Server::bind(&place.control_socket(), log.clone())?;
+    Ok((server, Heirs::bind(place)?))
 }
 
 /// What a run begins with.

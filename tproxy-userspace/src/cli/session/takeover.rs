@@ -24,7 +24,10 @@ use tproxy_userspace::control::place::{Lock, Place};
 use tproxy_userspace::control::preflight::KernelVersion;
 use tproxy_userspace::data::{Handed, Inheritance, Inherited, Sockets, Upstream};
 use tproxy_userspace::net::pass;
+use tproxy_userspace::observe::api::Prepared;
+use tproxy_userspace::observe::log::Log;
 
+use super::super::api;
 use super::Session;
 use super::signals::Signals;
 use super::start::{Begun, Presence, open_gateway, serve_on};
@@ -242,7 +245,7 @@ impl Testator {
     pub(super) async fn take_over(
         &mut self,
         opening: impl Future<Output = Result<(Sockets, Upstream)>>,
-        lock: Lock,
+        (lock, log): (Lock, Log),
         config: &Config,
         prefixes: &[IpNet],
         place: &Place,
@@ -255,7 +258,7 @@ impl Testator {
         }
         let mut gateway = open_gateway(place, kernel).await?;
         let (inheritance, state) = self.commit().await?;
-        let presence = Presence::with_lock(place, lock)?;
+        let presence = Presence::with_lock(place, lock, log)?;
         let served = serve_on(&mut gateway, config, opened, prefixes, inheritance);
         let (proxy, learned) = served?;
         let begun = Begun {
@@ -321,6 +324,10 @@ impl Session<'_> {
     async fn go_on(&mut self, presence: &mut Presence) -> Result<()> {
         self.proxy.go_on()?;
         presence.open(&self.place)?;
+        self.teller = presence.teller();
+        self.teller
+            .listen(api::prepare(&self.teller, &self.config)?);
+        self.show();
         let (config, lists) = (self.config.clone(), self.lists.clone());
         self.put_into_force(&config, &lists).await?;
         self.spare_servers()?;
@@ -343,7 +350,7 @@ impl Session<'_> {
         &mut self,
         testator: Testator,
         state: State,
-        presence: Presence,
+        (presence, listening): (Presence, Prepared),
     ) -> Result<Presence> {
         let pid = testator.pid;
         self.released = state.released;
@@ -354,6 +361,8 @@ impl Session<'_> {
         let gone_on = go_on.await;
         // Its paths go before the other one, which waits for a word, makes them anew.
         let presence = gone_on.map(|()| presence)?;
+        self.show();
+        self.teller.listen(listening);
         testator.done().await?;
         tracing::info!("taken over from process {pid}, which ends when its connections do");
         Ok(presence)

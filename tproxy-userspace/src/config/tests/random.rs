@@ -206,12 +206,25 @@ prop_compose! {
             udp: Udp { idle: udp_idle, dns_idle, max_associations },
             gateway: Gateway { forward, masquerade },
             proxy: Proxy { port, drain, takeover_drain, outbound },
+            api: Api {
+                token_file: Some(format!("/{host}").into()),
+                origins: vec![format!("https://{host}.example:{}", port.max(1024))],
+                hosts: vec![format!("{host}.lan")],
+                ..Api::default()
+            },
+            log: Log {
+                level: if private { "warn,a=debug" } else { "off" }.parse().unwrap(),
+                access: forward,
+                ..Log::default()
+            },
         }
     }
 }
 
 const WITH_SECRET: &str = "stage = 2\n[[outbound]]\nname = \"a\"\n\
                            url = \"socks5://me:hunter2@h.example:1080\" # mine\nfoo = 1\n";
+
+const WITH_TOKEN: &str = "[api]\ntoken = \"hunter2hunter2\" # mine\ncolour = 1\n";
 
 proptest! {
     #[test]
@@ -246,6 +259,21 @@ proptest! {
                 let position = finding.position.unwrap();
                 prop_assert!(position.line > 0 && position.column > 0);
             }
+        }
+    }
+
+    /// One slip anywhere but in the token itself.
+    #[test]
+    fn no_slip_shows_the_token(at in 0..WITH_TOKEN.len(), insert in prop::option::of("[ -~]")) {
+        let token = WITH_TOKEN.find("hunter2").unwrap();
+        prop_assume!(!(token..token + 14).contains(&at));
+        let mut text = WITH_TOKEN.to_owned();
+        match insert {
+            Some(insert) => text.insert_str(at, &insert),
+            None => { text.remove(at); }
+        }
+        if let Err(error) = parse(&text) {
+            prop_assert!(!error.to_string().contains("hunter2"), "{}", error);
         }
     }
 

@@ -48,7 +48,7 @@ impl Proxy {
             clients: clients.iter().copied().collect(),
             channel: theirs,
         });
-        let groups = self.groups().into_iter();
+        let groups = self.view().groups().into_iter();
         let selected = groups
             .filter(|group| group.kind == "select")
             .filter_map(|group| Some((group.name, group.tcp?)))
@@ -96,7 +96,7 @@ impl Proxy {
     pub(super) fn inherit(&self, inheritance: Inheritance) -> Result<(), Error> {
         self.shared.live.go_on_from(inheritance.last_flow);
         for (group, member) in inheritance.selected {
-            if let Err(error) = self.select(&group, &member) {
+            if let Err(error) = self.view().select(&group, &member) {
                 tracing::info!("\"{member}\" is not chosen any more: {error}");
             }
         }

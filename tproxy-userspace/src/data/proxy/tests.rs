@@ -127,3 +127,43 @@ async fn another_outbound_holds_for_what_is_new_and_a_bad_one_changes_nothing() 
     old.read_exact(&mut buffer).await.expect("relayed");
     assert_eq!(&buffer, b"still");
 }
+
+/// What a scrape costs while as many flows live as a busy gateway has.
+#[tokio::test]
+async fn nine_thousand_flows_cost_a_scrape_little() {
+    use crate::observe::metrics::{Doors, Scrape};
+    use crate::policy::rule::{Protocol, Query};
+
+    let (proxy, _) = start();
+    let shared = &proxy.shared;
+    let flows: Vec<_> = (0..9_000_u32)
+        .map(|number| {
+            let client = std::net::SocketAddr::from((number.to_be_bytes(), 1));
+            let flow = shared.live.enter(Protocol::Tcp, client, client);
+            let query = Query {
+                protocol: Protocol::Tcp,
+                source: client,
+                destination: client,
+                name: None,
+            };
+            flow.set_choice(shared.router().default_choice(&query));
+            flow.count_up(1);
+            flow
+        })
+        .collect();
+    let doors = Doors {
+        unix: 0,
+        tcp: 0,
+        refused: [("token", 0), ("origin", 0), ("host", 0), ("connections", 0)],
+    };
+    let start = std::time::Instant::now();
+    let scrape = Scrape::take(&proxy.view(), Vec::new(), Duration::ZERO, doors);
+    let text = scrape.text().expect("it is written");
+    let elapsed = start.elapsed();
+    eprintln!("a scrape of {} bytes took {elapsed:?}", text.len());
+    assert!(text.contains("tproxy_outbound_bytes_total{outbound=\"fixed\",direction=\"up\"} 9000"));
+    assert!(elapsed < Duration::from_millis(200), "{elapsed:?}");
+    for flow in &flows {
+        shared.live.leave(flow);
+    }
+}
