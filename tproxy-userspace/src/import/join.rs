@@ -91,7 +91,7 @@ pub(super) fn join(
             rule.prefix = vec![any];
             match rules.iter_mut().find(same) {
                 Some(other) if other.prefix.len() == 1 && other.prefix[0].prefix_len() == 0 => {
-                    other.prefix.clear()
+                    other.prefix.clear();
                 }
                 _ => rules.push(rule),
             }

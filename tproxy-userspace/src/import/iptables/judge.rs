@@ -98,8 +98,8 @@ impl Judge<'_> {
                 continue;
             };
             for case in &mut found {
-                for at in 0..2 {
-                    case.transports[at] &= !taken[at];
+                for (on, taken) in case.transports.iter_mut().zip(taken) {
+                    *on &= !taken;
                 }
             }
             let proxied = |at: usize| {
@@ -111,9 +111,7 @@ impl Judge<'_> {
             if here == [false; 2] {
                 continue;
             }
-            for at in 0..2 {
-                taken[at] |= here[at];
-            }
+            taken = [taken[0] || here[0], taken[1] || here[1]];
             found.retain(|case| case.transports != [false; 2]);
             all.append(&mut found);
         }
@@ -535,7 +533,7 @@ impl Judge<'_> {
         }
         if self.verdict.devices || self.verdict.own {
             self.notes.needless(
-                "`ip rule add fwmark …` and `ip route add local …`: tproxy-bpf makes its own and takes them away".to_owned(),
+                "`ip rule add fwmark …` and `ip route add local …`: tproxy-bpf makes its own and takes them away",
             );
         }
     }

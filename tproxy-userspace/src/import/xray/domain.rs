@@ -34,7 +34,7 @@ pub(super) fn names(entries: &[String], lists: &str) -> Names {
         };
         match DomainSource::parse(&written, std::path::Path::new("")) {
             Ok(found) if matches!(found, DomainSource::List(_)) == is_list => {
-                names.entries.push(written)
+                names.entries.push(written);
             }
             Ok(_) => names.odd.push(format!(
                 "{} (it would be read as a file here)",

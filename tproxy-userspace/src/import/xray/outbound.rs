@@ -206,7 +206,7 @@ impl Context<'_> {
             "" | "0.0.0.0" | "::" => {}
             address => match address.parse::<IpAddr>() {
                 Ok(ip) if !ip.is_unspecified() && !ip.is_multicast() => {
-                    draft.source.push(address.to_owned())
+                    draft.source.push(address.to_owned());
                 }
                 _ => self.left_out(&format!(
                     "{what}: sendThrough {}: it is no address",
