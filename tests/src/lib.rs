@@ -10,6 +10,7 @@ pub mod capture;
 pub mod foreign;
 pub mod forger;
 pub mod gateway;
+pub mod guest;
 pub mod interrupt;
 pub mod links;
 pub mod ns;
@@ -28,6 +29,7 @@ pub mod ways;
 
 pub use addr::Family;
 pub use gateway::Tproxy;
+pub use guest::Guest;
 pub use links::Lan;
 pub use ns::Namespace;
 pub use process::{Output, Process};

@@ -66,10 +66,11 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     report(&tarball)?;
     if shell::find_program("dpkg-deb").is_some() {
         let package = out.join(format!("tproxy-bpf_{VERSION}_{debian}.deb"));
-        tree::debianize(&staged, &program, debian)?;
+        tree::debianize(&staged, program.is_static, debian)?;
         shell::run(
             Command::new("dpkg-deb")
-                .args(["--build", "--root-owner-group", "-Zxz"])
+                // Higher levels take ten times as long for a sixth of the size.
+                .args(["--build", "--root-owner-group", "-Zxz", "-z1"])
                 .args([&staged, &package])
                 .env("SOURCE_DATE_EPOCH", epoch().to_string()),
         )?;
@@ -135,7 +136,7 @@ fn pack(tree: &Path, tarball: &Path) -> Result<()> {
     shell::run(
         Command::new("tar")
             .args(["--create", "--sort=name", "--owner=0", "--group=0"])
-            .args(["--numeric-owner", "--use-compress-program=gzip -9n"])
+            .args(["--numeric-owner", "--use-compress-program=gzip -n"])
             .arg(format!("--mtime=@{}", epoch()))
             .arg("--file")
             .arg(tarball)

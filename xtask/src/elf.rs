@@ -18,8 +18,6 @@ pub struct Program {
     machine: u64,
     /// It needs nothing but the kernel.
     pub is_static: bool,
-    /// Minor version of the oldest glibc 2 that has all that it asks for.
-    pub glibc: Option<u32>,
 }
 
 impl Program {
@@ -47,11 +45,9 @@ impl Program {
         let (true, Some((machine, kinds))) = (bytes.starts_with(IDENT), headers()) else {
             bail!("it is no ELF file of 64 bits, little-endian");
         };
-        let is_static = !kinds.contains(&INTERPRETER);
         Ok(Self {
             machine,
-            is_static,
-            glibc: if is_static { None } else { glibc(bytes) },
+            is_static: !kinds.contains(&INTERPRETER),
         })
     }
 
@@ -68,8 +64,8 @@ impl Program {
     }
 }
 
-/// The highest version that a symbol is asked for in: names such as `GLIBC_2.34`.
-fn glibc(bytes: &[u8]) -> Option<u32> {
+/// Minor version of the oldest glibc 2 that has all that a program asks for, by names such as `GLIBC_2.34`.
+pub fn glibc(bytes: &[u8]) -> Option<u32> {
     const NAME: &[u8] = b"\0GLIBC_2.";
     let places = bytes.windows(NAME.len()).enumerate();
     places
@@ -92,7 +88,6 @@ mod tests {
         let program = Program::read(&std::fs::read(path).expect("a file")).expect("a program");
         let linked = cfg!(all(target_env = "gnu", not(target_feature = "crt-static")));
         assert_eq!(program.is_static, !linked);
-        assert_eq!(program.glibc.is_some(), linked);
         assert_eq!(
             program.machine().expect("a machine").0,
             std::env::consts::ARCH

@@ -95,6 +95,11 @@ const LAB: &[Package] = &[
     ),
     package("iputils-ping", "ping", "that ICMP goes through"),
     package("tcpdump", "tcpdump", "what is on the wire"),
+    package(
+        "mmdebstrap",
+        "mmdebstrap",
+        "a small Debian to install the package in",
+    ),
 ];
 
 /// Debian's compiler that brings `core` for the BPF target.

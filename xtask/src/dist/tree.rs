@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, bail};
 
 use super::{VERSION, epoch};
-use crate::elf::Program;
+use crate::elf;
 use crate::shell;
 
 const DOCUMENTATION: &str = "usr/share/doc/tproxy-bpf";
@@ -88,7 +88,10 @@ pub fn stage(built: &Path, writer: &Path, at: &Path, is_static: bool) -> Result<
 }
 
 /// Adds what only a Debian package has.
-pub fn debianize(at: &Path, program: &Program, architecture: &str) -> Result<()> {
+pub fn debianize(at: &Path, is_static: bool, architecture: &str) -> Result<()> {
+    let program = at.join("usr/bin/tproxy-bpf");
+    let bytes = fs::read(&program).with_context(|| format!("reading {}", program.display()))?;
+    let glibc = elf::glibc(&bytes).filter(|_| !is_static);
     let documentation = at.join(DOCUMENTATION);
     // Debian has it once for all.
     fs::remove_file(documentation.join("LICENSE-APACHE")).context("removing a licence")?;
@@ -119,13 +122,13 @@ pub fn debianize(at: &Path, program: &Program, architecture: &str) -> Result<()>
     let kibibytes = size(&at.join("usr"))?.div_ceil(1024);
     write(
         &control.join("control"),
-        &description(program, architecture, kibibytes),
+        &description(glibc, architecture, kibibytes),
     )
 }
 
 /// The control file (`deb-control(5)`).
-fn description(program: &Program, architecture: &str, kibibytes: u64) -> String {
-    let depends = program.glibc.map_or_else(String::new, |minor| {
+fn description(glibc: Option<u32>, architecture: &str, kibibytes: u64) -> String {
+    let depends = glibc.map_or_else(String::new, |minor| {
         format!("Depends: libc6 (>= 2.{minor}), libgcc-s1\n")
     });
     format!(
@@ -250,14 +253,9 @@ mod tests {
 
     #[test]
     fn what_is_linked_depends_on_its_library() {
-        let path = std::env::current_exe().expect("a path");
-        let bytes = fs::read(path).expect("a file");
-        let mut program = Program::read(&bytes).expect("a program");
-        program.glibc = Some(36);
-        let text = description(&program, "amd64", 7);
+        let text = description(Some(36), "amd64", 7);
         assert!(text.contains("\nDepends: libc6 (>= 2.36), libgcc-s1\nRecommends: "));
-        program.glibc = None;
-        let text = description(&program, "amd64", 7);
+        let text = description(None, "amd64", 7);
         assert!(text.contains("\nInstalled-Size: 7\nRecommends: "), "{text}");
         // Every line but the first of a description is indented.
         let (_, long) = text.split_once("Description: ").expect("a description");
