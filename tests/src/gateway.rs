@@ -26,6 +26,9 @@ pub struct Counter {
     pub sentence: String,
 }
 
+/// Tests read the log as people do, though it goes to a pipe.
+const LOG_FORMAT: (&str, &str) = ("TPROXY_BPF_LOG_FORMAT", "human");
+
 /// The path of `tproxy-bpf`: `TPROXY_BPF` of the environment, or beside the running test or binary.
 ///
 /// # Errors
@@ -64,8 +67,7 @@ impl Lab {
                 .to_str()
                 .context("the path of tproxy-bpf is not UTF-8")?,
         );
-        // Tests read the log as people do, though it goes to a pipe.
-        command.args(args).env("TPROXY_BPF_LOG_FORMAT", "human");
+        command.args(args).env(LOG_FORMAT.0, LOG_FORMAT.1);
         Ok(command)
     }
 
@@ -82,7 +84,8 @@ impl Lab {
     ///
     /// # Errors
     /// As [`Lab::tproxy`].
-    pub fn tproxy_by(command: Command) -> Result<Tproxy> {
+    pub fn tproxy_by(mut command: Command) -> Result<Tproxy> {
+        command.env(LOG_FORMAT.0, LOG_FORMAT.1);
         let process = Process::spawn(command)?;
         process.wait_for_line("ready", Duration::from_secs(20))?;
         Ok(Tproxy { process })

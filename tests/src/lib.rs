@@ -6,6 +6,8 @@
 //! Needs root.
 
 pub mod addr;
+pub mod api;
+pub mod browser;
 pub mod capture;
 pub mod foreign;
 pub mod forger;
@@ -28,6 +30,7 @@ pub mod wait;
 pub mod ways;
 
 pub use addr::Family;
+pub use api::Panel;
 pub use gateway::Tproxy;
 pub use guest::Guest;
 pub use links::Lan;

@@ -113,9 +113,6 @@ impl Collector for Scrape {
     }
 }
 
-/// The label of a metric that has none.
-const NONE: [(&str, &str); 0] = [];
-
 struct Writer<'e>(DescriptorEncoder<'e>);
 
 impl Writer<'_> {
@@ -132,6 +129,20 @@ impl Writer<'_> {
         rows.into_iter().try_for_each(|(labels, value)| {
             ConstCounter::new(value).encode(metric.encode_family(&labels)?)
         })
+    }
+
+    /// One such number.
+    fn counter(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: u64) -> fmt::Result {
+        let kind = MetricType::Counter;
+        let metric = self.0.encode_descriptor(name, help, unit, kind)?;
+        ConstCounter::new(value).encode(metric)
+    }
+
+    /// A number that goes up and down.
+    fn gauge(&mut self, name: &str, help: &str, unit: Option<&Unit>, value: f64) -> fmt::Result {
+        let kind = MetricType::Gauge;
+        let metric = self.0.encode_descriptor(name, help, unit, kind)?;
+        ConstGauge::new(value).encode(metric)
     }
 
     /// Numbers that go up and down.
@@ -204,11 +215,11 @@ impl Scrape {
             Some(&Unit::Bytes),
             by_outbound,
         )?;
-        to.gauges(
+        to.gauge(
             "tproxy_udp_flows",
             "UDP flows whose way is remembered or still to be decided; 0 without rules.",
             None,
-            [(NONE, stats.flows as f64)],
+            stats.flows as f64,
         )?;
         let limits = &stats.limits;
         let what = |what: &'static str| [("what", what)];
@@ -267,7 +278,7 @@ impl Scrape {
             ),
         ];
         let mut all = all.into_iter();
-        all.try_for_each(|(name, help, value)| to.counters(name, help, None, [(NONE, value)]))
+        all.try_for_each(|(name, help, value)| to.counter(name, help, None, value))
     }
 
     fn kernel(&self, to: &mut Writer<'_>) -> fmt::Result {
@@ -413,7 +424,7 @@ impl Scrape {
             ),
         ];
         for (name, help, value) in all {
-            to.counters(name, help, None, [(NONE, value)])?;
+            to.counter(name, help, None, value)?;
         }
         to.counters(
             "tproxy_dns_asked",
@@ -421,17 +432,17 @@ impl Scrape {
             None,
             [(group("direct"), dns.direct), (group("proxy"), dns.proxy)],
         )?;
-        to.gauges(
+        to.gauge(
             "tproxy_dns_cache_entries",
             "Answers in the cache.",
             None,
-            [(NONE, dns.cached as f64)],
+            dns.cached as f64,
         )?;
-        to.gauges(
+        to.gauge(
             "tproxy_dns_cache",
             "Memory that they take, about.",
             Some(&Unit::Bytes),
-            [(NONE, dns.cached_bytes as f64)],
+            dns.cached_bytes as f64,
         )
     }
 
@@ -443,17 +454,17 @@ impl Scrape {
             None,
             [(version, 1.0)],
         )?;
-        to.gauges(
+        to.gauge(
             "tproxy_uptime",
             "For how long the proxy has run.",
             Some(&Unit::Seconds),
-            [(NONE, self.uptime.as_secs_f64())],
+            self.uptime.as_secs_f64(),
         )?;
-        to.gauges(
+        to.gauge(
             "tproxy_tasks",
             "Tasks of the runtime that live.",
             None,
-            [(NONE, self.tasks as f64)],
+            self.tasks as f64,
         )?;
         let door = |door: &'static str| [("door", door)];
         to.gauges(
@@ -478,23 +489,23 @@ impl Scrape {
         let unit = Some(&Unit::Seconds);
         let metric = to.0.encode_descriptor(name, help, unit, kind)?;
         ConstCounter::new(self.usage.cpu.as_secs_f64()).encode(metric)?;
-        to.gauges(
+        to.gauge(
             "process_resident_memory",
             "Resident memory.",
             Some(&Unit::Bytes),
-            [(NONE, self.usage.resident as f64)],
+            self.usage.resident as f64,
         )?;
-        to.gauges(
+        to.gauge(
             "process_open_fds",
             "Open files.",
             None,
-            [(NONE, self.usage.open_files as f64)],
+            self.usage.open_files as f64,
         )?;
-        to.gauges(
+        to.gauge(
             "process_max_fds",
             "The limit of open files.",
             None,
-            [(NONE, self.stats.limits.open_files as f64)],
+            self.stats.limits.open_files as f64,
         )
     }
 }

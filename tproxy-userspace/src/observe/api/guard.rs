@@ -184,8 +184,9 @@ fn knows(token: &Token, request: &Request) -> bool {
     parts.any(|part| {
         let given = part.strip_prefix("token=");
         given.is_some_and(|given| {
-            let given: Vec<u8> = percent_decode_str(given).collect();
-            token.is(&given)
+            let is = |given: &str| token.is(&percent_decode_str(given).collect::<Vec<u8>>());
+            // Some pages write a blank as forms do.
+            is(given) | is(&given.replace('+', " "))
         })
     })
 }
@@ -263,6 +264,8 @@ mod tests {
         assert!(!asked("/", &[("authorization", "x")]));
         let in_query = "/logs?level=info&token=correct%20horse%2B1";
         assert!(!asked(in_query, &[]));
+        let as_form = "/logs?token=correct+horse%2B1&level=info";
+        assert!(asked(as_form, &[("upgrade", "websocket")]));
         assert!(asked(in_query, &[("upgrade", "websocket")]));
         // One that is wrong is not made good by another.
         assert!(!asked(

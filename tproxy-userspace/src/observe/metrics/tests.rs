@@ -131,6 +131,8 @@ fn values_stand_under_their_labels() {
         "tproxy_group_member{group=\"auto\",protocol=\"tcp\",member=\"fast\"} 1.0",
         "tproxy_datagrams_dropped_total{why=\"malformed\"} 7",
         "tproxy_api_refused_total{why=\"token\"} 1",
+        "tproxy_own_port_total 0",
+        "tproxy_tasks 4.0",
         "tproxy_limit{what=\"associations\"} 50.0",
     ] {
         assert!(
