@@ -230,6 +230,9 @@ fn map_names() -> Vec<&'static str> {
         map::CALLERS,
         map::EXEMPT,
         map::EXEMPT_MARKS,
+        map::TRACE,
+        map::TRACE_EVENTS,
+        map::TRACE_LOST,
     ]
 }
 

@@ -4,6 +4,9 @@
 //! so what would be steered to a listener comes out as `down_passed` or `down_dropped`; the traffic
 //! tests show the rest.
 
+#[path = "kernel/told.rs"]
+mod told;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 

@@ -7,7 +7,7 @@
 use core::mem::size_of;
 
 /// Counts the changes of what is in this file. Maps of another version are not used.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// The bits of a packet or socket mark that belong to tproxy-bpf. All others are left as they are.
 ///
@@ -100,6 +100,12 @@ pub mod map {
     pub const EXEMPT: &str = "EXEMPT";
     /// [`ExemptMarks`](super::ExemptMarks), one element.
     pub const EXEMPT_MARKS: &str = "EXEMPT_MARKS";
+    /// [`TraceFilter`](crate::trace::TraceFilter), one element.
+    pub const TRACE: &str = "TRACE";
+    /// A ring buffer of [`TraceEvent`](crate::trace::TraceEvent)s.
+    pub const TRACE_EVENTS: &str = "TRACE_EVENTS";
+    /// How many events found no room there, one element, per CPU.
+    pub const TRACE_LOST: &str = "TRACE_LOST";
 }
 
 /// Names of the programs.

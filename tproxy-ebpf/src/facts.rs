@@ -14,6 +14,7 @@ use tproxy_common::abi::{
     SOURCE_OWN, Settings, SourceV4, SourceV6,
 };
 use tproxy_common::packet::{Addresses, Packet, Ports, Transport};
+use tproxy_common::trace::Message;
 use tproxy_common::verdict::{Connection, Facts, Locality, OwnFacts};
 
 use crate::maps::{
@@ -21,7 +22,7 @@ use crate::maps::{
     SOURCES_V6, STEERED_V4, STEERED_V6,
 };
 use crate::skb::Skb;
-use crate::socket;
+use crate::{socket, trace};
 
 /// How many expired prefixes, one inside the other, a look-up passes over.
 const MAX_EXPIRED: usize = 4;
@@ -122,8 +123,10 @@ pub fn remember_caller(addresses: &Addresses, ports: &Ports) {
     };
     // SAFETY: the helper takes no arguments.
     let now = unsafe { bpf_ktime_get_boot_ns() };
-    // A full map gives up its least recently used entry, so this does not fail.
-    let _ = CALLERS.insert(caller, now, 0);
+    // A full map gives up its least recently used entry, so this hardly ever fails.
+    if let Err(error) = CALLERS.insert(caller, now, 0) {
+        trace::message(Message::CallerNotRemembered, error);
+    }
 }
 
 /// Was this connection steered once?
@@ -141,11 +144,14 @@ pub fn is_steered(addresses: &Addresses, ports: &Ports) -> bool {
 /// Remembers that a connection is steered.
 #[inline(never)]
 pub fn remember_steered(addresses: &Addresses, ports: &Ports) {
-    // A full map gives up its least recently used entry, so this does not fail.
-    let _ = match flow(addresses, ports) {
+    // A full map gives up its least recently used entry, so this hardly ever fails.
+    let remembered = match flow(addresses, ports) {
         Flow::V4(key) => STEERED_V4.insert(key, 0, 0),
         Flow::V6(key) => STEERED_V6.insert(key, 0, 0),
     };
+    if let Err(error) = remembered {
+        trace::message(Message::SteeredNotRemembered, error);
+    }
 }
 
 /// Forgets it. Most connections were never steered, and looking takes no lock, unlike removing.
@@ -198,8 +204,10 @@ fn flow(addresses: &Addresses, ports: &Ports) -> Flow {
 /// Remembers what became of the first fragment of a TCP segment.
 #[inline(never)]
 pub fn remember_fragment(packet: &Packet, fate: FragmentFate) {
-    if let Some(key) = fragment_key(packet) {
-        let _ = FRAGMENTS.insert(key, fate as u32, 0);
+    if let Some(key) = fragment_key(packet)
+        && let Err(error) = FRAGMENTS.insert(key, fate as u32, 0)
+    {
+        trace::message(Message::FragmentNotRemembered, error);
     }
 }
 

@@ -15,6 +15,7 @@ mod maps;
 mod sk_lookup;
 mod skb;
 mod socket;
+mod trace;
 mod udp_reply;
 
 use aya_ebpf::macros::{cgroup_sock, classifier, sk_lookup};

@@ -5,13 +5,14 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use tproxy_common::abi::{
     BYPASS_CAPACITY, Bypass, CALLERS_CAPACITY, Caller, Counter, EXEMPT_CAPACITY, Exempt, ExemptKey,
     ExemptMarks, FRAGMENTS_CAPACITY, FlowV4, FlowV6, FragmentKey, LINKS_CAPACITY, LOCALS_CAPACITY,
     Link, Listener, Local, NOTES_CAPACITY, Note, NoteKey, Reason, SOURCES_CAPACITY,
     STEERED_CAPACITY, Settings, SourceV4, SourceV6,
 };
+use tproxy_common::trace::{TRACE_BYTES, TraceFilter};
 
 /// The settings in force. Written by user space, read for each packet.
 #[map]
@@ -95,3 +96,16 @@ pub static EXEMPT: HashMap<ExemptKey, Exempt> = HashMap::pinned(EXEMPT_CAPACITY,
 /// Marks of others that are exempt. Written as `EXEMPT`, read by `local_egress`.
 #[map]
 pub static EXEMPT_MARKS: Array<ExemptMarks> = Array::pinned(1, 0);
+
+/// Who listens to decisions, and to which. Written by `trace`, and by it alone: `SETTINGS` has writers of its own, and
+/// one that writes them back would undo what another has changed meanwhile. The programs take out a listener whose time is over.
+#[map]
+pub static TRACE: Array<TraceFilter> = Array::pinned(1, 0);
+
+/// Decisions that somebody listens to, and messages. Written by the programs, read by `trace`.
+#[map]
+pub static TRACE_EVENTS: RingBuf = RingBuf::pinned(TRACE_BYTES, 0);
+
+/// How many of them found no room.
+#[map]
+pub static TRACE_LOST: PerCpuArray<u64> = PerCpuArray::pinned(1, 0);

@@ -22,6 +22,7 @@ mod qdisc;
 pub mod route;
 pub mod sync;
 pub mod sysctl;
+pub mod trace;
 pub mod way_out;
 
 pub use netlink::{Netlink, NetlinkError};

@@ -14,6 +14,7 @@ use tproxy_common::abi::{
     ExemptMarks, LOCALS_CAPACITY, Link, Listener, Local, NOTE_BYTES, Note, NoteKey, Reason,
     SOURCES_CAPACITY, Settings, SourceV4, SourceV6,
 };
+use tproxy_common::trace::TraceFilter;
 
 use super::super::sync::Via;
 use super::Error;
@@ -22,7 +23,7 @@ use super::programs::file;
 /// A type of the kernel interface, as bytes.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Raw<T>(T);
+pub(super) struct Raw<T>(pub(super) T);
 
 macro_rules! raw {
     ($($type:ty),*) => {$(
@@ -42,7 +43,8 @@ raw!(
     Link,
     ExemptKey,
     Exempt,
-    ExemptMarks
+    ExemptMarks,
+    TraceFilter
 );
 
 /// One entry of the bypass set.
@@ -89,20 +91,21 @@ impl Maps {
             }
             Err(error) => return Err(file("looking for the pin", &settings)(error)),
         }
-        let maps = Self::from(|name| {
-            MapData::from_pin(pins.join(name))
-                .and_then(Map::from_map_data)
-                .map_err(failed("opening the pin", name))
-        })?;
-        let found = maps.settings()?.abi;
-        if found != ABI_VERSION {
+        let pinned = |name| pinned(pins, name);
+        // First: another version may lack some of the others.
+        let settings = Array::<_, Raw<Settings>>::try_from(pinned(abi::map::SETTINGS)?)
+            .map_err(failed("opening", abi::map::SETTINGS))?;
+        let Raw(settings) = settings
+            .get(&0, 0)
+            .map_err(failed("reading", abi::map::SETTINGS))?;
+        if settings.abi != ABI_VERSION {
             return Err(Error::Version {
                 path: pins.into(),
-                found,
+                found: settings.abi,
                 ours: ABI_VERSION,
             });
         }
-        Ok(Some(maps))
+        Self::from(pinned).map(Some)
     }
 
     /// The maps of a loaded object.
@@ -535,6 +538,13 @@ impl Maps {
     }
 }
 
+/// A map by its pin.
+pub(super) fn pinned(pins: &Path, name: &'static str) -> Result<Map, Error> {
+    MapData::from_pin(pins.join(name))
+        .and_then(Map::from_map_data)
+        .map_err(failed("opening the pin", name))
+}
+
 fn put<K: Pod, V: Pod>(
     trie: &mut LpmTrie<MapData, K, V>,
     key: Key<K>,
@@ -546,7 +556,7 @@ fn put<K: Pod, V: Pod>(
     }
 }
 
-fn failed(doing: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Error {
+pub(super) fn failed(doing: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Error {
     move |source| Error::Map { doing, map, source }
 }
 
