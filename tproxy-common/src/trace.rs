@@ -161,6 +161,7 @@ messages! {
     SteeredNotRemembered = "steered_not_remembered", "A steered connection could not be remembered, so it gets no RST if the proxy is killed.";
     FragmentNotRemembered = "fragment_not_remembered", "The fate of a first fragment could not be remembered, so those that follow may be dropped.";
     CallerNotRemembered = "caller_not_remembered", "Who wrote to a UDP service could not be remembered, so the answer may go through the proxy.";
+    DeviceNotCounted = "device_not_counted", "There was no room to count what a device sends past the proxy.";
     ReplyNotRewritten = "reply_not_rewritten", "A UDP reply could not be given its source port and was dropped.";
 }
 

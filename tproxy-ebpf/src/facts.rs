@@ -4,6 +4,7 @@
 //! the frames of calls that have returned are used again.
 
 use core::arch::asm;
+use core::cell::Cell;
 use core::mem::size_of;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
@@ -34,6 +35,8 @@ pub struct SkbFacts<const OWN: bool> {
     pub settings: Settings,
     /// Has it a mark of others that is exempt?
     pub exempt: bool,
+    /// Where its destination is, once that was asked.
+    pub locality: Cell<Option<Locality>>,
 }
 
 impl<const OWN: bool> Facts for SkbFacts<OWN> {
@@ -44,7 +47,12 @@ impl<const OWN: bool> Facts for SkbFacts<OWN> {
 
     #[inline(always)]
     fn locality(&self, addresses: &Addresses) -> Locality {
-        locality(addresses)
+        if let Some(known) = self.locality.get() {
+            return known;
+        }
+        let found = locality(addresses);
+        self.locality.set(Some(found));
+        found
     }
 
     #[inline(always)]
@@ -300,7 +308,7 @@ fn hit(entry: *mut Bypass, bytes: u32) {
 /// # Safety
 /// `to` points to an aligned number in map memory.
 #[inline(always)]
-unsafe fn atomic_add(to: *mut u64, number: u64) {
+pub unsafe fn atomic_add(to: *mut u64, number: u64) {
     // SAFETY: the instruction writes these eight bytes and nothing else.
     unsafe {
         asm!("lock *(u64 *)({to} + 0) += {number}", to = in(reg) to, number = in(reg) number);

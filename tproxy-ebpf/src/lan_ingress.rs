@@ -1,16 +1,18 @@
 //! tc ingress on a LAN link: the gate that everything from the devices passes.
 
+use core::cell::Cell;
+
 use aya_ebpf::programs::TcContext;
 use tproxy_common::abi::{MARK_STEER, Reason, Settings};
 use tproxy_common::packet::{Packet, Unparsed};
 use tproxy_common::trace::Hook;
-use tproxy_common::verdict::{Target, Verdict, decide};
+use tproxy_common::verdict::{Target, Verdict, decide, is_forwarded};
 
 use crate::act::{CONTINUE, Done, down, pass_on, reason_of, remember};
 use crate::facts::{self, SkbFacts, count};
 use crate::skb::{Framing, Skb};
 use crate::socket::{Assigned, assign_listener, listener_is_up};
-use crate::trace;
+use crate::{account, trace};
 
 #[inline(always)]
 pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
@@ -35,6 +37,7 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
         skb,
         settings: facts::settings(),
         exempt: false,
+        locality: Cell::new(None),
     };
     let done = match decide(&packet, &facts) {
         Verdict::Pass(reason) => pass_on(&packet, reason),
@@ -42,6 +45,9 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
         Verdict::Steer(target) => steer(skb, &packet, target, facts.settings),
     };
     count(done.reason, skb.len());
+    if facts.settings.has(Settings::ACCOUNT) && is_forwarded(&packet, done.reason, &facts) {
+        account::up(&packet.addresses, skb.interface(), skb.len());
+    }
     if trace::is_on() {
         trace::decision(skb, Some(&packet), Hook::LanIngress, done.reason);
     }

@@ -2,6 +2,8 @@
 //!
 //! It comes in again by `lo`, where `lo_ingress` gives it to the proxy's sockets.
 
+use core::cell::Cell;
+
 use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
@@ -57,6 +59,7 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
             // Not before the decision: a mark is exempted while connections with it live, and each of them
             // goes on as it began.
             exempt: has_exempt_mark(marks[0]) || has_exempt_mark(marks[1]),
+            locality: Cell::new(None),
         };
         match decide_own(&packet, &facts) {
             Verdict::Pass(reason) => pass_on(&packet, reason),

@@ -5,6 +5,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod account;
 mod act;
 mod exempt;
 mod facts;

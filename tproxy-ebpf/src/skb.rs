@@ -99,6 +99,13 @@ impl Skb {
         unsafe { (*self.0).ifindex }
     }
 
+    /// The index of the link that it came in by, or 0 if this machine made it.
+    #[inline(always)]
+    pub fn came_in_by(&self) -> u32 {
+        // SAFETY: as in `len`.
+        unsafe { (*self.0).ingress_ifindex }
+    }
+
     /// Is it addressed to this machine, on the link layer?
     #[inline(always)]
     pub fn is_for_host(&self) -> bool {

@@ -79,12 +79,17 @@ fn report_message(code: u32, error: i64) {
 #[inline(always)]
 fn listener() -> Option<(&'static TraceFilter, u64)> {
     let filter = TRACE.get_ptr_mut(0)?;
+    // SAFETY: as in `is_on`.
+    let until = unsafe { (&raw const (*filter).until).read_volatile() };
+    if until == 0 {
+        return None;
+    }
     // SAFETY: the helper takes no arguments.
     let now = unsafe { bpf_ktime_get_boot_ns() };
     // SAFETY: as in `is_on`. One who was killed left the number behind. (Should somebody begin to listen at
     // this very moment, the next sign of life is a second away.)
     unsafe {
-        if (&raw const (*filter).until).read_volatile() < now {
+        if until < now {
             (&raw mut (*filter).until).write_volatile(0);
             return None;
         }

@@ -9,24 +9,30 @@
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
-use tproxy_common::abi::{MARK_REPLY, MARK_REPLY_MASK, Reason};
+use tproxy_common::abi::{MARK_REPLY, MARK_REPLY_MASK, Reason, Settings};
 use tproxy_common::packet::{Addresses, Packet, Transport};
 use tproxy_common::trace::{Hook, Message};
 
 use crate::facts::{count, settings};
 use crate::skb::{Framing, Skb};
-use crate::trace;
+use crate::{account, trace};
 
 #[inline(always)]
 pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
     let skb = Skb::new(ctx);
     let mark = skb.mark();
     let reply = mark & MARK_REPLY_MASK == MARK_REPLY;
-    // What is forwarded has no socket here, so it pays for the first question only.
-    let redirect = !reply && skb.sender().is_some() && skb.is_redirect(framing);
-    if !reply && !redirect {
-        return TC_ACT_UNSPEC;
+    if !reply {
+        if skb.came_in_by() != 0 {
+            // What is forwarded pays for these questions only, unless it is to be counted.
+            if !settings().has(Settings::ACCOUNT) {
+                return TC_ACT_UNSPEC;
+            }
+        } else if skb.sender().is_none() || !skb.is_redirect(framing) {
+            return TC_ACT_UNSPEC;
+        }
     }
+    let redirect = !reply && skb.came_in_by() == 0;
     if redirect {
         count(Reason::OwnRedirect, skb.len());
         if !trace::is_on() {
@@ -39,6 +45,10 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
     if redirect {
         tell(skb, &packet, Reason::OwnRedirect);
         return TC_ACT_SHOT;
+    }
+    if !reply {
+        account::down(&packet.addresses, skb.len());
+        return TC_ACT_UNSPEC;
     }
     if let Transport::Udp { ports } = &mut packet.transport {
         let settings = settings();

@@ -157,7 +157,7 @@ prop_compose! {
         max_connections in prop::option::of(1..10_000_000_u32),
         (udp_idle, dns_idle, drain) in (any_duration(), any_duration(), any_duration()),
         max_associations in 1..10_000_000_u32,
-        (forward, masquerade) in any::<(bool, bool)>(),
+        (forward, masquerade, account) in any::<(bool, bool, bool)>(),
         port: u16,
     ) -> Config {
         let url: data::Outbound = format!("socks5://{host}:{}", port.max(1)).parse().unwrap();
@@ -203,7 +203,7 @@ prop_compose! {
                 max_connections,
             },
             udp: Udp { idle: udp_idle, dns_idle, max_associations },
-            gateway: Gateway { forward, masquerade },
+            gateway: Gateway { forward, masquerade, account },
             proxy: Proxy { port, drain, outbound },
         }
     }

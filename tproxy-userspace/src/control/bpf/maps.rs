@@ -12,7 +12,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tproxy_common::abi::{
     self, ABI_VERSION, BYPASS_CAPACITY, Bypass, Counter, EXEMPT_CAPACITY, Exempt, ExemptKey,
     ExemptMarks, LOCALS_CAPACITY, Link, Listener, Local, NOTE_BYTES, Note, NoteKey, Reason,
-    SOURCES_CAPACITY, Settings, SourceV4, SourceV6,
+    SOURCES_CAPACITY, Settings, SourceV4, SourceV6, Traffic,
 };
 use tproxy_common::trace::TraceFilter;
 
@@ -44,6 +44,7 @@ raw!(
     ExemptKey,
     Exempt,
     ExemptMarks,
+    Traffic,
     TraceFilter
 );
 
@@ -73,6 +74,7 @@ pub struct Maps {
     links: HashMap<MapData, u32, Raw<Link>>,
     exempt: HashMap<MapData, Raw<ExemptKey>, Raw<Exempt>>,
     exempt_marks: Array<MapData, Raw<ExemptMarks>>,
+    pub(super) devices: HashMap<MapData, [u32; 4], Raw<Traffic>>,
 }
 
 impl Maps {
@@ -139,6 +141,7 @@ impl Maps {
             links: typed!(HashMap, abi::map::LINKS),
             exempt: typed!(HashMap, abi::map::EXEMPT),
             exempt_marks: typed!(Array, abi::map::EXEMPT_MARKS),
+            devices: typed!(HashMap, abi::map::DEVICES),
         })
     }
 
@@ -626,7 +629,7 @@ fn words(address: [u8; 16]) -> [u32; 4] {
     [word(0), word(4), word(8), word(12)]
 }
 
-fn bytes(words: [u32; 4]) -> [u8; 16] {
+pub(super) fn bytes(words: [u32; 4]) -> [u8; 16] {
     let mut bytes = [0; 16];
     for (chunk, word) in bytes.chunks_exact_mut(4).zip(words) {
         chunk.copy_from_slice(&word.to_ne_bytes());

@@ -1,5 +1,6 @@
 //! The kernel half as user space sees it: its maps and its programs. The only module that names aya.
 
+mod account;
 mod maps;
 mod programs;
 mod rehearsal;
