@@ -230,6 +230,10 @@ fn map_names() -> Vec<&'static str> {
         map::CALLERS,
         map::EXEMPT,
         map::EXEMPT_MARKS,
+        map::DEVICES,
+        map::TRACE,
+        map::TRACE_EVENTS,
+        map::TRACE_LOST,
     ]
 }
 

@@ -4,6 +4,11 @@
 //! so what would be steered to a listener comes out as `down_passed` or `down_dropped`; the traffic
 //! tests show the rest.
 
+#[path = "kernel/counted.rs"]
+mod counted;
+#[path = "kernel/told.rs"]
+mod told;
+
 use std::net::IpAddr;
 use std::path::PathBuf;
 
@@ -98,6 +103,7 @@ impl Bench {
                 program,
                 frame,
                 interface: 0,
+                came_by: 0,
                 mark,
                 repeat: 1,
             })

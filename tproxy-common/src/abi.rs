@@ -7,7 +7,7 @@
 use core::mem::size_of;
 
 /// Counts the changes of what is in this file. Maps of another version are not used.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// The bits of a packet or socket mark that belong to tproxy-bpf. All others are left as they are.
 ///
@@ -59,6 +59,8 @@ pub const CGROUP_DEPTH: u32 = 16;
 pub const CALLERS_CAPACITY: u32 = 65_536;
 /// For how long after its last datagram a peer of a UDP service counts as its caller, in nanoseconds.
 pub const CALLER_LIFE: u64 = 180_000_000_000;
+/// How many devices are counted for.
+pub const DEVICES_CAPACITY: u32 = 8_192;
 /// How many notes (texts beside bypass prefixes) are kept.
 pub const NOTES_CAPACITY: u32 = 65_536;
 /// The bytes of a note.
@@ -100,6 +102,14 @@ pub mod map {
     pub const EXEMPT: &str = "EXEMPT";
     /// [`ExemptMarks`](super::ExemptMarks), one element.
     pub const EXEMPT_MARKS: &str = "EXEMPT_MARKS";
+    /// A device's address, IPv4 in its IPv4-mapped form, to [`Traffic`](super::Traffic).
+    pub const DEVICES: &str = "DEVICES";
+    /// [`TraceFilter`](crate::trace::TraceFilter), one element.
+    pub const TRACE: &str = "TRACE";
+    /// A ring buffer of [`TraceEvent`](crate::trace::TraceEvent)s.
+    pub const TRACE_EVENTS: &str = "TRACE_EVENTS";
+    /// How many events found no room there, one element, per CPU.
+    pub const TRACE_LOST: &str = "TRACE_LOST";
 }
 
 /// Names of the programs.
@@ -171,6 +181,8 @@ impl Settings {
 
     /// Flag: DNS questions (port 53) are steered wherever they go, to the gateway itself too.
     pub const HIJACK_DNS: u32 = 1 << 2;
+    /// Flag: what devices send and get past the proxy is counted for each of them.
+    pub const ACCOUNT: u32 = 1 << 3;
 
     /// Is this flag set?
     #[inline(always)]
@@ -206,6 +218,16 @@ pub struct Counter {
     pub packets: u64,
     /// Their bytes, link header included.
     pub bytes: u64,
+}
+
+/// What a device sent and got past the proxy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Traffic {
+    /// From the device.
+    pub up: Counter,
+    /// To the device.
+    pub down: Counter,
 }
 
 /// Who put a prefix into the bypass set, or exempted somebody.
@@ -476,6 +498,7 @@ pub struct ExemptMark {
 
 const _: () = assert!(size_of::<Settings>() == 24);
 const _: () = assert!(size_of::<Counter>() == 16);
+const _: () = assert!(size_of::<Traffic>() == 32);
 const _: () = assert!(size_of::<Bypass>() == 32);
 const _: () = assert!(size_of::<NoteKey>() == 20);
 const _: () = assert!(size_of::<Note>() == NOTE_BYTES);

@@ -51,6 +51,17 @@ pub trait PacketBytes {
 
     /// `N` bytes at `offset`, or nothing if the packet ends before.
     fn read<const N: usize>(&self, offset: usize) -> Option<Bytes<N>>;
+
+    /// `N` words at `offset` as they lie in memory, likewise.
+    fn read_words<const N: usize>(&self, offset: usize) -> Option<Words<N>> {
+        let mut words = [0; N];
+        let mut at = offset;
+        for word in &mut words {
+            *word = self.read::<4>(at)?.word(0);
+            at = at.checked_add(4)?;
+        }
+        Some(Words(words))
+    }
 }
 
 impl PacketBytes for [u8] {
@@ -64,22 +75,37 @@ impl PacketBytes for [u8] {
     }
 }
 
+/// Words of a packet. What is looked at here and there in a long header is read so: of bytes the compiler would
+/// put each into a slot of its own, and a program has 512 bytes of stack.
+#[derive(Clone, Copy, Debug)]
+pub struct Words<const N: usize>(pub [u32; N]);
+
+impl<const N: usize> Words<N> {
+    /// The byte at `at`.
+    #[inline(always)]
+    const fn byte(&self, at: usize) -> u8 {
+        self.0[at / 4].to_ne_bytes()[at % 4]
+    }
+
+    /// The two bytes at `at`, which is even, from network order.
+    #[inline(always)]
+    const fn number(&self, at: usize) -> u16 {
+        u16::from_be_bytes([self.byte(at), self.byte(at + 1)])
+    }
+
+    /// The four words from byte `at` on, which is a multiple of four.
+    #[inline(always)]
+    const fn address(&self, at: usize) -> [u32; 4] {
+        let at = at / 4;
+        [self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]]
+    }
+}
+
 impl<const N: usize> Bytes<N> {
     /// The four bytes at `at` as they lie in memory.
     #[inline(always)]
     const fn word(&self, at: usize) -> u32 {
         u32::from_ne_bytes([self.0[at], self.0[at + 1], self.0[at + 2], self.0[at + 3]])
-    }
-
-    /// The sixteen bytes at `at`, likewise.
-    #[inline(always)]
-    const fn words(&self, at: usize) -> [u32; 4] {
-        [
-            self.word(at),
-            self.word(at + 4),
-            self.word(at + 8),
-            self.word(at + 12),
-        ]
     }
 
     /// The two bytes at `at`, from network order.
@@ -414,12 +440,12 @@ fn parse_v4_header<const N: usize>(
 /// RFC 8200, 3 and 4.
 #[inline(always)]
 fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<Flat, Unparsed> {
-    let header = bytes.read::<40>(offset).ok_or(Unparsed::Malformed)?;
-    if header.0[0] >> 4 != 6 {
+    let header = bytes.read_words::<10>(offset).ok_or(Unparsed::Malformed)?;
+    if header.byte(0) >> 4 != 6 {
         return Err(Unparsed::Malformed);
     }
     let mut left = usize::from(header.number(4));
-    let mut next = header.0[6];
+    let mut next = header.byte(6);
     let mut at = offset + 40;
     let (mut fragmented, mut id) = (false, 0);
     // Until the last header is found.
@@ -472,8 +498,8 @@ fn parse_v6<B: PacketBytes + ?Sized>(bytes: &B, offset: usize) -> Result<Flat, U
     }
     Ok(Flat {
         v4: false,
-        source: header.words(8),
-        destination: header.words(24),
+        source: header.address(8),
+        destination: header.address(24),
         carried,
         fragmented,
         id,

@@ -187,6 +187,20 @@ pub fn decide<F: Facts>(packet: &Packet, facts: &F) -> Verdict {
     }
 }
 
+/// Does a packet that was decided about so go on to elsewhere, past the proxy?
+#[inline(always)]
+pub fn is_forwarded<F: Facts>(packet: &Packet, reason: Reason, facts: &F) -> bool {
+    match reason {
+        Reason::PrivateRange | Reason::Bypassed | Reason::DownPassed => true,
+        // These are also found to be so on their way to a subnet of the gateway.
+        Reason::DirectConnection | Reason::DirectFragment | Reason::OtherProtocol => {
+            built_in(&packet.addresses).is_none()
+                && facts.locality(&packet.addresses) == Locality::Foreign
+        }
+        _ => false,
+    }
+}
+
 /// Is this a DNS question that the proxy's resolver wants, or the first segment of a connection for such?
 /// The segments that follow find their socket as those of any connection do.
 #[inline(always)]

@@ -1,24 +1,50 @@
-//! What is done with a packet, and counted, at each tc hook that decides.
+//! What is done with a packet at each tc hook that decides.
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use tproxy_common::abi::{FragmentFate, Reason, Settings};
 use tproxy_common::packet::{Packet, Transport};
 use tproxy_common::verdict::Target;
 
-use crate::facts::{count, forget_steered, remember_fragment, remember_steered};
-use crate::skb::Skb;
+use crate::facts::{forget_steered, remember_fragment, remember_steered};
 
 /// `TC_ACT_UNSPEC` lets the programs and filters behind this one have their say; a tcx chain reads
 /// the same value as `TCX_NEXT`.
 pub const CONTINUE: i32 = TC_ACT_UNSPEC;
 
+/// What was done with a packet, and why.
+#[derive(Clone, Copy)]
+pub struct Done {
+    pub action: i32,
+    pub reason: Reason,
+}
+
+impl Done {
+    /// The packet goes on, marked or not.
+    #[inline(always)]
+    pub const fn goes_on(reason: Reason) -> Self {
+        Self {
+            action: CONTINUE,
+            reason,
+        }
+    }
+
+    /// It ends here.
+    #[inline(always)]
+    pub const fn ends(reason: Reason) -> Self {
+        Self {
+            action: TC_ACT_SHOT,
+            reason,
+        }
+    }
+}
+
 /// No proxy is running: the declared policy decides.
 #[inline(always)]
-pub fn down(skb: Skb, packet: &Packet, settings: Settings) -> i32 {
+pub fn down(packet: &Packet, settings: Settings) -> Done {
     if settings.has(Settings::DOWN_DROPS) {
-        drop(skb, Reason::DownDropped)
+        Done::ends(Reason::DownDropped)
     } else {
-        pass_on(skb, packet, Reason::DownPassed)
+        pass_on(packet, Reason::DownPassed)
     }
 }
 
@@ -52,7 +78,7 @@ pub fn remember(packet: &Packet) {
 
 /// Lets a packet pass, forgets what it makes untrue and remembers what follows for its fragments.
 #[inline(always)]
-pub fn pass_on(skb: Skb, packet: &Packet, reason: Reason) -> i32 {
+pub fn pass_on(packet: &Packet, reason: Reason) -> Done {
     let fragment = packet.fragment.is_some();
     match &packet.transport {
         Transport::Tcp { opens, ports } => {
@@ -69,17 +95,5 @@ pub fn pass_on(skb: Skb, packet: &Packet, reason: Reason) -> i32 {
         }
         _ => {}
     }
-    pass(skb, reason)
-}
-
-#[inline(always)]
-pub fn pass(skb: Skb, reason: Reason) -> i32 {
-    count(reason, skb.len());
-    CONTINUE
-}
-
-#[inline(always)]
-pub fn drop(skb: Skb, reason: Reason) -> i32 {
-    count(reason, skb.len());
-    TC_ACT_SHOT
+    Done::goes_on(reason)
 }

@@ -4,6 +4,7 @@
 //! the frames of calls that have returned are used again.
 
 use core::arch::asm;
+use core::cell::Cell;
 use core::mem::size_of;
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
@@ -14,6 +15,7 @@ use tproxy_common::abi::{
     SOURCE_OWN, Settings, SourceV4, SourceV6,
 };
 use tproxy_common::packet::{Addresses, Packet, Ports, Transport};
+use tproxy_common::trace::Message;
 use tproxy_common::verdict::{Connection, Facts, Locality, OwnFacts};
 
 use crate::maps::{
@@ -21,7 +23,7 @@ use crate::maps::{
     SOURCES_V6, STEERED_V4, STEERED_V6,
 };
 use crate::skb::Skb;
-use crate::socket;
+use crate::{socket, trace};
 
 /// How many expired prefixes, one inside the other, a look-up passes over.
 const MAX_EXPIRED: usize = 4;
@@ -33,6 +35,8 @@ pub struct SkbFacts<const OWN: bool> {
     pub settings: Settings,
     /// Has it a mark of others that is exempt?
     pub exempt: bool,
+    /// Where its destination is, once that was asked.
+    pub locality: Cell<Option<Locality>>,
 }
 
 impl<const OWN: bool> Facts for SkbFacts<OWN> {
@@ -43,7 +47,12 @@ impl<const OWN: bool> Facts for SkbFacts<OWN> {
 
     #[inline(always)]
     fn locality(&self, addresses: &Addresses) -> Locality {
-        locality(addresses)
+        if let Some(known) = self.locality.get() {
+            return known;
+        }
+        let found = locality(addresses);
+        self.locality.set(Some(found));
+        found
     }
 
     #[inline(always)]
@@ -122,8 +131,10 @@ pub fn remember_caller(addresses: &Addresses, ports: &Ports) {
     };
     // SAFETY: the helper takes no arguments.
     let now = unsafe { bpf_ktime_get_boot_ns() };
-    // A full map gives up its least recently used entry, so this does not fail.
-    let _ = CALLERS.insert(caller, now, 0);
+    // A full map gives up its least recently used entry, so this hardly ever fails.
+    if let Err(error) = CALLERS.insert(caller, now, 0) {
+        trace::message(Message::CallerNotRemembered, error);
+    }
 }
 
 /// Was this connection steered once?
@@ -141,11 +152,14 @@ pub fn is_steered(addresses: &Addresses, ports: &Ports) -> bool {
 /// Remembers that a connection is steered.
 #[inline(never)]
 pub fn remember_steered(addresses: &Addresses, ports: &Ports) {
-    // A full map gives up its least recently used entry, so this does not fail.
-    let _ = match flow(addresses, ports) {
+    // A full map gives up its least recently used entry, so this hardly ever fails.
+    let remembered = match flow(addresses, ports) {
         Flow::V4(key) => STEERED_V4.insert(key, 0, 0),
         Flow::V6(key) => STEERED_V6.insert(key, 0, 0),
     };
+    if let Err(error) = remembered {
+        trace::message(Message::SteeredNotRemembered, error);
+    }
 }
 
 /// Forgets it. Most connections were never steered, and looking takes no lock, unlike removing.
@@ -198,8 +212,10 @@ fn flow(addresses: &Addresses, ports: &Ports) -> Flow {
 /// Remembers what became of the first fragment of a TCP segment.
 #[inline(never)]
 pub fn remember_fragment(packet: &Packet, fate: FragmentFate) {
-    if let Some(key) = fragment_key(packet) {
-        let _ = FRAGMENTS.insert(key, fate as u32, 0);
+    if let Some(key) = fragment_key(packet)
+        && let Err(error) = FRAGMENTS.insert(key, fate as u32, 0)
+    {
+        trace::message(Message::FragmentNotRemembered, error);
     }
 }
 
@@ -292,7 +308,7 @@ fn hit(entry: *mut Bypass, bytes: u32) {
 /// # Safety
 /// `to` points to an aligned number in map memory.
 #[inline(always)]
-unsafe fn atomic_add(to: *mut u64, number: u64) {
+pub unsafe fn atomic_add(to: *mut u64, number: u64) {
     // SAFETY: the instruction writes these eight bytes and nothing else.
     unsafe {
         asm!("lock *(u64 *)({to} + 0) += {number}", to = in(reg) to, number = in(reg) number);

@@ -5,6 +5,7 @@
 #![no_main]
 #![feature(asm_experimental_arch)]
 
+mod account;
 mod act;
 mod exempt;
 mod facts;
@@ -15,6 +16,7 @@ mod maps;
 mod sk_lookup;
 mod skb;
 mod socket;
+mod trace;
 mod udp_reply;
 
 use aya_ebpf::macros::{cgroup_sock, classifier, sk_lookup};

@@ -5,13 +5,14 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, SockMap};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use tproxy_common::abi::{
-    BYPASS_CAPACITY, Bypass, CALLERS_CAPACITY, Caller, Counter, EXEMPT_CAPACITY, Exempt, ExemptKey,
-    ExemptMarks, FRAGMENTS_CAPACITY, FlowV4, FlowV6, FragmentKey, LINKS_CAPACITY, LOCALS_CAPACITY,
-    Link, Listener, Local, NOTES_CAPACITY, Note, NoteKey, Reason, SOURCES_CAPACITY,
-    STEERED_CAPACITY, Settings, SourceV4, SourceV6,
+    BYPASS_CAPACITY, Bypass, CALLERS_CAPACITY, Caller, Counter, DEVICES_CAPACITY, EXEMPT_CAPACITY,
+    Exempt, ExemptKey, ExemptMarks, FRAGMENTS_CAPACITY, FlowV4, FlowV6, FragmentKey,
+    LINKS_CAPACITY, LOCALS_CAPACITY, Link, Listener, Local, NOTES_CAPACITY, Note, NoteKey, Reason,
+    SOURCES_CAPACITY, STEERED_CAPACITY, Settings, SourceV4, SourceV6, Traffic,
 };
+use tproxy_common::trace::{TRACE_BYTES, TraceFilter};
 
 /// The settings in force. Written by user space, read for each packet.
 #[map]
@@ -95,3 +96,22 @@ pub static EXEMPT: HashMap<ExemptKey, Exempt> = HashMap::pinned(EXEMPT_CAPACITY,
 /// Marks of others that are exempt. Written as `EXEMPT`, read by `local_egress`.
 #[map]
 pub static EXEMPT_MARKS: Array<ExemptMarks> = Array::pinned(1, 0);
+
+/// What devices send and get past the proxy. Written by the programs while `Settings::ACCOUNT` is set, read by user
+/// space. The device that was silent for longest gives way. CPUs share an entry, as with bypassed prefixes: it costs less
+/// than finding one's own copy.
+#[map]
+pub static DEVICES: LruHashMap<[u32; 4], Traffic> = LruHashMap::pinned(DEVICES_CAPACITY, 0);
+
+/// Who listens to decisions, and to which. Written by `trace`, and by it alone: `SETTINGS` has writers of its own, and
+/// one that writes them back would undo what another has changed meanwhile. The programs take out a listener whose time is over.
+#[map]
+pub static TRACE: Array<TraceFilter> = Array::pinned(1, 0);
+
+/// Decisions that somebody listens to, and messages. Written by the programs, read by `trace`.
+#[map]
+pub static TRACE_EVENTS: RingBuf = RingBuf::pinned(TRACE_BYTES, 0);
+
+/// How many of them found no room.
+#[map]
+pub static TRACE_LOST: PerCpuArray<u64> = PerCpuArray::pinned(1, 0);

@@ -5,12 +5,13 @@
 use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use tproxy_common::abi::{DNS_PORT, Listener, Reason, Settings};
-use tproxy_common::packet::{Addresses, PROTOCOL_UDP, Ports};
+use tproxy_common::packet::{Addresses, PROTOCOL_UDP, Packet, Ports, Transport};
 use tproxy_common::verdict::{Locality, built_in};
 
 use crate::facts::{admitted, count, is_steered, locality, remember_caller, settings};
 use crate::skb::LOOPBACK;
 use crate::socket::{Assigned, assign_listener};
+use crate::trace;
 
 /// `SK_PASS`: go on, with the socket that was assigned if one was.
 const PASS: u32 = 1;
@@ -49,7 +50,7 @@ fn datagram(ctx: &SkLookupContext, addresses: &Addresses, v4: bool, interface: u
             if admitted(addresses, interface)
                 && assign(ctx, if v4 { Listener::Udp4 } else { Listener::Udp6 })
             {
-                count(Reason::LookupSteered, 0);
+                steered(ctx, addresses, interface);
             }
         }
         // A datagram for a service of the gateway. What comes by `lo` is of the gateway itself, and
@@ -64,7 +65,7 @@ fn datagram(ctx: &SkLookupContext, addresses: &Addresses, v4: bool, interface: u
                 && admitted(addresses, interface)
             {
                 if assign(ctx, if v4 { Listener::Udp4 } else { Listener::Udp6 }) {
-                    count(Reason::LookupSteered, 0);
+                    steered(ctx, addresses, interface);
                 }
             } else if interface != LOOPBACK
                 && settings.is_asked_for(ports.destination)
@@ -74,6 +75,23 @@ fn datagram(ctx: &SkLookupContext, addresses: &Addresses, v4: bool, interface: u
             }
         }
         Locality::Subnet => {}
+    }
+}
+
+/// Counts a datagram that the proxy gets, and tells of it.
+#[inline(always)]
+fn steered(ctx: &SkLookupContext, addresses: &Addresses, interface: u32) {
+    count(Reason::LookupSteered, 0);
+    if trace::is_on() {
+        let packet = Packet {
+            addresses: *addresses,
+            transport: Transport::Udp {
+                ports: ports(ctx.lookup),
+            },
+            fragment: None,
+            transport_offset: 0,
+        };
+        trace::lookup(&packet, interface, Reason::LookupSteered);
     }
 }
 

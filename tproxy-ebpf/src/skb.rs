@@ -1,7 +1,7 @@
 //! Packet memory: the one file that touches it.
 
 use core::ffi::c_void;
-use core::mem::MaybeUninit;
+use core::mem::{MaybeUninit, size_of};
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0};
 use aya_ebpf::helpers::generated::{
@@ -11,7 +11,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::TcContext;
 use tproxy_common::abi::MARK_MASK;
 use tproxy_common::packet::{
-    Bytes, ETHERNET_HEADER, ETHERTYPE_IPV6, Packet, PacketBytes, Unparsed, parse,
+    Bytes, ETHERNET_HEADER, ETHERTYPE_IPV6, Packet, PacketBytes, Unparsed, Words, parse,
 };
 
 /// Where in a UDP header the checksum stands (RFC 768).
@@ -97,6 +97,13 @@ impl Skb {
     pub fn interface(&self) -> u32 {
         // SAFETY: as in `len`.
         unsafe { (*self.0).ifindex }
+    }
+
+    /// The index of the link that it came in by, or 0 if this machine made it.
+    #[inline(always)]
+    pub fn came_in_by(&self) -> u32 {
+        // SAFETY: as in `len`.
+        unsafe { (*self.0).ingress_ifindex }
     }
 
     /// Is it addressed to this machine, on the link layer?
@@ -214,6 +221,32 @@ impl Skb {
     }
 }
 
+impl Skb {
+    /// Reads what lies at `offset`, if the packet does not end before.
+    ///
+    /// # Safety
+    /// Any bytes make a `T`.
+    #[inline(always)]
+    unsafe fn load<T>(&self, offset: usize) -> Option<T> {
+        let mut read = MaybeUninit::<T>::uninit();
+        // SAFETY: the helper writes as many bytes as it is told, or returns an error. The caller promises
+        // that they are a `T`.
+        unsafe {
+            if bpf_skb_load_bytes(
+                self.0.cast(),
+                offset as u32,
+                read.as_mut_ptr().cast(),
+                size_of::<T>() as u32,
+            ) == 0
+            {
+                Some(read.assume_init())
+            } else {
+                None
+            }
+        }
+    }
+}
+
 impl PacketBytes for Skb {
     #[inline(always)]
     fn length(&self) -> usize {
@@ -222,20 +255,13 @@ impl PacketBytes for Skb {
 
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<Bytes<N>> {
-        let mut bytes = MaybeUninit::<Bytes<N>>::uninit();
-        // SAFETY: the helper writes exactly `N` bytes, or returns an error.
-        unsafe {
-            if bpf_skb_load_bytes(
-                self.0.cast(),
-                offset as u32,
-                bytes.as_mut_ptr().cast(),
-                N as u32,
-            ) == 0
-            {
-                Some(bytes.assume_init())
-            } else {
-                None
-            }
-        }
+        // SAFETY: made of bytes, of which any are good.
+        unsafe { self.load(offset) }
+    }
+
+    #[inline(always)]
+    fn read_words<const N: usize>(&self, offset: usize) -> Option<Words<N>> {
+        // SAFETY: made of words, of which any are good.
+        unsafe { self.load(offset) }
     }
 }

@@ -13,16 +13,22 @@ use aya_ebpf::helpers::generated::{
 };
 use tproxy_common::abi::Listener;
 use tproxy_common::packet::{Addresses, Ports};
+use tproxy_common::trace::Message;
 
 use crate::maps::LISTENERS;
 use crate::skb::Skb;
+use crate::trace;
 
 /// Gives the packet to the socket of its own connection, if that socket is here.
 #[inline(never)]
 pub fn assign_connection(skb: Skb, addresses: &Addresses, ports: &Ports) -> bool {
     with_connection(skb, addresses, ports, |sock| {
         // SAFETY: both pointers are valid; the caller holds the socket.
-        unsafe { bpf_sk_assign(skb.as_ptr().cast(), sock.cast(), 0) == 0 }
+        let error = unsafe { bpf_sk_assign(skb.as_ptr().cast(), sock.cast(), 0) };
+        if error != 0 {
+            trace::message(Message::ConnectionNotAssigned, error);
+        }
+        error == 0
     })
 }
 
@@ -110,7 +116,11 @@ pub enum Assigned {
 pub fn assign_listener(ctx: *mut c_void, listener: Listener) -> Assigned {
     with_listener(listener, |sock| {
         // SAFETY: both pointers are valid for the run of the program.
-        unsafe { bpf_sk_assign(ctx, sock, 0) == 0 }
+        let error = unsafe { bpf_sk_assign(ctx, sock, 0) };
+        if error != 0 {
+            trace::message(Message::NotAssigned, error);
+        }
+        error == 0
     })
 }
 

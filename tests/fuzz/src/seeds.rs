@@ -402,7 +402,7 @@ fn packets() -> Seeds {
 const CONFIGURATION: &str = "stage = 3\non_proxy_down = \"drop\"\n[lan]\ninterfaces = [\"eth0\", \"br-*\"]\nsources = [\"192.168.0.0/16\"]\n[wan]\ninterfaces = [\"default\"]\n\
     [[outbound]]\nname = \"proxy\"\nurl = \"socks5://user:password@[2001:db8::1]:1080\"\n[[outbound]]\nname = \"direct\"\nurl = \"direct://\"\n[bypass]\nprivate = true\nprefixes = [\"10.0.0.0/8\", \"2001:db8::1\"]\n\
     files = [\"china_ip_list.txt\", \"geoip.dat:cn\"]\n[exempt]\nuids = [1000, \"root\"]\ngids = [5]\ncgroups = [\"system.slice/x.service\"]\nmarks = [\"0x100/0x100\"]\n\
-    [tcp]\nidle = \"2h\"\nconnect_timeout = \"10s\"\nkeepalive = \"1m30s\"\nmax_connections = 100\n[udp]\nidle = \"5m\"\ndns_idle = \"10s\"\nmax_associations = 4096\n[gateway]\nforward = true\nmasquerade = true\n[proxy]\nport = 1\ndrain = \"0s\"\n";
+    [tcp]\nidle = \"2h\"\nconnect_timeout = \"10s\"\nkeepalive = \"1m30s\"\nmax_connections = 100\n[udp]\nidle = \"5m\"\ndns_idle = \"10s\"\nmax_associations = 4096\n[gateway]\nforward = true\nmasquerade = true\naccount = true\n[proxy]\nport = 1\ndrain = \"0s\"\n";
 
 /// What the tests of the import read.
 fn samples(names: &[&str]) -> Seeds {

@@ -103,10 +103,10 @@ async fn put_up(
         bypass::replace(gateway.maps(), prefixes, &Terms::default(), Origin::Config)?;
         exempt::configure(gateway.maps(), &config.exempt)?;
     } else if args.on_proxy_down.is_some() {
-        let bypass_private = gateway.policy()?.bypass_private;
+        let present = gateway.policy()?;
         gateway.set_policy(gateway::Policy {
-            bypass_private,
-            ..policy(config)
+            down_drops: policy(config).down_drops,
+            ..present
         })?;
     }
     let mut all = named.clone();

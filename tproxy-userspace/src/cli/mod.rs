@@ -21,19 +21,24 @@ mod schema;
 mod select;
 mod session;
 mod status;
+mod trace;
 mod upstream;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-
+use ipnet::IpNet;
+use tproxy_common::abi::Reason;
+use tproxy_userspace::config;
 use tproxy_userspace::control::bpf::Maps;
 use tproxy_userspace::control::place::Place;
 use tproxy_userspace::observe::log::Format;
+use tproxy_userspace::policy::prefix;
 use tproxy_userspace::policy::source::Source;
 
 use self::explain::{Destination, SentBy};
@@ -121,6 +126,12 @@ enum Command {
     /// A packet is made and the program is run on it. Nothing is sent or counted. It is the first of a TCP
     /// connection or, with --udp, a datagram.
     Explain(ExplainArgs),
+    /// What is decided about packets, as it happens, and why.
+    ///
+    /// All packets, or those that meet every condition; of conditions that may stand several times, one has to be met. Only
+    /// what is decided is told: what is forwarded to a device, for example, is not. Nothing of it costs anything before
+    /// and afterwards. Ctrl-C ends it.
+    Trace(TraceArgs),
     /// Validate a configuration and print what it comes to.
     Check(CheckArgs),
     /// Print the JSON Schema of the configuration, for editors.
@@ -356,6 +367,46 @@ struct ExplainArgs {
 }
 
 #[derive(Debug, Args)]
+struct TraceArgs {
+    /// Sent from there.
+    #[arg(long, value_name = "CIDR", value_parser = prefix::parse)]
+    from: Option<IpNet>,
+    /// Sent to there.
+    #[arg(long, value_name = "CIDR", value_parser = prefix::parse)]
+    to: Option<IpNet>,
+    /// One of the two ports.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// The destination port.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    to_port: Option<u16>,
+    /// What the packet carries; may stand several times.
+    #[arg(long, value_enum, value_name = "PROTOCOL")]
+    protocol: Vec<trace::ProtocolWord>,
+    /// What became of it; may stand several times.
+    #[arg(long, value_enum, value_name = "EFFECT")]
+    effect: Vec<trace::EffectWord>,
+    /// Why, by a word of `counters --all`; may stand several times.
+    #[arg(long, value_name = "REASON", value_parser = trace::reasons(), hide_possible_values = true)]
+    reason: Vec<Reason>,
+    /// The link that it came in by; for what the gateway sends, goes out by.
+    #[arg(long, value_name = "IF")]
+    on: Option<String>,
+    /// Of TCP only what opens a connection.
+    #[arg(long)]
+    new: bool,
+    /// End after so many decisions.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    count: Option<u64>,
+    /// End after this time, such as "10s".
+    #[arg(long = "for", value_name = "TIME", value_parser = config::parse_duration)]
+    time: Option<Duration>,
+    /// Print JSON, a line each.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
 struct CheckArgs {
     /// The configuration.
     #[arg(value_name = "FILE")]
@@ -418,6 +469,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Reload => api::reload(),
         Command::Log { filter, read } => api::log(filter, &read),
         Command::Explain(args) => explain::explain(&args),
+        Command::Trace(args) => trace::trace(&args),
         Command::Check(args) => check::check(&args),
         Command::Schema => schema::schema(),
         Command::Doctor(args) => doctor::doctor(&args),

@@ -29,10 +29,17 @@ pub fn json(value: &impl Serialize) -> Result<()> {
 
 /// Prints text. A reader that has gone away (`| head`) is no failure.
 pub fn text_out(text: &str) -> Result<()> {
+    line_out(text).map(drop)
+}
+
+/// Prints text, and says whether somebody still reads.
+pub fn line_out(text: &str) -> Result<bool> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => result.context("writing to standard output failed"),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        result => result
+            .map(|()| true)
+            .context("writing to standard output failed"),
     }
 }
 

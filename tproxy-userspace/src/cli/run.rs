@@ -108,6 +108,7 @@ pub fn policy(config: &Config) -> gateway::Policy {
     gateway::Policy {
         bypass_private: config.bypass.private,
         down_drops: config.on_proxy_down == OnProxyDown::Drop,
+        account: config.gateway.account,
     }
 }
 

@@ -249,6 +249,9 @@ pub struct Gateway {
     /// translated ends when tproxy-bpf is detached, and one that lived untranslated when it is
     /// attached. Needs the program `nft`. Default false.
     pub masquerade: bool,
+    /// `account`: count for each device what it sends and gets past the proxy, that is what the kernel forwards for it.
+    /// It costs some 50 ns for each packet from a device and some 120 ns for each to one. Default false.
+    pub account: bool,
 }
 
 /// The proxy itself.

@@ -130,6 +130,7 @@ fn read_into(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
     root.table("gateway", |gateway| {
         gateway.optional("forward", &mut config.gateway.forward, boolean());
         gateway.optional("masquerade", &mut config.gateway.masquerade, boolean());
+        gateway.optional("account", &mut config.gateway.account, boolean());
     });
     root.table("proxy", |proxy| {
         proxy.optional(

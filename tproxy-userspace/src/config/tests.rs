@@ -83,6 +83,7 @@ max_associations = 4096
 [gateway]
 forward = false
 masquerade = false
+account = false
 
 [proxy]
 port = 0
@@ -251,6 +252,7 @@ fn every_key_is_read() {
         [gateway]
         forward = true
         masquerade = true
+        account = true
         [proxy]
         port = 12345
         drain = "0s"
@@ -408,6 +410,7 @@ fn every_key_is_read() {
         gateway: Gateway {
             forward: true,
             masquerade: true,
+            account: true,
         },
         proxy: Proxy {
             port: 12345,

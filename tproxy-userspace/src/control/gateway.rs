@@ -53,6 +53,8 @@ pub struct Policy {
     pub bypass_private: bool,
     /// With no proxy, what it should have got is dropped; otherwise it goes direct.
     pub down_drops: bool,
+    /// What devices send and get past the proxy is counted for each of them.
+    pub account: bool,
 }
 
 /// A gateway whose kernel half is loaded.
@@ -216,6 +218,7 @@ impl Gateway {
         Ok(Policy {
             bypass_private: settings.has(Settings::BYPASS_PRIVATE),
             down_drops: settings.has(Settings::DOWN_DROPS),
+            account: settings.has(Settings::ACCOUNT),
         })
     }
 
@@ -227,6 +230,7 @@ impl Gateway {
         let mut settings = self.maps.settings()?;
         settings.set(Settings::BYPASS_PRIVATE, policy.bypass_private);
         settings.set(Settings::DOWN_DROPS, policy.down_drops);
+        settings.set(Settings::ACCOUNT, policy.account);
         Ok(self.maps.set_settings(settings)?)
     }
 

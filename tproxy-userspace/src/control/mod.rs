@@ -5,6 +5,7 @@
 //! [`sysctl`] and [`masquerade`] change the machine and can take every change back, after `kill -9`
 //! too. [`doctor`] examines a machine for a person, [`explain`] says what would happen to a packet.
 
+pub mod account;
 pub mod accounts;
 pub mod bpf;
 pub mod bypass;
@@ -23,6 +24,7 @@ mod qdisc;
 pub mod route;
 pub mod sync;
 pub mod sysctl;
+pub mod trace;
 pub mod way_out;
 
 pub use netlink::{Netlink, NetlinkError};

@@ -32,12 +32,25 @@ const FOLDER: &str = "tproxy-bpf";
 const LOCK: &str = "lock";
 /// Held by a proxy as long as it runs.
 const PROXY_LOCK: &str = "proxy.lock";
+/// Held by a process as long as it listens to decisions.
+const TRACE_LOCK: &str = "trace.lock";
 /// Where a running proxy is asked things. A killed one leaves it behind.
 const CONTROL_SOCKET: &str = "control.sock";
 /// Where a running proxy is taken over from. A killed one leaves it behind.
 const TAKEOVER_SOCKET: &str = "takeover.sock";
 /// Holds the namespace's cookie: inode numbers are used again, cookies are not.
 const COOKIE: &str = "namespace";
+
+/// All files that say who is here, in the order in which they go. The lock of the commands is the last one: until then
+/// nobody else changes anything.
+const FILES: [&str; 6] = [
+    CONTROL_SOCKET,
+    TAKEOVER_SOCKET,
+    PROXY_LOCK,
+    TRACE_LOCK,
+    COOKIE,
+    LOCK,
+];
 
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// Long enough to outlast a `proxy_pid` of another process, which holds the lock for an instant.
@@ -222,6 +235,19 @@ impl Place {
         )
     }
 
+    /// Takes the lock that is held as long as somebody listens to decisions. The caller holds [`Self::lock`], or
+    /// `detach` might come between.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] names the process that listens.
+    pub fn trace_lock(&self) -> Result<Lock, Error> {
+        self.acquire(
+            TRACE_LOCK,
+            PROXY_LOCK_PATIENCE,
+            "decisions are told to one at a time, so end that `tproxy-bpf trace` first",
+        )
+    }
+
     /// The process number of the proxy that runs here. Right after `kill -9` too, since it is the
     /// kernel that lets go of a dead process's lock.
     #[must_use]
@@ -255,17 +281,14 @@ impl Place {
                 entries.try_fold(false, |in_use, entry| {
                     let name = entry?.file_name();
                     Ok(in_use
-                        || ![LOCK, PROXY_LOCK, COOKIE, CONTROL_SOCKET, TAKEOVER_SOCKET]
-                            .iter()
-                            .any(|own| name == *own))
+                        || !FILES.iter().any(|own| name == *own))
                 })
             })
             .map_err(Error::file("read", &self.run))?;
         if in_use || self.proxy_pid().is_some() {
             return Ok(());
         }
-        // The lock's own file goes last: until then nobody else changes anything here.
-        for name in [CONTROL_SOCKET, TAKEOVER_SOCKET, PROXY_LOCK, COOKIE, LOCK] {
+        for name in FILES {
             remove_file(&self.run.join(name))?;
         }
         drop(lock);

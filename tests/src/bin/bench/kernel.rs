@@ -1,4 +1,4 @@
-//! The kernel program alone: nanoseconds a packet under `BPF_PROG_TEST_RUN`.
+//! The kernel programs alone: nanoseconds a packet under `BPF_PROG_TEST_RUN`.
 //!
 //! A trial run cannot assign a packet to a socket, so what would be steered is measured up to the refused
 //! assignment. The packets of a case go to many destinations, since a trie is not equally deep everywhere.
@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use lab::{Family, Lab};
 use tproxy_common::abi::{Bypass, Listener, Origin, Reason, Settings, program};
 use tproxy_userspace::control::{
+    account::account,
     bpf::{BypassEntry, Maps, Programs, Trial},
     place::Place,
     sync::Via,
@@ -56,9 +57,20 @@ struct Case {
     title: &'static str,
     kind: Kind,
     to: To,
-    reason: Reason,
+    course: Course,
     /// Is it one that [`TARGET`] is for?
     target: bool,
+    /// Is it counted for the device?
+    account: bool,
+}
+
+/// Which program sees it.
+#[derive(Clone, Copy)]
+enum Course {
+    /// `lan_ingress`, which passes it for this reason.
+    FromDevice(Reason),
+    /// `udp_reply`: an answer, forwarded to the device.
+    ToDevice,
 }
 
 const fn case(title: &'static str, kind: Kind, to: To, reason: Reason, target: bool) -> Case {
@@ -66,12 +78,34 @@ const fn case(title: &'static str, kind: Kind, to: To, reason: Reason, target: b
         title,
         kind,
         to,
-        reason,
+        course: Course::FromDevice(reason),
         target,
+        account: false,
     }
 }
 
-static CASES: [Case; 6] = [
+const fn answer(title: &'static str) -> Case {
+    Case {
+        title,
+        kind: Kind::Udp,
+        to: To::Bypassed,
+        course: Course::ToDevice,
+        target: false,
+        account: false,
+    }
+}
+
+/// The same with `gateway.account`.
+const fn counted(title: &'static str, case: Case) -> Case {
+    Case {
+        title,
+        target: false,
+        account: true,
+        ..case
+    }
+}
+
+static CASES: [Case; 10] = [
     case(
         "not IP (the floor)",
         Kind::Arp,
@@ -114,6 +148,23 @@ static CASES: [Case; 6] = [
         Reason::DownPassed,
         false,
     ),
+    counted(
+        "TCP data, counted",
+        case(
+            "",
+            Kind::TcpData,
+            To::Bypassed,
+            Reason::DirectConnection,
+            false,
+        ),
+    ),
+    counted(
+        "UDP, bypassed, counted",
+        case("", Kind::Udp, To::Bypassed, Reason::Bypassed, false),
+    ),
+    answer("forwarded back"),
+    // The device is known from what it sent.
+    counted("forwarded back, counted", answer("")),
 ];
 
 /// The figures of one case.
@@ -208,12 +259,15 @@ impl Bench {
         let mut results = Vec::new();
         for case in &CASES {
             for family in Family::BOTH {
+                let mut settings = self.maps.settings()?;
+                settings.set(Settings::ACCOUNT, case.account);
+                self.maps.set_settings(settings)?;
                 let frames = self.frames(case, family);
-                self.expect(case.reason, &frames)
+                self.expect(case, family, &frames)
                     .with_context(|| format!("{} over {family:?}", case.title))?;
                 let mut runs = Vec::with_capacity(TIMES);
                 for _ in 0..TIMES {
-                    runs.push(self.run(&frames, repeat)?);
+                    runs.push(self.run(case.course, &frames, repeat)?);
                 }
                 let best = runs.iter().copied().fold(f64::INFINITY, f64::min);
                 let median = median(runs).unwrap_or(f64::NAN);
@@ -231,13 +285,18 @@ impl Bench {
     }
 
     /// The mean of a run over all frames, in nanoseconds.
-    fn run(&mut self, frames: &[Vec<u8>], repeat: u32) -> Result<f64> {
+    fn run(&mut self, course: Course, frames: &[Vec<u8>], repeat: u32) -> Result<f64> {
+        let (program, came_by) = match course {
+            Course::FromDevice(_) => (program::LAN_INGRESS, 0),
+            Course::ToDevice => (program::UDP_REPLY, LO),
+        };
         let mut sum = 0.0;
         for frame in frames {
             let outcome = self.programs.try_packet(&Trial {
-                program: program::LAN_INGRESS,
+                program,
                 frame,
                 interface: 0,
+                came_by,
                 mark: 0,
                 repeat: repeat / frames.len() as u32,
             })?;
@@ -246,17 +305,40 @@ impl Bench {
         Ok(sum / frames.len() as f64)
     }
 
-    fn expect(&mut self, reason: Reason, frames: &[Vec<u8>]) -> Result<()> {
-        let counted =
-            |maps: &Maps| -> Result<u64> { Ok(maps.counters()?[reason as usize].1.packets) };
-        let before = counted(&self.maps)?;
-        self.run(frames, frames.len() as u32)?;
-        let after = counted(&self.maps)?;
+    /// Does each frame go the way that the case says, and is it counted?
+    fn expect(&mut self, case: &Case, family: Family, frames: &[Vec<u8>]) -> Result<()> {
+        let count = |maps: &Maps| -> Result<[u64; 2]> {
+            let passed = match case.course {
+                Course::FromDevice(reason) => maps.counters()?[reason as usize].1.packets,
+                Course::ToDevice => 0,
+            };
+            let device = family.device();
+            let accounts = account(maps)?;
+            let own = accounts.iter().find(|account| account.address == device);
+            let counted = own.map_or(0, |own| match case.course {
+                Course::FromDevice(_) => own.up_packets,
+                Course::ToDevice => own.down_packets,
+            });
+            Ok([passed, counted])
+        };
+        let before = count(&self.maps)?;
+        self.run(case.course, frames, frames.len() as u32)?;
+        let after = count(&self.maps)?;
+        let all = frames.len() as u64;
+        let expected = [
+            if let Course::FromDevice(_) = case.course {
+                all
+            } else {
+                0
+            },
+            if case.account { all } else { 0 },
+        ];
+        let moved = [after[0] - before[0], after[1] - before[1]];
         ensure!(
-            after - before == frames.len() as u64,
-            "{} of {} packets were counted as {reason:?}",
-            after - before,
-            frames.len()
+            moved == expected,
+            "of {all} packets {} passed as they should, and {} were counted for the device",
+            moved[0],
+            moved[1]
         );
         Ok(())
     }
@@ -280,7 +362,10 @@ impl Bench {
         };
         destinations
             .into_iter()
-            .map(|destination| frame(case.kind, family.device(), destination))
+            .map(|far| match case.course {
+                Course::FromDevice(_) => frame(case.kind, family.device(), far),
+                Course::ToDevice => frame(case.kind, far, family.device()),
+            })
             .collect()
     }
 }

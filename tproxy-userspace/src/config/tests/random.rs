@@ -158,7 +158,7 @@ prop_compose! {
         (udp_idle, dns_idle) in (any_duration(), any_duration()),
         (drain, takeover_drain) in (any_duration(), any_duration()),
         max_associations in 1..10_000_000_u32,
-        (forward, masquerade) in any::<(bool, bool)>(),
+        (forward, masquerade, account) in any::<(bool, bool, bool)>(),
         port: u16,
     ) -> Config {
         let url: data::Outbound = format!("socks5://{host}:{}", port.max(1)).parse().unwrap();
@@ -204,7 +204,7 @@ prop_compose! {
                 max_connections,
             },
             udp: Udp { idle: udp_idle, dns_idle, max_associations },
-            gateway: Gateway { forward, masquerade },
+            gateway: Gateway { forward, masquerade, account },
             proxy: Proxy { port, drain, takeover_drain, outbound },
             api: Api {
                 token_file: Some(format!("/{host}").into()),

@@ -12,8 +12,9 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tproxy_common::abi::{
     self, ABI_VERSION, BYPASS_CAPACITY, Bypass, Counter, EXEMPT_CAPACITY, Exempt, ExemptKey,
     ExemptMarks, LOCALS_CAPACITY, Link, Listener, Local, NOTE_BYTES, Note, NoteKey, Reason,
-    SOURCES_CAPACITY, Settings, SourceV4, SourceV6,
+    SOURCES_CAPACITY, Settings, SourceV4, SourceV6, Traffic,
 };
+use tproxy_common::trace::TraceFilter;
 
 use super::super::sync::Via;
 use super::Error;
@@ -22,7 +23,7 @@ use super::programs::file;
 /// A type of the kernel interface, as bytes.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Raw<T>(T);
+pub(super) struct Raw<T>(pub(super) T);
 
 macro_rules! raw {
     ($($type:ty),*) => {$(
@@ -42,7 +43,9 @@ raw!(
     Link,
     ExemptKey,
     Exempt,
-    ExemptMarks
+    ExemptMarks,
+    Traffic,
+    TraceFilter
 );
 
 /// One entry of the bypass set.
@@ -71,6 +74,7 @@ pub struct Maps {
     links: HashMap<MapData, u32, Raw<Link>>,
     exempt: HashMap<MapData, Raw<ExemptKey>, Raw<Exempt>>,
     exempt_marks: Array<MapData, Raw<ExemptMarks>>,
+    pub(super) devices: HashMap<MapData, [u32; 4], Raw<Traffic>>,
 }
 
 impl Maps {
@@ -89,20 +93,21 @@ impl Maps {
             }
             Err(error) => return Err(file("looking for the pin", &settings)(error)),
         }
-        let maps = Self::from(|name| {
-            MapData::from_pin(pins.join(name))
-                .and_then(Map::from_map_data)
-                .map_err(failed("opening the pin", name))
-        })?;
-        let found = maps.settings()?.abi;
-        if found != ABI_VERSION {
+        let pinned = |name| pinned(pins, name);
+        // First: another version may lack some of the others.
+        let settings = Array::<_, Raw<Settings>>::try_from(pinned(abi::map::SETTINGS)?)
+            .map_err(failed("opening", abi::map::SETTINGS))?;
+        let Raw(settings) = settings
+            .get(&0, 0)
+            .map_err(failed("reading", abi::map::SETTINGS))?;
+        if settings.abi != ABI_VERSION {
             return Err(Error::Version {
                 path: pins.into(),
-                found,
+                found: settings.abi,
                 ours: ABI_VERSION,
             });
         }
-        Ok(Some(maps))
+        Self::from(pinned).map(Some)
     }
 
     /// The maps of a loaded object.
@@ -136,6 +141,7 @@ impl Maps {
             links: typed!(HashMap, abi::map::LINKS),
             exempt: typed!(HashMap, abi::map::EXEMPT),
             exempt_marks: typed!(Array, abi::map::EXEMPT_MARKS),
+            devices: typed!(HashMap, abi::map::DEVICES),
         })
     }
 
@@ -535,6 +541,13 @@ impl Maps {
     }
 }
 
+/// A map by its pin.
+pub(super) fn pinned(pins: &Path, name: &'static str) -> Result<Map, Error> {
+    MapData::from_pin(pins.join(name))
+        .and_then(Map::from_map_data)
+        .map_err(failed("opening the pin", name))
+}
+
 fn put<K: Pod, V: Pod>(
     trie: &mut LpmTrie<MapData, K, V>,
     key: Key<K>,
@@ -546,7 +559,7 @@ fn put<K: Pod, V: Pod>(
     }
 }
 
-fn failed(doing: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Error {
+pub(super) fn failed(doing: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Error {
     move |source| Error::Map { doing, map, source }
 }
 
@@ -616,7 +629,7 @@ fn words(address: [u8; 16]) -> [u32; 4] {
     [word(0), word(4), word(8), word(12)]
 }
 
-fn bytes(words: [u32; 4]) -> [u8; 16] {
+pub(super) fn bytes(words: [u32; 4]) -> [u8; 16] {
     let mut bytes = [0; 16];
     for (chunk, word) in bytes.chunks_exact_mut(4).zip(words) {
         chunk.copy_from_slice(&word.to_ne_bytes());

@@ -1,8 +1,10 @@
 //! The kernel half as user space sees it: its maps and its programs. The only module that names aya.
 
+mod account;
 mod maps;
 mod programs;
 mod rehearsal;
+mod trace;
 mod trial;
 
 use std::io;
@@ -17,6 +19,7 @@ pub use programs::{
     AttachWay, Programs, detach_link, detach_sock_create, has_sock_create, remove_pins,
 };
 pub use rehearsal::{Rehearsal, Rehearsed};
+pub use trace::TraceMaps;
 pub use trial::{Outcome, Trial};
 
 /// What can go wrong with the kernel half.

@@ -9,8 +9,8 @@ use tproxy_common::abi::{Bypass, Reason, map, program};
 use super::programs::remove_pin;
 use super::{BypassEntry, Error, Maps, Programs, Trial};
 
-/// What the programs write. A rehearsal has these for itself; the rest it shares.
-const OWN: [&str; 7] = [
+/// What the programs write, and who listens to them. A rehearsal has these for itself; the rest it shares.
+const OWN: [&str; 11] = [
     map::COUNTERS,
     map::BYPASS_V4,
     map::BYPASS_V6,
@@ -18,6 +18,10 @@ const OWN: [&str; 7] = [
     map::STEERED_V4,
     map::STEERED_V6,
     map::FRAGMENTS,
+    map::DEVICES,
+    map::TRACE,
+    map::TRACE_EVENTS,
+    map::TRACE_LOST,
 ];
 
 /// The programs of this build on the settings, addresses, sources and listeners of a gateway. What they count and
@@ -126,6 +130,7 @@ impl Rehearsal {
             program,
             frame,
             interface,
+            came_by: 0,
             mark: 0,
             repeat: 1,
         })?;

@@ -9,6 +9,7 @@ use super::{Error, Programs};
 
 /// Offsets in `struct __sk_buff` of `linux/bpf.h`.
 const SKB_MARK: usize = 8;
+const SKB_CAME_BY: usize = 36;
 const SKB_INTERFACE: usize = 40;
 /// The size of the structure's part that all kernels since 5.15 know.
 const SKB_SIZE: usize = 192;
@@ -25,6 +26,8 @@ pub struct Trial<'a> {
     pub frame: &'a [u8],
     /// The interface it comes in or goes out by; 0 is `lo`.
     pub interface: u32,
+    /// Of what goes out, the interface that it came in by; 0 if this machine made it.
+    pub came_by: u32,
     /// The mark it has.
     pub mark: u32,
     /// How often to run the program on it.
@@ -54,6 +57,7 @@ impl Programs {
     pub fn try_packet(&mut self, trial: &Trial<'_>) -> Result<Outcome, Error> {
         let mut context = [0; SKB_SIZE];
         context[SKB_MARK..][..4].copy_from_slice(&trial.mark.to_ne_bytes());
+        context[SKB_CAME_BY..][..4].copy_from_slice(&trial.came_by.to_ne_bytes());
         context[SKB_INTERFACE..][..4].copy_from_slice(&trial.interface.to_ne_bytes());
         let mut context_out = [0; SKB_SIZE];
         let mut frame = vec![0; trial.frame.len() + HEADROOM];
