@@ -61,8 +61,9 @@ impl Guest {
         for unit in MASKED {
             symlink("/dev/null", root.join("etc/systemd/system").join(unit))?;
         }
-        let mounted = cgroup::mount()?.context("no cgroup2 is mounted, and systemd needs one")?;
-        let cgroup = mounted.join(format!("lab-guest.{}", std::process::id()));
+        let name = lab.dir().file_name().unwrap_or_default();
+        let cgroup = self::cgroup(&name.to_string_lossy());
+        let cgroup = cgroup.context("no cgroup2 is mounted, and systemd needs one")?;
         Ok(Self {
             root,
             cgroup,
@@ -168,8 +169,13 @@ impl Drop for Guest {
     }
 }
 
+/// Where the processes of the guest are that the lab of this name has.
+pub(crate) fn cgroup(lab: &str) -> Option<PathBuf> {
+    Some(cgroup::mount().ok()??.join(format!("guest.{lab}")))
+}
+
 /// Removes a cgroup with all below it, as far as they are empty.
-fn remove_cgroups(folder: &Path) {
+pub(crate) fn remove_cgroups(folder: &Path) {
     let below = fs::read_dir(folder).into_iter().flatten().flatten();
     for entry in below.filter(|entry| entry.path().is_dir()) {
         remove_cgroups(&entry.path());

@@ -19,7 +19,7 @@ use nix::{
 
 use tproxy_userspace::control::cgroup;
 
-use crate::{ns::NETNS_DIR, process, wait};
+use crate::{guest, ns::NETNS_DIR, process, wait};
 
 /// The prefixes of the labs of this process.
 static LABS: Mutex<Vec<String>> = Mutex::new(Vec::new());
@@ -58,6 +58,9 @@ pub(crate) fn clear(prefix: &str) {
         {
             eprintln!("removing namespace {name}: {error:#}");
         }
+    }
+    if let Some(cgroup) = guest::cgroup(prefix.trim_end_matches('-')) {
+        guest::remove_cgroups(&cgroup);
     }
     fs::remove_dir_all(folder(prefix)).ok();
     LABS.lock()

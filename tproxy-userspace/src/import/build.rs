@@ -100,8 +100,18 @@ fn settle(draft: &mut Draft, options: &Options, notes: &mut Notes) {
             "the rules do not say where the proxy sends: write the outbound's URL in the place of block:// (or give the config.json of \
              Xray or V2Ray, too)",
         );
+        let taken = |name: &str| {
+            let outbounds = draft.outbounds.iter().map(|one| &one.name);
+            let mut names = outbounds.chain(draft.groups.iter().map(|one| &one.name));
+            names.any(|other| other == name)
+        };
+        let mut name = "proxy".to_owned();
+        while taken(&name) {
+            name.insert_str(0, "new-");
+        }
+        draft.default = Some(name.clone());
         draft.outbounds.push(OutboundDraft {
-            name: "proxy".to_owned(),
+            name,
             url: "block://".to_owned(),
             from: "the rules do not say where the proxy sends".to_owned(),
             placeholder: Some((
@@ -110,7 +120,6 @@ fn settle(draft: &mut Draft, options: &Options, notes: &mut Notes) {
             )),
             ..OutboundDraft::default()
         });
-        draft.default = Some("proxy".to_owned());
     }
     draft.marks.retain(|((value, mask), from)| {
         let refusal = Mark::new(*value, *mask).err();

@@ -81,7 +81,8 @@ pub fn stage(built: &Path, writer: &Path, at: &Path, is_static: bool) -> Result<
         write(
             &at.join("usr/share/lintian/overrides/tproxy-bpf"),
             "# It runs on machines with another C library, or none.\n\
-             tproxy-bpf: statically-linked-binary [usr/bin/tproxy-bpf]\n",
+             tproxy-bpf: statically-linked-binary [usr/bin/tproxy-bpf]\n\
+             tproxy-bpf: shared-library-lacks-prerequisites [usr/bin/tproxy-bpf]\n",
         )?;
     }
     Ok(())

@@ -433,6 +433,11 @@ impl Judge<'_> {
                 ));
                 continue;
             }
+            // All of it is led there, by other words.
+            let nothing = rule.port.is_empty() && rule.source.is_empty() && rule.prefix.is_empty();
+            if nothing && !of.is_empty() {
+                continue;
+            }
             self.notes
                 .understood(format!("{from}, so a rule sends it direct"));
             self.verdict.rules.push(rule);

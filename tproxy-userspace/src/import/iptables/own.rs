@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use super::clause::Clause;
 use super::flow::{Case, Fate};
 use super::judge::{Judge, named};
-use crate::config::Mark;
+use crate::config::{IdOrName, Mark};
 use crate::import::draft::Exit;
 
 /// The marks that old set-ups give the proxy's own packets.
@@ -101,6 +101,9 @@ impl Judge<'_> {
             } else {
                 ("user", false)
             };
+            if first > IdOrName::LARGEST {
+                return self.left_out(line, &format!("no {word} has the number {first}"));
+            }
             if first != last {
                 return self.left_out(
                     line,

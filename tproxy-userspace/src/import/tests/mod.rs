@@ -389,6 +389,35 @@ fn what_is_not_read_is_refused_by_name() {
 }
 
 #[test]
+fn what_a_configuration_cannot_have_is_left_out() {
+    let one = |name: &str, text: &str| {
+        let input = Input {
+            name: name.to_owned(),
+            bytes: text.as_bytes().to_vec(),
+        };
+        import(&[input], &Options::default()).unwrap()
+    };
+    // All ports are all of it, and no user has such a number.
+    let all = one(
+        "x",
+        "*mangle\n-A PREROUTING -p tcp --dport 0:65535 -j TPROXY --on-port 1\n-A PREROUTING -p udp -j TPROXY --on-port 1\n\
+         -A OUTPUT -m owner --uid-owner 4294967295 -j RETURN\n-A OUTPUT -j MARK --set-mark 1\n",
+    );
+    assert!(!all.toml.contains("[[rule]]"), "{}", all.toml);
+    assert!(told(&all.notes.left_out, &["4294967295"]), "{}", all.notes);
+    // A page that cannot be asked for; a first outbound that is no way out, with a name that is needed.
+    let text = r#"{"outbounds":[{"protocol":"dns","tag":"d"},{"tag":"proxy","protocol":"socks","settings":{"address":"192.0.2.1","port":1080}}],
+        "routing":{"balancers":[{"tag":"b","selector":["pro"]}]},"observatory":{"probeURL":"http://192<30s"}}"#;
+    let odd = one("x", text);
+    assert!(told(&odd.notes.left_out, &["probeURL"]), "{}", odd.notes);
+    assert!(
+        odd.toml.contains("outbound = \"new-proxy\""),
+        "{}",
+        odd.toml
+    );
+}
+
+#[test]
 fn chains_that_call_each_other_too_often_are_given_up() {
     let mut rules = "*mangle\n-A PREROUTING -j C0\n".to_owned();
     for chain in 0..20 {

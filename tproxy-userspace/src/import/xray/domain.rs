@@ -4,6 +4,7 @@ use ipnet::IpNet;
 
 use crate::config::DomainSource;
 use crate::import::notes::shown;
+use crate::policy::source::STANDARD_INPUT;
 
 /// What entries come to.
 #[derive(Debug, Default)]
@@ -79,7 +80,7 @@ pub(super) fn addresses(entries: &[String], lists: &str) -> Addresses {
                 continue;
             }
         };
-        if file.contains('\0') {
+        if file.contains('\0') || file == STANDARD_INPUT {
             addresses.odd.push(shown(entry));
         } else {
             addresses.files.push(file);
@@ -135,6 +136,7 @@ mod tests {
             "geoip:!cn",
             "geoip:private",
             "ext:a.dat:b",
+            "ext:-",
             "x",
             "geoip:",
         ]
@@ -144,6 +146,6 @@ mod tests {
         assert_eq!(prefixes, ["192.0.2.0/24", "2001:db8::1/128"]);
         assert_eq!(found.files, ["geoip.dat:cn", "geoip.dat:!cn", "a.dat:b"]);
         assert!(found.private);
-        assert_eq!(found.odd, ["x", "geoip:"]);
+        assert_eq!(found.odd, ["ext:-", "x", "geoip:"]);
     }
 }

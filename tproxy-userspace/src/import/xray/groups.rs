@@ -109,11 +109,19 @@ impl Context<'_> {
         let (Some(found), false) = (root.get("observatory"), self.draft.groups.is_empty()) else {
             return;
         };
-        let url = [text(found, "probeURL"), text(found, "probeUrl")];
-        let url = url
-            .into_iter()
-            .find(|url| !url.is_empty())
-            .map(str::to_owned);
+        let urls = [text(found, "probeURL"), text(found, "probeUrl")];
+        let url = urls.into_iter().find(|url| !url.is_empty());
+        let fits = |url: &&str| {
+            let line = format!("[check]\nurl = {}", crate::import::write::quoted(url));
+            crate::config::Config::parse(&line, std::path::Path::new("")).is_ok()
+        };
+        if let Some(url) = url.filter(|url| !fits(url)) {
+            self.left_out(&format!(
+                "observatory: probeURL {}: it is no page that can be asked for",
+                shown(url)
+            ));
+        }
+        let url = url.filter(fits).map(str::to_owned);
         let often = text(found, "probeInterval");
         let good = crate::config::parse_duration(often)
             .is_ok_and(|time| (1..=86_400).contains(&time.as_secs()));
