@@ -89,12 +89,10 @@ impl Board {
         {
             return Ok(());
         }
-        let all = format!(
-            "{}.at(0)?.closest('button, li') ?? {}.at(0)",
-            with_text("Close All Connections"),
-            with_text("Close All Connections")
-        );
-        self.browser.value(&format!("({all})?.click()"))?;
+        let all = format!("{}.at(0)", with_text("Close All Connections"));
+        self.browser.value(&format!(
+            "({all}?.closest('li')?.querySelector('button') ?? {all})?.click()"
+        ))?;
         let sure = with_text("I'm sure").replace("'I'm sure'", "\"I'm sure\"");
         until("to be asked whether one is sure", SOON, || {
             Ok(self.browser.click(&format!("{sure}.at(0)"))?.then_some(()))
