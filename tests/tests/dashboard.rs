@@ -3,7 +3,11 @@
 //! `LAB_DASHBOARD` names the folder of a built dashboard (Yacd, metacubexd and zashboard are known to do). With
 //! `LAB_SHOTS` pictures of the pages are put there.
 
-use std::{env, fs, path::Path, time::Duration};
+use std::{
+    env, fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use base64::Engine;
@@ -58,22 +62,32 @@ impl Board {
         let is_taken = |board: &Self| -> Result<bool> {
             Ok(board.panel.get("/proxies/mine")?.json()?["now"] == member)
         };
-        // What is folded up is unfolded by a click on its name.
-        self.browser
-            .click(&format!("{}.at(-1)", with_text("mine")))?;
-        for nth in (-4..0).rev() {
-            let there = format!("{}.at({nth})", with_text(member));
-            let clicked = until("the member to be there", Duration::from_secs(2), || {
-                Ok(self.browser.click(&there)?.then_some(()))
-            });
-            if clicked.is_err() {
-                continue;
+        let fold = format!("{}.at(-1)", with_text("mine"));
+        let start = Instant::now();
+        while start.elapsed() < 2 * SOON {
+            // What is folded up is unfolded by a click on its name, if nothing lies over it or moves.
+            let members = self
+                .browser
+                .value(&format!("{}.length", with_text(member)))?;
+            if members == 0 {
+                self.browser.click(&fold)?;
+                let unfolded = format!("{}.at(-1)", with_text(member));
+                let _ = until("the members to be there", Duration::from_secs(2), || {
+                    let found = self.browser.value(&format!("!!{unfolded}"))?;
+                    Ok((found == true).then_some(()))
+                });
             }
-            let taken = until("the group to take it", Duration::from_secs(2), || {
-                Ok(is_taken(self)?.then_some(()))
-            });
-            if taken.is_ok() {
-                return Ok(());
+            for nth in (-4..0).rev() {
+                let there = format!("{}.at({nth})", with_text(member));
+                if !self.browser.click(&there)? {
+                    continue;
+                }
+                let taken = until("the group to take it", Duration::from_secs(1), || {
+                    Ok(is_taken(self)?.then_some(()))
+                });
+                if taken.is_ok() {
+                    return Ok(());
+                }
             }
         }
         let text = self.browser.text()?;
@@ -89,12 +103,10 @@ impl Board {
         {
             return Ok(());
         }
-        let all = format!(
-            "{}.at(0)?.closest('button, li') ?? {}.at(0)",
-            with_text("Close All Connections"),
-            with_text("Close All Connections")
-        );
-        self.browser.value(&format!("({all})?.click()"))?;
+        let all = format!("{}.at(0)", with_text("Close All Connections"));
+        self.browser.value(&format!(
+            "({all}?.closest('li')?.querySelector('button') ?? {all})?.click()"
+        ))?;
         let sure = with_text("I'm sure").replace("'I'm sure'", "\"I'm sure\"");
         until("to be asked whether one is sure", SOON, || {
             Ok(self.browser.click(&format!("{sure}.at(0)"))?.then_some(()))
