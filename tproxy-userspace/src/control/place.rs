@@ -280,8 +280,7 @@ impl Place {
             .and_then(|mut entries| {
                 entries.try_fold(false, |in_use, entry| {
                     let name = entry?.file_name();
-                    Ok(in_use
-                        || !FILES.iter().any(|own| name == *own))
+                    Ok(in_use || !FILES.iter().any(|own| name == *own))
                 })
             })
             .map_err(Error::file("read", &self.run))?;
