@@ -62,7 +62,7 @@ impl Guest {
             symlink("/dev/null", root.join("etc/systemd/system").join(unit))?;
         }
         let name = lab.dir().file_name().unwrap_or_default();
-        let cgroup = self::cgroup(&name.to_string_lossy());
+        let cgroup = group_of(&name.to_string_lossy());
         let cgroup = cgroup.context("no cgroup2 is mounted, and systemd needs one")?;
         Ok(Self {
             root,
@@ -170,7 +170,7 @@ impl Drop for Guest {
 }
 
 /// Where the processes of the guest are that the lab of this name has.
-pub(crate) fn cgroup(lab: &str) -> Option<PathBuf> {
+pub(crate) fn group_of(lab: &str) -> Option<PathBuf> {
     Some(cgroup::mount().ok()??.join(format!("guest.{lab}")))
 }
 

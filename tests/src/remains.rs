@@ -59,7 +59,7 @@ pub(crate) fn clear(prefix: &str) {
             eprintln!("removing namespace {name}: {error:#}");
         }
     }
-    if let Some(cgroup) = guest::cgroup(prefix.trim_end_matches('-')) {
+    if let Some(cgroup) = guest::group_of(prefix.trim_end_matches('-')) {
         guest::remove_cgroups(&cgroup);
     }
     fs::remove_dir_all(folder(prefix)).ok();
