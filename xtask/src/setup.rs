@@ -93,6 +93,7 @@ const LAB: &[Package] = &[
     ),
     package("iputils-ping", "ping", "that ICMP goes through"),
     package("tcpdump", "tcpdump", "what is on the wire"),
+    package("tmux", "tmux", "a terminal for `tproxy-bpf top`"),
 ];
 
 /// Debian's compiler that brings `core` for the BPF target.

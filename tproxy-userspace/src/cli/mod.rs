@@ -18,6 +18,7 @@ mod run;
 mod select;
 mod session;
 mod status;
+mod top;
 mod upstream;
 
 use std::ffi::OsString;
@@ -71,6 +72,8 @@ enum Command {
     Flows(flows::FlowsArgs),
     /// Why packets passed, were steered or were dropped.
     Counters(CountersArgs),
+    /// The gateway as it works, live in the terminal: flows, devices, destinations, counters, outbounds.
+    Top(top::TopArgs),
     /// Put a configuration into force while the proxy runs, and keep it as its file.
     ///
     /// It is all of it or nothing, as with SIGHUP. Paths in it are relative to the folder of the proxy's own file, which it
@@ -372,6 +375,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Flows(args) => flows::flows(&args),
         Command::Status(args) => status::status(&args),
         Command::Counters(args) => counters::counters(&args),
+        Command::Top(args) => top::top(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Check(args) => check::check(&args),
         Command::Doctor(args) => doctor::doctor(&args),

@@ -24,6 +24,9 @@ const REQUEST_TIME: Duration = Duration::from_secs(5);
 /// Requests that wait for their answers; who comes then waits before that.
 const QUEUE: usize = 16;
 
+/// How much of an answer is read at once, in bytes.
+const READ_SIZE: usize = 256 << 10;
+
 /// What can be asked of a proxy.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "snake_case")]
@@ -207,11 +210,13 @@ async fn read_request(stream: UnixStream) -> io::Result<Asked> {
 
 impl Asked {
     /// Answers. Whoever asked may have gone, which is no concern of the proxy.
-    pub async fn answer(mut self, answer: &serde_json::Value) {
-        let _ = self
-            .stream
-            .write_all(format!("{answer}\n").as_bytes())
-            .await;
+    pub async fn answer(mut self, answer: &impl Serialize) {
+        let text = serde_json::to_string(answer);
+        let text = text.unwrap_or_else(|error| {
+            serde_json::json!({ "error": format!("the answer cannot be written: {error}") })
+                .to_string()
+        });
+        let _ = self.stream.write_all(format!("{text}\n").as_bytes()).await;
     }
 }
 
@@ -220,13 +225,26 @@ impl Asked {
 /// # Errors
 /// [`Error::Ask`].
 pub fn ask(path: &Path, request: &Request, patience: Duration) -> Result<serde_json::Value, Error> {
+    let text = ask_text(path, request, patience)?;
+    serde_json::from_str(&text).map_err(|source| Error::Ask {
+        path: path.to_owned(),
+        source: source.into(),
+    })
+}
+
+/// The same, with the answer as it came: for who reads a long one straight into what it is of.
+///
+/// # Errors
+/// [`Error::Ask`].
+pub fn ask_text(path: &Path, request: &Request, patience: Duration) -> Result<String, Error> {
     let ask = || {
         let mut stream = BlockingStream::connect(path)?;
         stream.set_read_timeout(Some(patience))?;
         stream.write_all(format!("{}\n", serde_json::to_string(request)?).as_bytes())?;
         let mut line = String::new();
-        BufReader::new(stream).read_line(&mut line)?;
-        Ok(serde_json::from_str(&line)?)
+        // An answer may be megabytes: as many at once as a Unix socket holds.
+        BufReader::with_capacity(READ_SIZE, stream).read_line(&mut line)?;
+        Ok(line)
     };
     ask().map_err(|source| Error::Ask {
         path: path.to_owned(),

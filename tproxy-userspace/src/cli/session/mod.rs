@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -23,7 +24,7 @@ use tproxy_userspace::control::links::{Snapshot, Watch};
 use tproxy_userspace::control::place::Place;
 use tproxy_userspace::control::{self, cgroup, exempt, preflight};
 use tproxy_userspace::data::dns::Settings;
-use tproxy_userspace::data::{Handed, Proxy};
+use tproxy_userspace::data::{FlowStatus, Handed, Proxy};
 use tproxy_userspace::observe::socket::{Asked, Request};
 use tproxy_userspace::policy::rule::Query;
 
@@ -194,6 +195,12 @@ pub async fn run(
             Ok(())
         }
     }
+}
+
+/// The answer to [`Request::Flows`].
+#[derive(Serialize)]
+struct Living {
+    flows: Vec<FlowStatus>,
 }
 
 /// How the serving of a session ended.
@@ -368,8 +375,11 @@ impl Session<'_> {
             Request::Confirm => asked.answer(&self.confirm()).await,
             Request::Flows => {
                 let flows = self.proxy.flows();
-                let flows: Vec<_> = flows.iter().map(|flow| flow.status()).collect();
-                asked.answer(&json!({ "flows": flows })).await;
+                // Thousands of them are more than a socket takes at once, and others want answers meanwhile.
+                tokio::spawn(async move {
+                    let flows = flows.iter().map(|flow| flow.status()).collect();
+                    asked.answer(&Living { flows }).await;
+                });
             }
             Request::Kill { flows } => {
                 let (killed, unknown): (Vec<_>, Vec<_>) =
