@@ -100,6 +100,7 @@ const LAB: &[Package] = &[
         "mmdebstrap",
         "a small Debian to install the package in",
     ),
+    package("tmux", "tmux", "a terminal for `tproxy-bpf top`"),
 ];
 
 /// Debian's compiler that brings `core` for the BPF target.

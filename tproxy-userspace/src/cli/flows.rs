@@ -4,17 +4,17 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use ipnet::IpNet;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tproxy_userspace::control::place::Place;
 use tproxy_userspace::data::FlowStatus;
 use tproxy_userspace::observe::socket::Request;
 use tproxy_userspace::policy::rule::Protocol;
 
 use super::ReadArgs;
-use super::asking::asked;
+use super::asking::{asked, asked_as};
 use super::output::{self, Table};
 use super::status::PATIENCE;
 
@@ -134,9 +134,14 @@ impl Order {
 /// # Errors
 /// When none runs, or it does not answer.
 pub fn living(place: &Place) -> Result<Vec<FlowStatus>> {
-    let doing = "asking for the flows";
-    let mut answer = asked(place, doing, &Request::Flows, PATIENCE)?;
-    serde_json::from_value(answer["flows"].take()).context(doing)
+    let answer: Living = asked_as(place, "asking for the flows", &Request::Flows, PATIENCE)?;
+    Ok(answer.flows)
+}
+
+/// The proxy's answer.
+#[derive(Deserialize)]
+struct Living {
+    flows: Vec<FlowStatus>,
 }
 
 #[derive(Serialize)]

@@ -21,6 +21,7 @@ mod schema;
 mod select;
 mod session;
 mod status;
+mod top;
 mod trace;
 mod upstream;
 
@@ -80,6 +81,8 @@ enum Command {
     Flows(flows::FlowsArgs),
     /// Why packets passed, were steered or were dropped.
     Counters(CountersArgs),
+    /// The gateway as it works, live in the terminal: flows, devices, destinations, counters, outbounds.
+    Top(top::TopArgs),
     /// Put a configuration into force while the proxy runs, and keep it as its file.
     ///
     /// It is all of it or nothing, as with SIGHUP. Paths in it are relative to the folder of the proxy's own file, which it
@@ -468,6 +471,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Counters(args) => counters::counters(&args),
         Command::Reload => api::reload(),
         Command::Log { filter, read } => api::log(filter, &read),
+        Command::Top(args) => top::top(&args),
         Command::Explain(args) => explain::explain(&args),
         Command::Trace(args) => trace::trace(&args),
         Command::Check(args) => check::check(&args),

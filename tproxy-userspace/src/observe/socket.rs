@@ -18,6 +18,8 @@ use crate::policy::rule::Protocol;
 const MAX_ANSWER: u64 = 256 << 20;
 /// The largest head of an answer, in bytes.
 const MAX_HEAD: usize = 16 * 1024;
+/// How much of an answer is read at once, in bytes.
+const READ_SIZE: usize = 256 << 10;
 /// What stands for itself in a URL.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
@@ -186,13 +188,25 @@ pub enum Error {
 /// # Errors
 /// [`Error::Ask`].
 pub fn ask(path: &Path, request: &Request, patience: Duration) -> Result<Value, Error> {
+    let bytes = ask_bytes(path, request, patience)?;
+    serde_json::from_slice(&bytes).map_err(|source| Error::Ask {
+        path: path.to_owned(),
+        source: source.into(),
+    })
+}
+
+/// The same, with the answer as it came: for who reads a long one straight into what it is of.
+///
+/// # Errors
+/// [`Error::Ask`].
+pub fn ask_bytes(path: &Path, request: &Request, patience: Duration) -> Result<Vec<u8>, Error> {
     exchange(path, request, patience).map_err(|source| Error::Ask {
         path: path.to_owned(),
         source,
     })
 }
 
-fn exchange(path: &Path, request: &Request, patience: Duration) -> io::Result<Value> {
+fn exchange(path: &Path, request: &Request, patience: Duration) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + patience;
     let (method, target, body) = request.http();
     let body = body.map(|body| body.to_string()).unwrap_or_default();
@@ -206,7 +220,7 @@ fn exchange(path: &Path, request: &Request, patience: Duration) -> io::Result<Va
     )?;
     let mut answer = Vec::new();
     let mut head = None;
-    let mut buffer = vec![0; 64 * 1024];
+    let mut buffer = vec![0; READ_SIZE];
     loop {
         if head.is_none() {
             head = end_of_head(&answer)?;
@@ -214,7 +228,9 @@ fn exchange(path: &Path, request: &Request, patience: Duration) -> io::Result<Va
         if let Some((start, length)) = head
             && answer.len() - start >= length
         {
-            return Ok(serde_json::from_slice(&answer[start..start + length])?);
+            answer.truncate(start + length);
+            answer.drain(..start);
+            return Ok(answer);
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {

@@ -50,7 +50,8 @@ pub struct Line {
 }
 
 impl Line {
-    fn new(title: impl Into<String>, unit: &'static str, samples: Vec<f64>) -> Self {
+    /// Its median is what counts.
+    pub fn new(title: impl Into<String>, unit: &'static str, samples: Vec<f64>) -> Self {
         Self {
             title: title.into(),
             figure: median(samples.clone()).unwrap_or(f64::NAN),

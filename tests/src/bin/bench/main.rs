@@ -14,6 +14,7 @@ mod report;
 mod results;
 mod rows;
 mod stage;
+mod top;
 mod v2ray;
 mod ways;
 
@@ -77,6 +78,10 @@ fn run(options: &Options) -> Result<bool> {
     if options.wants(lists::NAME) {
         results.lists = lists::measure(options)?;
         report::lists(&results.lists);
+    }
+    if options.wants(top::NAME) {
+        results.top = top::measure(options)?;
+        report::top(&results.top);
     }
     report::summary(&results);
     if let Some(path) = &options.json {

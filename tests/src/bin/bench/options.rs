@@ -9,6 +9,7 @@ use lab::SingBox;
 use crate::{
     kernel, lists, outbounds,
     rows::{ROWS, Row},
+    top,
     ways::{PLAIN, WAYS, Way},
 };
 
@@ -66,10 +67,10 @@ impl Options {
     /// When a word of `--only` is in no name.
     pub fn rows(&self) -> Result<Vec<&'static Row>> {
         for part in &self.only {
-            let names = ROWS
-                .iter()
-                .map(|row| row.name)
-                .chain([kernel::NAME, lists::NAME]);
+            let names =
+                ROWS.iter()
+                    .map(|row| row.name)
+                    .chain([kernel::NAME, lists::NAME, top::NAME]);
             ensure!(
                 names.clone().any(|name| name.contains(part.as_str())),
                 "--only {part}: no row is called so; there are {}",

@@ -13,6 +13,7 @@ use crate::{
     lists,
     results::{Results, RowResult, Verdict},
     rows::{Bound, Metric, ROWS, Row},
+    top,
     ways::{PREFIXES, WAYS, Way},
 };
 
@@ -39,6 +40,11 @@ pub fn list() {
         "  {:<NAME$}{} names and {PREFIXES} prefixes of each family: loading, memory, look-ups",
         lists::NAME,
         lists::DOMAINS
+    );
+    println!(
+        "  {:<NAME$}`top` at {} flows: what it, and answering it, costs",
+        top::NAME,
+        top::FLOWS
     );
 }
 
@@ -211,8 +217,22 @@ pub fn lists(lines: &[lists::Line]) {
         lists::DOMAINS,
         lists::NAME
     );
+    each(lines);
+}
+
+/// What looking costs.
+pub fn top(lines: &[lists::Line]) {
+    println!(
+        "\n`top` every second at {} flows ({})",
+        top::FLOWS,
+        top::NAME
+    );
+    each(lines);
+}
+
+fn each(lines: &[lists::Line]) {
     for line in lines {
-        println!("  {:<70}{:>8.1} {}", line.title, line.figure, line.unit);
+        println!("  {:<70}{:>8.2} {}", line.title, line.figure, line.unit);
     }
 }
 
@@ -257,13 +277,21 @@ pub fn json(results: &Results) -> Value {
             "target_ns": case.reached.map(|_| kernel::TARGET),
             "reached": case.reached,
         })).collect::<Vec<_>>(),
-        "lists": results.lists.iter().map(|line| json!({
+        "lists": lines_json(&results.lists),
+        "top": lines_json(&results.top),
+    })
+}
+
+fn lines_json(lines: &[lists::Line]) -> Vec<Value> {
+    let line = |line: &lists::Line| {
+        json!({
             "title": line.title,
             "unit": line.unit,
             "median": line.figure,
             "samples": line.samples,
-        })).collect::<Vec<_>>(),
-    })
+        })
+    };
+    lines.iter().map(line).collect()
 }
 
 fn row_json(result: &RowResult) -> Value {

@@ -25,6 +25,8 @@ pub struct Results {
     pub kernel: Vec<kernel::CaseResult>,
     /// Large lists.
     pub lists: Vec<lists::Line>,
+    /// What looking costs.
+    pub top: Vec<lists::Line>,
 }
 
 impl Results {
@@ -38,6 +40,7 @@ impl Results {
             rows: Vec::new(),
             kernel: Vec::new(),
             lists: Vec::new(),
+            top: Vec::new(),
         }
     }
 }

@@ -276,7 +276,7 @@ mod tests {
         let message = lines.event(&Event::Message {
             time: SystemTime::UNIX_EPOCH,
             message: Message::NotAssigned,
-            error: Some(nix::libc::EOPNOTSUPP),
+            error: Some(libc::EOPNOTSUPP),
         });
         let value: serde_json::Value = serde_json::from_str(&message).unwrap();
         assert_eq!(value["message"], "not_assigned");

@@ -248,6 +248,7 @@ fn what_the_configuration_sees_to_is_no_problem_until_it_should_have() {
     facts.configured = config::Gateway {
         forward: true,
         masquerade: true,
+        ..config::Gateway::default()
     };
     assert_eq!(of(&facts), [""; 0]);
     facts.attached = true;

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::flows;
 use super::reply::{Asking, Failure, Sent};
 use super::{Hub, own_status};
+use crate::data::FlowStatus;
 use crate::observe::log::Directives;
 use crate::observe::metrics::{self, Scrape};
 use crate::observe::socket::Request;
@@ -56,12 +57,21 @@ async fn status(State(hub): Shared) -> Answer {
     Ok(Json(status))
 }
 
-async fn flows(State(hub): Shared, Asking(asked): Asking<flows::Asked>) -> Answer {
+/// There may be many: they are written as they are, without a [`Value`] between.
+#[derive(Serialize)]
+struct Living {
+    flows: Vec<FlowStatus>,
+}
+
+async fn flows(
+    State(hub): Shared,
+    Asking(asked): Asking<flows::Asked>,
+) -> Result<Json<Living>, Failure> {
     let filter = flows::Filter::try_from(asked)?;
     let present = hub.present().await?;
     let flows = present.view.flows();
     let flows = filter.apply(flows.iter().map(|flow| flow.status()));
-    Ok(Json(json!({ "flows": flows })))
+    Ok(Json(Living { flows }))
 }
 
 #[derive(Deserialize)]

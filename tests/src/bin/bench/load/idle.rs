@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 use lab::{Family, Namespace, usage};
 
-use super::connections::{self, Server};
+use super::connections::{self, BYTE, Server};
 use crate::{
     rows::{FILES, LOADED, REST, Readings},
     stage::Stage,
@@ -29,7 +29,7 @@ pub fn run(stage: &Stage, client: &Namespace, family: Family, count: usize) -> R
     let server = Server::start(&stage.lab.internet)?;
     let targets = connections::targets(family);
     let (rest, files) = (settled_kib(pid)?, usage::open_files(pid)?);
-    let open = client.enter(|| open(&targets, count))??;
+    let open = client.enter(|| open(&targets, count, BYTE))??;
     let (loaded, files_now) = (settled_kib(pid)?, usage::open_files(pid)?);
     drop(open);
     drop(server);
@@ -43,7 +43,11 @@ pub fn run(stage: &Stage, client: &Namespace, family: Family, count: usize) -> R
     ])
 }
 
-fn open(targets: &[SocketAddr], count: usize) -> Result<Vec<TcpStream>> {
+/// So many connections, each of which says something and has a byte for an answer.
+///
+/// # Errors
+/// When one of them does not come about.
+pub fn open(targets: &[SocketAddr], count: usize, first: &[u8]) -> Result<Vec<TcpStream>> {
     (0..count)
         .map(|number| {
             let target = targets[number % targets.len()];
@@ -51,7 +55,7 @@ fn open(targets: &[SocketAddr], count: usize) -> Result<Vec<TcpStream>> {
             let connect = || {
                 let mut stream = TcpStream::connect(target)?;
                 stream.set_read_timeout(patience)?;
-                stream.write_all(&[1])?;
+                stream.write_all(first)?;
                 stream.read_exact(&mut [0])?;
                 Ok::<_, std::io::Error>(stream)
             };
