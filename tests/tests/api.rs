@@ -393,8 +393,9 @@ fn dashboards_get_what_they_ask_for() -> Result<()> {
         panel
             .send("DELETE", &format!("/connections/{id}"), None)?
             .status,
-        404
+        204
     );
+    assert_eq!(panel.send("DELETE", "/connections/x", None)?.status, 404);
     assert_eq!(panel.send("DELETE", "/connections", None)?.status, 204);
     assert_eq!(read_to_end(&moved)?.1, End::Reset);
     assert_eq!(panel.get("/dns/query?name=x.lab&type=A")?.status, 404);

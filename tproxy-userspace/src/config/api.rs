@@ -7,6 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use documented::DocumentedFields;
 use serde::{Serialize, Serializer};
 use subtle::ConstantTimeEq;
 use url::Url;
@@ -24,7 +25,7 @@ const LONGEST_TOKEN: usize = 256;
 const LARGEST_FILE: u64 = 4096;
 
 /// The control API by TCP, for dashboards and Prometheus. On the Unix socket it is always there.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Api {
     /// `listen`: addresses with ports, like "127.0.0.1:9090". Needs a token. Default: none, so there is only the Unix
     /// socket.
@@ -165,7 +166,7 @@ impl Serialize for Token {
 }
 
 /// What the log tells, and how.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Log {
     /// `format`: "human", "json", or "auto", which is "human" at a terminal and "json" elsewhere. Default "auto".
     pub format: Format,

@@ -181,6 +181,8 @@ impl Lines {
             if_indextoname(index)
                 .ok()
                 .and_then(|name| name.into_string().ok())
+                // The C library gives an empty name to what is gone.
+                .filter(|name| !name.is_empty())
                 .unwrap_or_else(|| format!("link {index}"))
         })
     }
