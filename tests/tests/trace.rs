@@ -19,6 +19,9 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tproxy_userspace::control::bpf::TraceMaps;
 
+/// Does a filter mean this decision, about a packet from one of these addresses to the other?
+type Meant = fn(&Value, &str, &str) -> bool;
+
 /// Bypassed: the far addresses from 16 on.
 const BYPASSED: [&str; 2] = ["203.0.113.16/28", "2001:db8:f::10/124"];
 
@@ -204,7 +207,7 @@ fn what_is_not_asked_for_does_not_come() -> Result<()> {
         let one_text = one.to_string();
         let device_text = device.to_string();
         // Filters, and what of the traffic below they let through.
-        let filters: [(&[&str], fn(&Value, &str, &str) -> bool); 8] = [
+        let filters: [(&[&str], Meant); 8] = [
             (&["--from", &device_text], |event, device, _| {
                 event["source"] == device
             }),

@@ -37,7 +37,7 @@ pub struct Api {
     /// configuration. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
-    /// `origins`: pages of other sites that may ask, like "https://board.example". Default: none.
+    /// `origins`: pages of other sites that may ask, like `https://board.example`. Default: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub origins: Vec<String>,
     /// `hosts`: names by which browsers find the gateway, like "gateway.lan"; by an address and "localhost" they

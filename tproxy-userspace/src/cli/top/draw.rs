@@ -15,8 +15,9 @@ use unicode_width::UnicodeWidthStr;
 use self::table::{fit, line, natural, widths};
 use super::super::flows::{protocol_word, way};
 use super::super::output;
+use super::columns::{View, short};
 use super::model::{Model, Presence};
-use super::rows::{Row, View, canonical, short};
+use super::rows::{Row, canonical};
 use super::state::{Mode, State};
 
 const KEYS: &str =

@@ -3,6 +3,7 @@
 //! One thread asks ([`sample`]), one reads keys, one waits for signals; this one draws whenever one of them has something to
 //! tell.
 
+mod columns;
 mod draw;
 mod model;
 mod rows;
@@ -10,7 +11,7 @@ mod sample;
 mod state;
 mod terminal;
 #[cfg(test)]
-mod trial;
+mod testing;
 
 use std::io::{self, IsTerminal};
 use std::process::ExitCode;
@@ -18,14 +19,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, channel, s
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use ratatui::crossterm::event::KeyEvent;
 use tproxy_userspace::config::parse_duration;
 use tproxy_userspace::control::place::Place;
 
+use self::columns::View;
 use self::draw::Theme;
-use self::rows::View;
 use self::sample::Sample;
 use self::state::{State, Wish};
 use self::terminal::Screen;
@@ -157,7 +158,8 @@ struct Ending(SyncSender<Event>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        let _ = self.0.send(Event::Quit);
+        let why = anyhow!("the thread that asks the proxy has ended");
+        let _ = self.0.send(Event::Broken(why));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::Deserialize;
 use tproxy_common::abi::{Counter, Reason, Settings};
 use tproxy_userspace::control::bpf::Maps;
@@ -214,6 +214,10 @@ fn kernel(place: &Place) -> Result<Option<Kernel>> {
 fn whole(place: &Place) -> Result<Whole> {
     let status: Status = ask(place, "asking for the status", &Request::Status)?;
     let status_at = Instant::now();
+    ensure!(
+        status.pid != 0,
+        "the proxy does not say which process it is"
+    );
     let flows: Flows = ask(place, "asking for the flows", &Request::Flows)?;
     let flows_at = Instant::now();
     let sums: Sums = ask(place, "asking for the account", &Request::Account)?;

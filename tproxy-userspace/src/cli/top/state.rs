@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
+use super::columns::{Column, View};
 use super::model::{Model, Presence};
-use super::rows::{self, Column, Key, Row, View};
+use super::rows::{self, Key, Row};
 use super::sample::Sample;
 
 /// The intervals that + and - choose from, in milliseconds.

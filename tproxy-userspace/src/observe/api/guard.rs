@@ -38,7 +38,7 @@ const ALLOW_PRIVATE_NETWORK: HeaderName =
 pub struct Access {
     /// What they have to know.
     pub token: Token,
-    /// Pages of others that may ask, as browsers name them: "https://board.example".
+    /// Pages of others that may ask, as browsers name them: `https://board.example`.
     pub origins: Vec<String>,
     /// Names by which the gateway is found, beside its addresses and "localhost".
     pub hosts: Vec<String>,

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use unicode_width::UnicodeWidthStr;
 
-use super::super::rows::{Column, Value};
+use super::super::columns::{Column, Value};
 
 /// Between two columns.
 const GAP: usize = 1;

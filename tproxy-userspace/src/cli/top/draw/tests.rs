@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tproxy_common::abi::Reason;
 
 use super::super::sample::Sample;
-use super::super::trial::{PID, Samples, flow, press, status};
+use super::super::testing::{PID, Samples, flow, press, status};
 use super::*;
 
 const PLAIN: Theme = Theme { colour: false };
@@ -312,7 +312,7 @@ proptest! {
     fn lines_are_as_wide_as_they_should_be(available in 1_usize..200, text in "\\PC{0,40}") {
         for view in View::ALL {
             let columns = view.columns();
-            let cells: Vec<_> = columns.iter().map(|_| super::super::rows::Value::Text(text.as_str().into())).collect();
+            let cells: Vec<_> = columns.iter().map(|_| super::super::columns::Value::Text(text.as_str().into())).collect();
             let widths = widths(columns, &natural(columns, std::slice::from_ref(&cells)), Some(available));
             let line = line(columns, &widths, cells.iter().map(|cell| cell.text()));
             let least: usize = widths.iter().flatten().sum::<usize>() + widths.iter().flatten().count() - 1;

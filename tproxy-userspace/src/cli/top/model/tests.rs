@@ -1,9 +1,11 @@
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tproxy_common::abi::Reason;
 use tproxy_userspace::data::Bytes;
 
-use super::super::trial::{PID, Samples, flow, status};
+use super::super::testing::{PID, Samples, flow, status};
 use super::*;
 
 fn rates(model: &Model) -> Vec<(u64, Option<(f64, f64)>)> {
@@ -139,6 +141,9 @@ fn the_kernels_counters_have_rates_as_long_as_they_go_on() {
     );
 }
 
+/// The process, its time, and the bytes of each flow.
+type Seen = (u32, u64, BTreeMap<u64, u64>);
+
 proptest! {
     /// Whatever comes and goes: a rate is a difference that there was, or none.
     #[test]
@@ -149,7 +154,7 @@ proptest! {
         )
     ) {
         let (samples, mut model) = (Samples::default(), Model::default());
-        let (mut at, mut last): (u64, Option<(u32, u64, std::collections::BTreeMap<u64, u64>)>) = (0, None);
+        let (mut at, mut last): (u64, Option<Seen>) = (0, None);
         for (pause, flows, process, luck) in steps {
             at += pause;
             match luck {

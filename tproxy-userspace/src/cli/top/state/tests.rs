@@ -5,7 +5,8 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use serde_json::{Value, json};
 use tproxy_common::abi::Reason;
 
-use super::super::trial::{PID, Samples, flow, press, status};
+use super::super::columns;
+use super::super::testing::{PID, Samples, flow, press, status};
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -321,16 +322,16 @@ fn numbers_are_short() {
         (1_048_500.0, "1.0M"),
         (1e18, "888P"),
     ] {
-        assert_eq!(rows::short(number), text, "{number}");
+        assert_eq!(columns::short(number), text, "{number}");
     }
-    assert_eq!(rows::count(999_999.0), "999,999");
-    assert_eq!(rows::count(1_500_000.0), "1.5M");
+    assert_eq!(columns::count(999_999.0), "999,999");
+    assert_eq!(columns::count(1_500_000.0), "1.5M");
 }
 
 proptest! {
     #[test]
     fn a_number_takes_five_characters_at_most(number in 0.0..1e18_f64) {
-        prop_assert!(rows::short(number).len() <= 5, "{}", rows::short(number));
+        prop_assert!(columns::short(number).len() <= 5, "{}", columns::short(number));
     }
 
     #[test]
