@@ -27,6 +27,7 @@ pub fn all() -> Result<ExitCode> {
         ("clippy of the kernel half", kernel_clippy()?),
         ("rustdoc", rustdoc()),
         ("documentation", book::command()?),
+        ("fetching", fetch()),
         ("dependencies", dependencies()?),
     ];
     let mut failed = Vec::new();
@@ -74,6 +75,11 @@ fn rustdoc() -> Command {
         .args([FEATURES, "--no-deps", "--document-private-items"])
         .env("RUSTDOCFLAGS", "-D warnings");
     command
+}
+
+/// What is not built here has a licence, too: crates of other systems.
+fn fetch() -> Command {
+    shell::cargo(["fetch", "--locked"])
 }
 
 /// Licences, sources and banned crates. The list of advisories is on the network, where a check
