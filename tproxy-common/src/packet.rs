@@ -41,7 +41,7 @@ const TCP_ACK: u8 = 0b0001_0000;
 /// Bytes of a packet, aligned so that addresses are copied by words: BPF has no unaligned access,
 /// and a compiler that must assume the worst moves every byte alone.
 #[derive(Clone, Copy, Debug)]
-#[repr(C, align(8))]
+#[repr(C, align(4))]
 pub struct Bytes<const N: usize>(pub [u8; N]);
 
 /// Read access to a packet.
