@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 /// The largest body that is read, in bytes.
-pub const LARGEST_BODY: usize = 1024 * 1024;
+pub const LARGEST_BODY: usize = 96 * 1024;
 /// How long a client may take for its body.
 const BODY_TIME: Duration = Duration::from_secs(5);
 
