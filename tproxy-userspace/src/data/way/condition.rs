@@ -172,11 +172,11 @@ impl Way {
         };
         let name = &self.name;
         match (before, after) {
-            (State::Unknown | State::Up, State::Down) if self.may_tell(protocol) => {
-                // What a person has to mend was told with that.
-                if !self.told.load(Relaxed) {
-                    tracing::warn!("the outbound \"{name}\" is down for {carries}: {error}");
-                }
+            // What a person has to mend was told with that.
+            (State::Unknown | State::Up, State::Down)
+                if self.may_tell(protocol) && !self.told.load(Relaxed) =>
+            {
+                tracing::warn!("the outbound \"{name}\" is down for {carries}: {error}");
             }
             (State::Down, State::Up)
                 if std::mem::take(&mut self.downs()[protocol as usize].is_told) =>
