@@ -231,6 +231,7 @@ fn map_names() -> Vec<&'static str> {
         map::EXEMPT,
         map::EXEMPT_MARKS,
         map::DEVICES,
+        map::NETWORKS,
         map::TRACE,
         map::TRACE_EVENTS,
         map::TRACE_LOST,

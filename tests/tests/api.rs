@@ -81,6 +81,8 @@ fn flows_are_shown_found_and_ended_by_http() -> Result<()> {
 
     let account = panel.unix("GET", "/v1/account", None)?.json()?;
     assert_eq!(account["devices"][0][0], Family::V4.device().to_string());
+    let direct = panel.get("/v1/account/direct")?.json()?;
+    assert_eq!(direct["is_counted"], false, "{direct}");
     let counters = panel.get("/v1/counters")?.json()?;
     let counters = counters["counters"].as_array().context("a list")?;
     let opened = counters.iter().find(|row| row["reason"] == "tcp_opened");

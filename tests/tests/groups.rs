@@ -1,8 +1,7 @@
 //! Groups of outbounds, with servers that die and come back.
 
 use std::{
-    io::{self, ErrorKind, Read, Write},
-    net::{SocketAddr, TcpStream},
+    net::SocketAddr,
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
@@ -15,7 +14,7 @@ use lab::{
     probe::{at, is_reset_at_once},
     reload::Reloadable,
     servers::{Dnsmasq, Microsocks, Nginx, Shadowsocks, TcpEcho, UdpEcho},
-    traffic::{open_udp, whoami},
+    traffic::{echo, open_udp, whoami},
     wait::{SOON, until},
 };
 use serde_json::Value;
@@ -73,7 +72,11 @@ impl Stage {
         let (ended, good, bad) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
         let connect = || {
             while !ended.load(Relaxed) {
-                let count = if echo().is_ok() { &good } else { &bad };
+                let count = if echo(at(Family::V4.far(1), ECHO)).is_ok() {
+                    &good
+                } else {
+                    &bad
+                };
                 count.fetch_add(1, Relaxed);
             }
         };
@@ -148,21 +151,6 @@ fn configuration(outbounds: &[(&str, String)], group: &str) -> String {
     text
 }
 
-/// One connection there and back.
-fn echo() -> io::Result<()> {
-    let target = at(Family::V4.far(1), ECHO);
-    let mut stream = TcpStream::connect_timeout(&target, SOON)?;
-    stream.set_read_timeout(Some(SOON))?;
-    stream.write_all(b"hello")?;
-    let mut back = [0; 5];
-    stream.read_exact(&mut back)?;
-    if &back == b"hello" {
-        Ok(())
-    } else {
-        Err(ErrorKind::InvalidData.into())
-    }
-}
-
 #[test]
 fn a_member_that_dies_costs_new_connections_less_than_an_interval() -> Result<()> {
     let stage = Stage::new()?;
@@ -195,7 +183,7 @@ fn a_member_that_dies_costs_new_connections_less_than_an_interval() -> Result<()
                         for number in (part..800).step_by(4) {
                             let due = start + PACE * number;
                             thread::sleep(due.saturating_duration_since(Instant::now()));
-                            if echo().is_err() {
+                            if echo(at(Family::V4.far(1), ECHO)).is_err() {
                                 failed.push(start.elapsed());
                             }
                         }

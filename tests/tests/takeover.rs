@@ -4,8 +4,8 @@ use std::{
     env,
     fmt::Write as _,
     fs::{self, File},
-    io::{ErrorKind, Read, Write},
-    net::{SocketAddr, TcpStream, UdpSocket},
+    io::{Read, Write},
+    net::{SocketAddr, UdpSocket},
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
@@ -18,7 +18,7 @@ use lab::{
     probe::{at, udp_at},
     process::Process,
     servers::TcpEcho,
-    traffic::{HeldDownload, connect, open_udp},
+    traffic::{HeldDownload, connect, echo, open_udp},
     wait::{SOON, until},
 };
 use nix::sys::signal::Signal;
@@ -111,20 +111,6 @@ fn ends(mut old: Tproxy) -> Result<()> {
     let status = status.with_context(|| format!("{:#?}", old.process().lines()))?;
     ensure!(status.success(), "{:?}", old.process().lines());
     Ok(())
-}
-
-/// One connection there and back.
-fn echo(target: SocketAddr) -> std::io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&target, SOON)?;
-    stream.set_read_timeout(Some(SOON))?;
-    stream.write_all(b"hello")?;
-    let mut back = [0; 5];
-    stream.read_exact(&mut back)?;
-    if &back == b"hello" {
-        Ok(())
-    } else {
-        Err(ErrorKind::InvalidData.into())
-    }
 }
 
 /// 200 connections a second of both families while `work` goes on. Gives how many there were; none may fail.

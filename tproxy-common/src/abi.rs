@@ -7,7 +7,7 @@
 use core::mem::size_of;
 
 /// Counts the changes of what is in this file. Maps of another version are not used.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// The bits of a packet or socket mark that belong to tproxy-bpf. All others are left as they are.
 ///
@@ -61,6 +61,12 @@ pub const CALLERS_CAPACITY: u32 = 65_536;
 pub const CALLER_LIFE: u64 = 180_000_000_000;
 /// How many devices are counted for.
 pub const DEVICES_CAPACITY: u32 = 8_192;
+/// How many networks of destinations are counted for.
+pub const NETWORKS_CAPACITY: u32 = 8_192;
+/// The networks that destinations are put together by when bytes are counted, as prefix lengths: IPv4.
+pub const NETWORK_V4: u8 = 24;
+/// The same for IPv6.
+pub const NETWORK_V6: u8 = 48;
 /// How many notes (texts beside bypass prefixes) are kept.
 pub const NOTES_CAPACITY: u32 = 65_536;
 /// The bytes of a note.
@@ -104,6 +110,8 @@ pub mod map {
     pub const EXEMPT_MARKS: &str = "EXEMPT_MARKS";
     /// A device's address, IPv4 in its IPv4-mapped form, to [`Traffic`](super::Traffic).
     pub const DEVICES: &str = "DEVICES";
+    /// The first address of a destination's network, IPv4 in its IPv4-mapped form, to [`Traffic`](super::Traffic).
+    pub const NETWORKS: &str = "NETWORKS";
     /// [`TraceFilter`](crate::trace::TraceFilter), one element.
     pub const TRACE: &str = "TRACE";
     /// A ring buffer of [`TraceEvent`](crate::trace::TraceEvent)s.
@@ -220,7 +228,7 @@ pub struct Counter {
     pub bytes: u64,
 }
 
-/// What a device sent and got past the proxy.
+/// What a device, or devices and a network, sent and got past the proxy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Traffic {
@@ -526,31 +534,16 @@ pub enum Effect {
 }
 
 macro_rules! reasons {
-    ($($(#[$doc:meta])* $name:ident = $word:literal, $effect:ident, $sentence:literal;)*) => {
-        /// Why a packet passed, was steered or was dropped. One list for the counter's index, the
-        /// metric's label and the word that the commands print.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[repr(u32)]
-        pub enum Reason {
-            $(#[doc = $sentence] $name,)*
+    ($($name:ident = $word:literal, $effect:ident, $sentence:literal;)*) => {
+        told! {
+            /// Why a packet passed, was steered or was dropped. One list for the counter's index, the
+            /// metric's label and the word that the commands print.
+            #[derive(PartialOrd, Ord, Hash)]
+            #[repr(u32)]
+            Reason: $($name = $word, $sentence;)*
         }
 
         impl Reason {
-            /// All reasons in the order of their indices.
-            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
-
-            /// The word for it: lower case, with underscores.
-            #[must_use]
-            pub const fn word(self) -> &'static str {
-                match self { $(Self::$name => $word,)* }
-            }
-
-            /// One sentence for a person.
-            #[must_use]
-            pub const fn sentence(self) -> &'static str {
-                match self { $(Self::$name => $sentence,)* }
-            }
-
             /// What happens to the packet.
             #[must_use]
             pub const fn effect(self) -> Effect {

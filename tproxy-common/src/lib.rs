@@ -10,6 +10,34 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+/// A list of what is told: an enum whose variants have a word each, and a sentence for a person.
+macro_rules! told {
+    ($(#[$meta:meta])* $list:ident: $($name:ident = $word:literal, $sentence:literal;)*) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $list {
+            $(#[doc = $sentence] $name,)*
+        }
+
+        impl $list {
+            /// All of them in the order of their indices.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The word for it: lower case, with underscores.
+            #[must_use]
+            pub const fn word(self) -> &'static str {
+                match self { $(Self::$name => $word,)* }
+            }
+
+            /// One sentence for a person.
+            #[must_use]
+            pub const fn sentence(self) -> &'static str {
+                match self { $(Self::$name => $sentence,)* }
+            }
+        }
+    };
+}
+
 pub mod abi;
 pub mod packet;
 pub mod trace;

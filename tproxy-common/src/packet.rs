@@ -3,7 +3,7 @@
 //! The parser reads through [`PacketBytes`], so the very code that the verifier accepts in the kernel
 //! is tested on slices on the host. It never trusts a length field further than the bytes reach.
 
-use crate::abi::Listener;
+use crate::abi::{Listener, NETWORK_V4, NETWORK_V6};
 
 /// Ethertype of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -171,6 +171,19 @@ impl Addresses {
                 destination,
             } => (*source, *destination),
         }
+    }
+}
+
+/// The first address of the network that a destination is counted by, of an address as [`Addresses::mapped`] gives it.
+#[inline(always)]
+#[must_use]
+pub const fn network(address: [u32; 4]) -> [u32; 4] {
+    const V4: u32 = (!0u32 << (32 - NETWORK_V4)).to_be();
+    const V6: u32 = (!0u32 << (64 - NETWORK_V6)).to_be();
+    const MAPPED: u32 = 0xffff_u32.to_be();
+    match address {
+        [0, 0, MAPPED, address] => [0, 0, MAPPED, address & V4],
+        [first, second, _, _] => [first, second & V6, 0, 0],
     }
 }
 

@@ -127,41 +127,16 @@ impl Hook {
     }
 }
 
-macro_rules! messages {
-    ($($name:ident = $word:literal, $sentence:literal;)*) => {
-        /// What the programs tell beside their decisions: what should not happen.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[repr(u16)]
-        pub enum Message {
-            $(#[doc = $sentence] $name,)*
-        }
-
-        impl Message {
-            /// All of them in the order of their indices.
-            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
-
-            /// The word for it: lower case, with underscores.
-            #[must_use]
-            pub const fn word(self) -> &'static str {
-                match self { $(Self::$name => $word,)* }
-            }
-
-            /// One sentence for a person.
-            #[must_use]
-            pub const fn sentence(self) -> &'static str {
-                match self { $(Self::$name => $sentence,)* }
-            }
-        }
-    };
-}
-
-messages! {
+told! {
+    /// What the programs tell beside their decisions: what should not happen.
+    #[repr(u16)]
+    Message:
     NotAssigned = "not_assigned", "The kernel did not give a packet to the proxy's listener.";
     ConnectionNotAssigned = "connection_not_assigned", "The kernel did not give a segment to the connection that the proxy holds.";
     SteeredNotRemembered = "steered_not_remembered", "A steered connection could not be remembered, so it gets no RST if the proxy is killed.";
     FragmentNotRemembered = "fragment_not_remembered", "The fate of a first fragment could not be remembered, so those that follow may be dropped.";
     CallerNotRemembered = "caller_not_remembered", "Who wrote to a UDP service could not be remembered, so the answer may go through the proxy.";
-    DeviceNotCounted = "device_not_counted", "There was no room to count what a device sends past the proxy.";
+    NotCounted = "not_counted", "There was no room to count what a device sends past the proxy.";
     ReplyNotRewritten = "reply_not_rewritten", "A UDP reply could not be given its source port and was dropped.";
 }
 

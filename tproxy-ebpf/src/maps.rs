@@ -9,8 +9,9 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, 
 use tproxy_common::abi::{
     BYPASS_CAPACITY, Bypass, CALLERS_CAPACITY, Caller, Counter, DEVICES_CAPACITY, EXEMPT_CAPACITY,
     Exempt, ExemptKey, ExemptMarks, FRAGMENTS_CAPACITY, FlowV4, FlowV6, FragmentKey,
-    LINKS_CAPACITY, LOCALS_CAPACITY, Link, Listener, Local, NOTES_CAPACITY, Note, NoteKey, Reason,
-    SOURCES_CAPACITY, STEERED_CAPACITY, Settings, SourceV4, SourceV6, Traffic,
+    LINKS_CAPACITY, LOCALS_CAPACITY, Link, Listener, Local, NETWORKS_CAPACITY, NOTES_CAPACITY,
+    Note, NoteKey, Reason, SOURCES_CAPACITY, STEERED_CAPACITY, Settings, SourceV4, SourceV6,
+    Traffic,
 };
 use tproxy_common::trace::{TRACE_BYTES, TraceFilter};
 
@@ -102,6 +103,10 @@ pub static EXEMPT_MARKS: Array<ExemptMarks> = Array::pinned(1, 0);
 /// than finding one's own copy.
 #[map]
 pub static DEVICES: LruHashMap<[u32; 4], Traffic> = LruHashMap::pinned(DEVICES_CAPACITY, 0);
+
+/// The same, by the networks that they talk to. Written and read as `DEVICES`.
+#[map]
+pub static NETWORKS: LruHashMap<[u32; 4], Traffic> = LruHashMap::pinned(NETWORKS_CAPACITY, 0);
 
 /// Who listens to decisions, and to which. Written by `trace`, and by it alone: `SETTINGS` has writers of its own, and
 /// one that writes them back would undo what another has changed meanwhile. The programs take out a listener whose time is over.

@@ -14,7 +14,7 @@ pub use iperf::{Report, Test, iperf};
 pub use udp::{Peers, echo_sizes, open_udp, peers};
 
 use std::{
-    io::{Read, Write},
+    io::{self, ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
@@ -34,6 +34,22 @@ pub fn connect(ns: &Namespace, target: SocketAddr) -> Result<TcpStream> {
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     stream.set_write_timeout(Some(Duration::from_secs(10)))?;
     Ok(stream)
+}
+
+/// One connection from the namespace of this thread there and back, within 5 s each way.
+///
+/// # Errors
+/// What became of it; [`ErrorKind::InvalidData`] when something else came back than was sent.
+pub fn echo(target: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(b"hello")?;
+    let mut back = [0; 5];
+    stream.read_exact(&mut back)?;
+    match &back {
+        b"hello" => Ok(()),
+        _ => Err(ErrorKind::InvalidData.into()),
+    }
 }
 
 /// Connects from `ns` to an echo, and wants a line back as it was sent.

@@ -1,7 +1,9 @@
 //! What is counted for devices of made packets.
 
+use std::net::IpAddr;
+
 use tproxy_common::abi::{Reason, Settings, Traffic, program};
-use tproxy_userspace::control::account::{DeviceAccount, account};
+use tproxy_userspace::control::account::{Account, account};
 use tproxy_userspace::control::bpf::Trial;
 
 use super::{Bench, Kind, LO, bench, frame, frame_from};
@@ -14,10 +16,18 @@ fn switch(bench: &mut Bench, on: bool) {
     bench.maps.set_settings(settings).unwrap();
 }
 
-fn of(bench: &Bench, device: &str) -> Option<DeviceAccount> {
-    let address: std::net::IpAddr = device.parse().unwrap();
-    let accounts = account(&bench.maps).unwrap();
-    accounts.into_iter().find(|it| it.address == address)
+fn of(bench: &Bench, device: &str) -> Option<Traffic> {
+    let address: IpAddr = device.parse().unwrap();
+    let devices = account(&bench.maps).unwrap().devices;
+    Some(devices.into_iter().find(|it| it.0 == address)?.1)
+}
+
+/// All networks that were counted for, and the packets from devices and to them.
+fn networks(bench: &Bench) -> Vec<(String, u64, u64)> {
+    let networks = account(&bench.maps).unwrap().networks.into_iter();
+    networks
+        .map(|(network, it)| (network.to_string(), it.up.packets, it.down.packets))
+        .collect()
 }
 
 /// A forwarded packet on its way to a device.
@@ -54,7 +64,7 @@ fn what_devices_send_past_the_proxy_is_counted_and_nothing_else() {
         bench.bypass("2001:db8:b::/48", 0);
         // Not before it is switched on.
         bench.reason(&frame(Kind::Udp, "198.51.100.1"));
-        assert_eq!(account(&bench.maps).unwrap(), []);
+        assert_eq!(account(&bench.maps).unwrap(), Account::default());
         switch(bench, true);
         for (device, near, far) in [
             (
@@ -84,8 +94,8 @@ fn what_devices_send_past_the_proxy_is_counted_and_nothing_else() {
                 }
             }
             let own = of(bench, device).unwrap();
-            assert_eq!((own.up_packets, own.up_bytes), (packets, bytes));
-            assert_eq!((own.down_packets, own.down_bytes), (0, 0));
+            assert_eq!((own.up.packets, own.up.bytes), (packets, bytes));
+            assert_eq!((own.down.packets, own.down.bytes), (0, 0));
         }
         // Who may not use the proxy takes no room, whyever the packet passes.
         for (kind, source, destination) in [
@@ -95,7 +105,19 @@ fn what_devices_send_past_the_proxy_is_counted_and_nothing_else() {
         ] {
             bench.reason(&frame_from(kind, source, destination));
         }
-        assert_eq!(account(&bench.maps).unwrap().len(), 2);
+        assert_eq!(account(&bench.maps).unwrap().devices.len(), 2);
+        let gone = [
+            "10.1.2.0/24",
+            "198.51.100.0/24",
+            "203.0.113.0/24",
+            "2001:db8:b::/48",
+            "2001:db8:f::/48",
+            "fd00::/48",
+        ];
+        assert_eq!(
+            networks(bench),
+            gone.map(|network| (network.to_owned(), 4, 0))
+        );
         // What ends in the gateway is not on its way past the proxy.
         let settings = bench.maps.settings().unwrap();
         let flags = settings.flags | Settings::DOWN_DROPS;
@@ -133,17 +155,22 @@ fn what_is_forwarded_to_devices_is_counted() {
             // From a subnet of the gateway.
             to_device(bench, near, device);
             let own = of(bench, device).unwrap();
-            assert_eq!((own.down_packets, own.down_bytes), (1, bytes));
+            assert_eq!((own.down.packets, own.down.bytes), (1, bytes));
             // What the gateway itself sends, the proxy's answers for example.
             bench.try_on(program::UDP_REPLY, &frame_from(Kind::Udp, far, device), 0);
-            assert_eq!(of(bench, device).unwrap().down_packets, 1);
+            assert_eq!(of(bench, device).unwrap().down.packets, 1);
         }
+        let both = ["203.0.113.0/24", "2001:db8:f::/48"];
+        assert_eq!(
+            networks(bench),
+            both.map(|network| (network.to_owned(), 1, 1))
+        );
         switch(bench, false);
         for (device, far, _) in pairs {
             to_device(bench, far, device);
             bench.reason(&frame(Kind::Udp, far));
             let own = of(bench, device).unwrap();
-            assert_eq!((own.up_packets, own.down_packets), (1, 1));
+            assert_eq!((own.up.packets, own.down.packets), (1, 1));
         }
         assert_eq!(bench.maps.devices().unwrap().len(), 2);
         assert!(

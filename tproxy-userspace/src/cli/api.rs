@@ -5,9 +5,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
+use tproxy_common::abi::{Counter, Reason, Settings, Traffic};
 use tproxy_userspace::config::{Config, Rule};
+use tproxy_userspace::control::account::{Account, account};
 use tproxy_userspace::control::place::Place;
-use tproxy_userspace::observe::api::{Access, Facts, Prepared, ReadCounters, RuleFact, Teller};
+use tproxy_userspace::data::Bytes;
+use tproxy_userspace::observe::api::{Access, Direct, Facts, Kernel, Prepared, RuleFact, Teller};
 use tproxy_userspace::observe::log::Format;
 use tproxy_userspace::observe::socket::Request;
 use tproxy_userspace::policy::rule::Protocol;
@@ -41,10 +44,44 @@ pub fn prepare(teller: &Teller, config: &Config) -> Result<Prepared> {
     Ok(teller.prepare(wanted)?)
 }
 
-/// Reads the kernel's counters of this gateway whenever it is called.
-pub fn read_counters(place: Place) -> ReadCounters {
-    let read = move || Ok(pinned_maps(&place)?.counters()?);
-    Box::new(move || read().map_err(|error: anyhow::Error| output::one_message(&error)))
+/// What the programs of a gateway have counted, by their pins.
+pub struct Pinned(pub Place);
+
+impl Kernel for Pinned {
+    fn counters(&self) -> Result<Vec<(Reason, Counter)>, String> {
+        told(pinned_maps(&self.0).and_then(|maps| Ok(maps.counters()?)))
+    }
+
+    fn direct(&self) -> Result<Direct, String> {
+        told(direct(&self.0))
+    }
+}
+
+fn told<T>(result: Result<T>) -> Result<T, String> {
+    result.map_err(|error| output::one_message(&error))
+}
+
+/// What devices sent and got past the proxy.
+///
+/// # Errors
+/// When nothing is attached, or it cannot be read.
+pub fn direct(place: &Place) -> Result<Direct> {
+    let maps = pinned_maps(place)?;
+    let Account { devices, networks } = account(&maps)?;
+    Ok(Direct {
+        is_counted: maps.settings()?.has(Settings::ACCOUNT),
+        devices: bytes_of(devices),
+        networks: bytes_of(networks),
+    })
+}
+
+fn bytes_of<K>(traffic: Vec<(K, Traffic)>) -> Vec<(K, Bytes)> {
+    let bytes = |traffic: Traffic| Bytes {
+        up: traffic.up.bytes,
+        down: traffic.down.bytes,
+    };
+    let each = traffic.into_iter();
+    each.map(|(key, traffic)| (key, bytes(traffic))).collect()
 }
 
 /// What of a configuration is told to others.

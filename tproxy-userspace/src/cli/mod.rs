@@ -1,5 +1,6 @@
 //! The command line: one file a verb group.
 
+mod account;
 mod api;
 mod apply;
 mod asking;
@@ -81,6 +82,8 @@ enum Command {
     Flows(flows::FlowsArgs),
     /// Why packets passed, were steered or were dropped.
     Counters(CountersArgs),
+    /// How many bytes each device sent and got, by the proxy and past it.
+    Account(account::AccountArgs),
     /// The gateway as it works, live in the terminal: flows, devices, destinations, counters, outbounds.
     Top(top::TopArgs),
     /// Put a configuration into force while the proxy runs, and keep it as its file.
@@ -469,6 +472,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Flows(args) => flows::flows(&args),
         Command::Status(args) => status::status(&args),
         Command::Counters(args) => counters::counters(&args),
+        Command::Account(args) => account::account(&args),
         Command::Reload => api::reload(),
         Command::Log { filter, read } => api::log(filter, &read),
         Command::Top(args) => top::top(&args),

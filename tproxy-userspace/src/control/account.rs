@@ -3,40 +3,29 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+use tproxy_common::abi::Traffic;
+
 use super::bpf::{Error, Maps};
 
-/// What a device sent and got past the proxy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct DeviceAccount {
-    /// Its address. A device with several has an account for each.
-    pub address: IpAddr,
-    /// Packets that it sent. Those that the link put together count as one.
-    pub up_packets: u64,
-    /// Their bytes, link headers included.
-    pub up_bytes: u64,
-    /// Packets that it got.
-    pub down_packets: u64,
-    /// Their bytes.
-    pub down_bytes: u64,
+/// What went past the proxy, seen from two sides. The device or network that was silent for longest gives way when there are more
+/// than the kernel has room for; one that comes back begins anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// By device, in the order of their addresses. A device with several has an entry for each. Packets that the link put
+    /// together count as one; bytes include link headers.
+    pub devices: Vec<(IpAddr, Traffic)>,
+    /// By the network that devices talk to: /24 for IPv4, /48 for IPv6.
+    pub networks: Vec<(IpNet, Traffic)>,
 }
 
-/// The accounts in the order of their addresses. Those that were silent for longest give way when there are more than the
-/// kernel has room for; one that comes back begins anew.
+/// The account of a gateway.
 ///
 /// # Errors
 /// [`Error::Map`].
-pub fn account(maps: &Maps) -> Result<Vec<DeviceAccount>, Error> {
-    let mut accounts: Vec<_> = maps
-        .devices()?
-        .into_iter()
-        .map(|(address, traffic)| DeviceAccount {
-            address,
-            up_packets: traffic.up.packets,
-            up_bytes: traffic.up.bytes,
-            down_packets: traffic.down.packets,
-            down_bytes: traffic.down.bytes,
-        })
-        .collect();
-    accounts.sort_by_key(|account| account.address);
-    Ok(accounts)
+pub fn account(maps: &Maps) -> Result<Account, Error> {
+    let (mut devices, mut networks) = (maps.devices()?, maps.networks()?);
+    devices.sort_unstable_by_key(|(device, _)| *device);
+    networks.sort_unstable_by_key(|(network, _)| *network);
+    Ok(Account { devices, networks })
 }

@@ -15,6 +15,7 @@ use std::time::Instant;
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
+use tproxy_common::abi::{NETWORK_V4, NETWORK_V6};
 
 use super::exit::Choice;
 use crate::policy::rule::Protocol;
@@ -22,9 +23,6 @@ use crate::policy::rule::Protocol;
 /// Devices, and destination networks, that have an entry of their own in the account. What ends when there are as many
 /// is put together under no name.
 const ACCOUNTED: usize = 16 * 1024;
-/// The networks that destinations are put together by, as prefix lengths.
-const NET_V4: u8 = 24;
-const NET_V6: u8 = 48;
 
 /// One connection or association while it lives.
 #[derive(Debug)]
@@ -337,8 +335,8 @@ fn add_to<K: Eq + Hash>(sums: &mut HashMap<K, Bytes>, key: K, bytes: Bytes, othe
 fn network_of(destination: IpAddr) -> IpNet {
     let address = destination.to_canonical();
     let length = match address {
-        IpAddr::V4(_) => NET_V4,
-        IpAddr::V6(_) => NET_V6,
+        IpAddr::V4(_) => NETWORK_V4,
+        IpAddr::V6(_) => NETWORK_V6,
     };
     IpNet::new_assert(address, length).trunc()
 }

@@ -12,6 +12,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
+use serde::Serialize;
 use tproxy_common::abi::{Counter, Effect, Reason};
 
 use super::process::{self, Usage};
@@ -29,6 +30,33 @@ pub fn effect_word(effect: Effect) -> &'static str {
         Effect::Pass => "pass",
         Effect::Steer => "steer",
         Effect::Drop => "drop",
+    }
+}
+
+/// A counter of the kernel's programs, as people and programs are told of it.
+#[derive(Clone, Debug, Serialize)]
+pub struct CounterRow {
+    /// Why.
+    pub reason: &'static str,
+    /// What happened to the packets.
+    pub effect: &'static str,
+    /// How many there were.
+    pub packets: u64,
+    /// Their bytes, with IP headers.
+    pub bytes: u64,
+    /// What the reason means.
+    pub sentence: &'static str,
+}
+
+impl From<(Reason, Counter)> for CounterRow {
+    fn from((reason, counter): (Reason, Counter)) -> Self {
+        Self {
+            reason: reason.word(),
+            effect: effect_word(reason.effect()),
+            packets: counter.packets,
+            bytes: counter.bytes,
+            sentence: reason.sentence(),
+        }
     }
 }
 

@@ -313,11 +313,11 @@ impl Bench {
                 Course::ToDevice => 0,
             };
             let device = family.device();
-            let accounts = account(maps)?;
-            let own = accounts.iter().find(|account| account.address == device);
-            let counted = own.map_or(0, |own| match case.course {
-                Course::FromDevice(_) => own.up_packets,
-                Course::ToDevice => own.down_packets,
+            let devices = account(maps)?.devices;
+            let own = devices.iter().find(|(address, _)| *address == device);
+            let counted = own.map_or(0, |(_, own)| match case.course {
+                Course::FromDevice(_) => own.up.packets,
+                Course::ToDevice => own.down.packets,
             });
             Ok([passed, counted])
         };

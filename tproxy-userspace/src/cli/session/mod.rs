@@ -372,9 +372,9 @@ impl Session<'_> {
 
     /// Lets others look at the run.
     fn show(&self) {
-        let counters = api::read_counters(self.place.clone());
+        let kernel = api::Pinned(self.place.clone());
         self.teller.tell(api::facts(&self.config));
-        self.teller.runs(self.proxy.view(), counters);
+        self.teller.runs(self.proxy.view(), Box::new(kernel));
     }
 
     fn status(&self) -> serde_json::Value {

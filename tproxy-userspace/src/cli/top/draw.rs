@@ -15,7 +15,7 @@ use unicode_width::UnicodeWidthStr;
 use self::table::{fit, line, natural, widths};
 use super::super::flows::{protocol_word, way};
 use super::super::output;
-use super::columns::{View, short};
+use super::columns::{Column, Value, View, short};
 use super::model::{Model, Presence};
 use super::rows::{Row, canonical};
 use super::state::{Mode, State};
@@ -308,6 +308,12 @@ fn details(state: &State) -> Option<String> {
     ))
 }
 
+/// What stands in the columns of the rows.
+fn cells<'m>(rows: &'m [Row], columns: &[Column], model: &'m Model) -> Vec<Vec<Value<'m>>> {
+    let of = |row: &'m Row| columns.iter().map(|column| row.value(model, *column));
+    rows.iter().map(|row| of(row).collect()).collect()
+}
+
 fn rows(pen: &mut Pen<'_>, state: &mut State, theme: Theme) {
     let (view, (sorted, reverse)) = (state.view(), state.order());
     let stale = state.model.is_stale() && view != View::Counters;
@@ -318,15 +324,7 @@ fn rows(pen: &mut Pen<'_>, state: &mut State, theme: Theme) {
     let seen: Vec<Row> = seen.to_vec();
     let model = &state.model;
     let columns = view.columns();
-    let cells: Vec<Vec<_>> = seen
-        .iter()
-        .map(|row| {
-            columns
-                .iter()
-                .map(|column| row.value(model, *column))
-                .collect()
-        })
-        .collect();
+    let cells = cells(&seen, columns, model);
     let widths = widths(
         columns,
         &natural(columns, &cells),
@@ -386,15 +384,7 @@ pub fn text(state: &mut State) -> String {
     let columns = state.view().columns();
     let all = state.window(usize::MAX).0.to_vec();
     let model = &state.model;
-    let cells: Vec<Vec<_>> = all
-        .iter()
-        .map(|row| {
-            columns
-                .iter()
-                .map(|column| row.value(model, *column))
-                .collect()
-        })
-        .collect();
+    let cells = cells(&all, columns, model);
     let widths = widths(columns, &natural(columns, &cells), None);
     let titles = columns.iter().map(|column| column.layout().title.into());
     add(&line(columns, &widths, titles));

@@ -18,6 +18,7 @@ use tproxy_common::trace::TraceFilter;
 
 use super::super::sync::Via;
 use super::Error;
+use super::account::Account;
 use super::programs::file;
 
 /// A type of the kernel interface, as bytes.
@@ -74,7 +75,8 @@ pub struct Maps {
     links: HashMap<MapData, u32, Raw<Link>>,
     exempt: HashMap<MapData, Raw<ExemptKey>, Raw<Exempt>>,
     exempt_marks: Array<MapData, Raw<ExemptMarks>>,
-    pub(super) devices: HashMap<MapData, [u32; 4], Raw<Traffic>>,
+    pub(super) devices: Account,
+    pub(super) networks: Account,
 }
 
 impl Maps {
@@ -142,6 +144,7 @@ impl Maps {
             exempt: typed!(HashMap, abi::map::EXEMPT),
             exempt_marks: typed!(Array, abi::map::EXEMPT_MARKS),
             devices: typed!(HashMap, abi::map::DEVICES),
+            networks: typed!(HashMap, abi::map::NETWORKS),
         })
     }
 

@@ -10,7 +10,7 @@ use super::programs::remove_pin;
 use super::{BypassEntry, Error, Maps, Programs, Trial};
 
 /// What the programs write, and who listens to them. A rehearsal has these for itself; the rest it shares.
-const OWN: [&str; 11] = [
+const OWN: [&str; 12] = [
     map::COUNTERS,
     map::BYPASS_V4,
     map::BYPASS_V6,
@@ -19,6 +19,7 @@ const OWN: [&str; 11] = [
     map::STEERED_V6,
     map::FRAGMENTS,
     map::DEVICES,
+    map::NETWORKS,
     map::TRACE,
     map::TRACE_EVENTS,
     map::TRACE_LOST,

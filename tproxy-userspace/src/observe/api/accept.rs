@@ -1,7 +1,7 @@
 //! Connections: accepted, counted, served, ended.
 
 use std::convert::Infallible;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -16,7 +16,7 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::AbortHandle;
 
@@ -88,55 +88,62 @@ impl Connection {
     }
 }
 
-/// Serves the Unix socket.
-pub async fn unix(
-    listener: UnixListener,
+/// What connections come from.
+pub trait Door: Send + Sync + 'static {
+    /// A connection.
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// The next connection.
+    fn next(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    /// Answers that there is no place. One write that does not wait: the client may be there to fill all places.
+    fn refuse(stream: Self::Stream) -> io::Result<()>;
+}
+
+impl Door for UnixListener {
+    type Stream = UnixStream;
+
+    async fn next(&self) -> io::Result<UnixStream> {
+        Ok(self.accept().await?.0)
+    }
+
+    fn refuse(stream: UnixStream) -> io::Result<()> {
+        stream.into_std()?.write_all(FULL)
+    }
+}
+
+impl Door for Arc<TcpListener> {
+    type Stream = TcpStream;
+
+    async fn next(&self) -> io::Result<TcpStream> {
+        Ok(self.accept().await?.0)
+    }
+
+    fn refuse(stream: TcpStream) -> io::Result<()> {
+        stream.into_std()?.write_all(FULL)
+    }
+}
+
+/// Accepts and serves, for as long as the task is let run.
+pub async fn serve_all<D: Door>(
+    door: D,
     router: Router,
     gate: Arc<Gate>,
     ended: watch::Receiver<()>,
 ) {
     loop {
-        match listener.accept().await {
-            Ok((stream, _)) => match gate.enter() {
+        match door.next().await {
+            Ok(stream) => match gate.enter() {
                 Some(place) => drop(tokio::spawn(serve(
                     stream,
                     router.clone(),
                     place,
                     ended.clone(),
                 ))),
-                None => refuse(stream.into_std()),
+                None => drop(D::refuse(stream)),
             },
             Err(_) => tokio::time::sleep(REST).await,
         }
-    }
-}
-
-async fn tcp(
-    listener: Arc<TcpListener>,
-    router: Router,
-    gate: Arc<Gate>,
-    ended: watch::Receiver<()>,
-) {
-    loop {
-        match listener.accept().await {
-            Ok((stream, _)) => match gate.enter() {
-                Some(place) => drop(tokio::spawn(serve(
-                    stream,
-                    router.clone(),
-                    place,
-                    ended.clone(),
-                ))),
-                None => refuse(stream.into_std()),
-            },
-            Err(_) => tokio::time::sleep(REST).await,
-        }
-    }
-}
-
-/// One write that does not wait: the client may be there to fill all places.
-fn refuse(stream: io::Result<impl io::Write>) {
-    if let Ok(mut stream) = stream {
-        let _ = stream.write_all(FULL);
     }
 }
 
@@ -258,7 +265,8 @@ impl Listeners {
             let router = router(&access);
             let accept = |one: &Listener| {
                 let (listener, gate) = (Arc::clone(&one.listener), Arc::clone(gate));
-                tokio::spawn(tcp(listener, router.clone(), gate, ended.clone())).abort_handle()
+                tokio::spawn(serve_all(listener, router.clone(), gate, ended.clone()))
+                    .abort_handle()
             };
             Generation {
                 accepting: listeners.iter().map(accept).collect(),

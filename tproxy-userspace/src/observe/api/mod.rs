@@ -13,7 +13,7 @@ mod reply;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::http::StatusCode;
+use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
@@ -39,7 +40,7 @@ use super::log::Log;
 use super::metrics::Doors;
 pub use super::socket::Error;
 use super::socket::Request;
-use crate::data::View;
+use crate::data::{Bytes, View};
 
 /// Requests that wait for the owner of the run; who comes then waits before that.
 const QUEUE: usize = 16;
@@ -52,8 +53,31 @@ const START: Duration = Duration::from_secs(10);
 /// How long the owner of the run may take for an answer.
 const ANSWER: Duration = Duration::from_secs(60);
 
-/// Reads the kernel's counters.
-pub type ReadCounters = Box<dyn Fn() -> Result<Vec<(Reason, Counter)>, String> + Send + Sync>;
+/// What the kernel's programs have counted, read when it is asked for.
+pub trait Kernel: Send + Sync {
+    /// Packets by reason.
+    ///
+    /// # Errors
+    /// What a person is told.
+    fn counters(&self) -> Result<Vec<(Reason, Counter)>, String>;
+
+    /// What went past the proxy.
+    ///
+    /// # Errors
+    /// What a person is told.
+    fn direct(&self) -> Result<Direct, String>;
+}
+
+/// Bytes that devices sent and got past the proxy, link headers included.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Direct {
+    /// They are counted: `gateway.account` is on.
+    pub is_counted: bool,
+    /// By device.
+    pub devices: Vec<(IpAddr, Bytes)>,
+    /// By the network that devices talk to: /24 for IPv4, /48 for IPv6.
+    pub networks: Vec<(IpNet, Bytes)>,
+}
 
 /// What a configuration says that is told to others.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,7 +102,7 @@ pub struct RuleFact {
 /// A proxy that runs.
 struct Present {
     view: View,
-    counters: ReadCounters,
+    kernel: Box<dyn Kernel>,
     started: Instant,
 }
 
@@ -255,7 +279,7 @@ impl Server {
         let (end, ended) = watch::channel(());
         let router = reply::json_only(routes()).with_state(Arc::clone(&hub));
         let gate = Arc::clone(&hub.unix);
-        let accepting = tokio::spawn(accept::unix(listener, router, gate, ended));
+        let accepting = tokio::spawn(accept::serve_all(listener, router, gate, ended));
         Ok(Self {
             hub,
             asked: AsyncMutex::new(asked),
@@ -297,10 +321,10 @@ pub struct Teller(Arc<Hub>);
 
 impl Teller {
     /// The proxy runs. Requests that came before have waited for this.
-    pub fn runs(&self, view: View, counters: ReadCounters) {
+    pub fn runs(&self, view: View, kernel: Box<dyn Kernel>) {
         self.0.present.send_replace(Some(Arc::new(Present {
             view,
-            counters,
+            kernel,
             started: Instant::now(),
         })));
     }

@@ -36,6 +36,7 @@ pub fn routes() -> Router<Arc<Hub>> {
         .route("/v1/flows", get(flows).delete(kill))
         .route("/v1/flows/{id}", axum::routing::delete(kill_one))
         .route("/v1/account", get(account))
+        .route("/v1/account/direct", get(direct))
         .route("/v1/counters", get(counters))
         .route("/v1/explain", get(explain))
         .route("/v1/lookup", get(look_up))
@@ -104,28 +105,20 @@ async fn account(State(hub): Shared) -> Answer {
     Ok(Json(json!(hub.present().await?.view.account())))
 }
 
-#[derive(Serialize)]
-struct Row {
-    reason: &'static str,
-    effect: &'static str,
-    packets: u64,
-    bytes: u64,
-    sentence: &'static str,
+async fn direct(State(hub): Shared) -> Answer {
+    let direct = hub.present().await?.kernel.direct();
+    Ok(Json(json!(direct.map_err(unread)?)))
+}
+
+/// The kernel's numbers cannot be read.
+fn unread(error: String) -> Failure {
+    Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error)
 }
 
 async fn counters(State(hub): Shared) -> Answer {
-    let counters = (hub.present().await?.counters)();
-    let failed = |error| Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error);
-    let rows = counters.map_err(failed)?.into_iter();
-    let rows: Vec<_> = rows
-        .map(|(reason, counter)| Row {
-            reason: reason.word(),
-            effect: metrics::effect_word(reason.effect()),
-            packets: counter.packets,
-            bytes: counter.bytes,
-            sentence: reason.sentence(),
-        })
-        .collect();
+    let counters = hub.present().await?.kernel.counters();
+    let rows = counters.map_err(unread)?.into_iter();
+    let rows: Vec<_> = rows.map(metrics::CounterRow::from).collect();
     Ok(Json(json!({ "counters": rows })))
 }
 
@@ -262,7 +255,7 @@ async fn set_log(State(hub): Shared, Sent(SetLog { filter }): Sent<SetLog>) -> A
 
 async fn metrics(State(hub): Shared) -> Result<impl IntoResponse, Failure> {
     let present = hub.present().await?;
-    let counters = (present.counters)().unwrap_or_else(|error| {
+    let counters = present.kernel.counters().unwrap_or_else(|error| {
         tracing::debug!("reading the kernel's counters for the metrics: {error}");
         Vec::new()
     });

@@ -139,7 +139,7 @@ fn group(group: &GroupStatus, member: Option<&OutboundStatus>, now: &str) -> Val
 
 /// What goes by the kernel alone, as a proxy. The bytes are told beside what such a thing has.
 fn bypass(present: &Present) -> Value {
-    let counters = (present.counters)().unwrap_or_default();
+    let counters = present.kernel.counters().unwrap_or_default();
     // Not what passes whoever its destination is: answers of the proxy, what is for the gateway itself, other protocols.
     let passes = |reason: Reason| {
         matches!(
