@@ -418,6 +418,20 @@ fn without_a_proxy_the_policy_decides() {
         let later = ip("192.168.77.2", "203.0.113.1", 17, 0x0008, &[0; 64]);
         assert_eq!(bench.reason(&first), Reason::DownDropped);
         assert_eq!(bench.reason(&later), Reason::DownDropped);
+        // However little there is behind the header of the last one.
+        for size in 1..=9 {
+            let last = ip("192.168.77.2", "203.0.113.1", 17, 0x0010, &vec![0; size]);
+            assert_eq!(bench.reason(&last), Reason::DownDropped, "{size} bytes");
+            let fragment = |offset: u16, payload: &[u8]| {
+                let mut header = vec![17, 0, 0, 0, 0, 0, 0, size as u8];
+                header[2..4].copy_from_slice(&offset.to_be_bytes());
+                let all = [header, payload.to_vec()].concat();
+                ip("2001:db8:77::2", "2001:db8:f::1", 44, 0, &all)
+            };
+            let (first, last) = (fragment(1, &[0; 64]), fragment(64, &vec![0; size]));
+            assert_eq!(bench.reason(&first), Reason::DownDropped);
+            assert_eq!(bench.reason(&last), Reason::DownDropped, "{size} bytes");
+        }
     });
 }
 
