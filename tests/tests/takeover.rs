@@ -61,18 +61,19 @@ impl<'l> House<'l> {
             let mut command = vec!["run", "--takeover"];
             command.extend(["--config", &self.config]);
             let mut next = Process::spawn(self.lab.tproxy_command(&command)?)?;
-            while door.exists() {
+            let pid = next.pid();
+            let taken = format!("process {pid} has taken over");
+            let told = |log: &[String]| log[lines..].iter().any(|line| line.contains(&taken));
+            // It goes and comes back in no time.
+            while door.exists() && !told(&self.now.process().lines()) {
                 thread::yield_now();
             }
             let lock = File::open(self.lab.state().join("lock"))?;
             lock.lock()?;
-            let pid = next.pid();
-            let taken = format!("process {pid} has taken over");
             let (mut ended, mut lost) = (None, false);
             until("an end", SOON, || {
                 ended = next.ended()?;
-                let log = self.now.process().lines();
-                lost = log[lines..].iter().any(|line| line.contains(&taken));
+                lost = told(&self.now.process().lines());
                 Ok((lost || ended.is_some()).then_some(()))
             })?;
             drop(lock);
