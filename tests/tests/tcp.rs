@@ -297,7 +297,7 @@ fn an_idle_connection_lives_until_its_limit() -> Result<()> {
 fn at_the_limit_the_next_connection_is_reset_and_counted() -> Result<()> {
     let lab = Lab::new()?;
     let echo = TcpEcho::start(&lab.internet, 7)?;
-    let _tproxy = lab.tproxy_configured("[tcp]\nmax_connections = 4")?;
+    let tproxy = lab.tproxy_configured("[tcp]\nmax_connections = 4")?;
     assert_eq!(lab.proxy_count("/limits/connections")?, 4);
     let target = |n: usize| at(Family::BOTH[n % 2].far(10), 7);
     let say = |stream: &mut TcpStream| -> Result<()> {
@@ -316,6 +316,14 @@ fn at_the_limit_the_next_connection_is_reset_and_counted() -> Result<()> {
         assert!(start.elapsed() < Duration::from_secs(1));
         lab.await_proxy_count("/limit_reached", count)?;
     }
+    let told = "limit reached: connections refused";
+    tproxy.process().wait_for_line(told, SOON)?;
+    let status = lab.tproxy_run(&["status"])?.ok()?.stdout;
+    ensure!(
+        status.contains("as many as are allowed lived (2 times)"),
+        "{status}"
+    );
+    ensure!(status.contains("raise tcp.max_connections"), "{status}");
     for stream in &mut streams {
         say(stream)?;
     }

@@ -153,6 +153,7 @@ fn iperf_measures_both_ways_and_udp() -> Result<()> {
     let traffic = lab.proxy_traffic()?;
     for lost in [
         "datagrams_blocked",
+        "datagrams_lost",
         "datagrams_refused",
         "datagrams_dropped",
     ] {

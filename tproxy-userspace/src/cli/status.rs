@@ -340,6 +340,15 @@ fn text(status: &Status) -> String {
             if !failures.is_empty() {
                 line("failures", &failures.join(", "));
             }
+            for limit in detail["limits_reached"].as_array().into_iter().flatten() {
+                let text = |key: &str| limit[key].as_str().unwrap_or("?");
+                let times = output::number(limit["times"].as_u64().unwrap_or(0));
+                let (what, remedy) = (text("what"), text("remedy"));
+                line(
+                    "limit reached",
+                    &format!("{what} ({times} times); {remedy}"),
+                );
+            }
             if traffic["blocked"].as_u64() > Some(0) {
                 line("blocked", &count("blocked"));
             }

@@ -38,6 +38,8 @@ pub struct Counters {
     pub datagrams_blocked: AtomicU64,
     /// Datagrams that the kernel refused to send (too large, no route).
     pub datagrams_refused: AtomicU64,
+    /// Datagrams from devices that the receivers' buffers had no room for.
+    pub datagrams_lost: AtomicU64,
     /// Datagrams that were cut off, malformed, fragments of SOCKS5 or without an association.
     pub datagrams_dropped: AtomicU64,
 }
@@ -59,6 +61,7 @@ impl Default for Counters {
             own_port_datagrams: AtomicU64::new(0),
             datagrams_blocked: AtomicU64::new(0),
             datagrams_refused: AtomicU64::new(0),
+            datagrams_lost: AtomicU64::new(0),
             datagrams_dropped: AtomicU64::new(0),
         }
     }
@@ -123,6 +126,7 @@ impl Counters {
             port_zero: self.port_zero.load(Relaxed),
             datagrams_blocked: self.datagrams_blocked.load(Relaxed),
             datagrams_refused: self.datagrams_refused.load(Relaxed),
+            datagrams_lost: self.datagrams_lost.load(Relaxed),
             datagrams_dropped: self.datagrams_dropped.load(Relaxed),
             failures: Outcome::ALL
                 .iter()
@@ -173,6 +177,9 @@ pub struct Stats {
     pub datagrams_blocked: u64,
     /// Datagrams that the kernel refused to send.
     pub datagrams_refused: u64,
+    /// Datagrams from devices that came faster than they could be relayed. The socket counts them: those of a process that
+    /// was taken over from are among them.
+    pub datagrams_lost: u64,
     /// Datagrams dropped because they were malformed or belonged to nobody.
     pub datagrams_dropped: u64,
     /// How many connections and associations failed, by outcome.

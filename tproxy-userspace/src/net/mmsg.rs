@@ -19,8 +19,9 @@ const DATAGRAM: usize = 1 << 16;
 const NAME: usize = 28;
 /// Bytes of `struct cmsghdr` in the kernel: a length of word size, the level, the type.
 const CONTROL_HEADER: usize = size_of::<usize>() + 8;
-/// Room for the control messages of one datagram: `in6_pktinfo` and a mark, or an original destination.
-const CONTROL: usize = 64;
+/// Room for the control messages of one datagram: `in6_pktinfo` and a mark, or an original destination and how many
+/// were lost.
+const CONTROL: usize = 80;
 /// Room for what a protocol puts before the payload (SOCKS5: at most 22 bytes).
 const PREFIX: usize = 24;
 
@@ -122,17 +123,32 @@ impl Control {
 }
 
 /// Finds the original destination among control messages.
-fn parse_original(mut control: &[u8]) -> Option<SocketAddr> {
+fn parse_original(control: &[u8]) -> Option<SocketAddr> {
+    parse_name(find(control, |level, kind| {
+        matches!(
+            (level, kind),
+            (libc::SOL_IP, libc::IP_ORIGDSTADDR) | (libc::SOL_IPV6, libc::IPV6_ORIGDSTADDR)
+        )
+    })?)
+}
+
+/// Finds among control messages how many datagrams the socket had no room for, ever.
+fn parse_lost(control: &[u8]) -> Option<u32> {
+    let data = find(control, |level, kind| {
+        (level, kind) == (libc::SOL_SOCKET, libc::SO_RXQ_OVFL)
+    })?;
+    Some(u32::from_ne_bytes(*data.first_chunk()?))
+}
+
+/// The data of the first control message that is meant.
+fn find(mut control: &[u8], is_meant: impl Fn(i32, i32) -> bool) -> Option<&[u8]> {
     loop {
         let length = usize::from_ne_bytes(*control.first_chunk()?);
         let message = control.get(..length)?;
         let level = i32::from_ne_bytes(*message.get(size_of::<usize>()..)?.first_chunk()?);
         let kind = i32::from_ne_bytes(*message.get(size_of::<usize>() + 4..)?.first_chunk()?);
-        if matches!(
-            (level, kind),
-            (libc::SOL_IP, libc::IP_ORIGDSTADDR) | (libc::SOL_IPV6, libc::IPV6_ORIGDSTADDR)
-        ) {
-            return parse_name(message.get(CONTROL_HEADER..)?);
+        if is_meant(level, kind) {
+            return message.get(CONTROL_HEADER..);
         }
         control = control.get(length.next_multiple_of(size_of::<usize>())..)?;
     }
@@ -249,6 +265,16 @@ impl RecvBatch {
             original: parse_original(&self.controls[index].0[..lengths.control]),
             payload: &self.payloads[index * DATAGRAM..][..lengths.payload],
         })
+    }
+}
+
+impl RecvBatch {
+    /// How many datagrams the socket had no room for before the last one of this batch. It goes round at 2³² and is of the
+    /// socket: whoever had it before has a part in it. None where none was lost, and on sockets that do not ask for it.
+    #[must_use]
+    pub fn lost(&self) -> Option<u32> {
+        let last = self.filled.checked_sub(1)?;
+        parse_lost(&self.controls[last].0[..self.lengths[last].control])
     }
 }
 

@@ -207,6 +207,8 @@ impl SocketFactory {
             setsockopt(&socket, sockopt::Ipv6OrigDstAddr, &true)
         };
         steps.did("asking for original destinations on", original)?;
+        let lost = setsockopt(&socket, sockopt::RxqOvfl, &1);
+        steps.did("asking for losses on", lost)?;
         steps.did("sizing buffers of", set_buffers(&socket, SHARED_BUFFER))?;
         steps.did("binding", socket.bind(&address.into()))?;
         Ok(socket.into())

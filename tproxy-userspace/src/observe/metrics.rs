@@ -273,6 +273,7 @@ impl Scrape {
             None,
             [
                 (why("no_room"), stats.datagrams_blocked),
+                (why("too_fast"), stats.datagrams_lost),
                 (why("refused"), stats.datagrams_refused),
                 (why("malformed"), stats.datagrams_dropped),
                 (why("port_zero"), stats.port_zero),

@@ -24,7 +24,7 @@ use tproxy_userspace::control::links::{Snapshot, Watch};
 use tproxy_userspace::control::place::Place;
 use tproxy_userspace::control::{self, cgroup, exempt, preflight};
 use tproxy_userspace::data::dns::Settings;
-use tproxy_userspace::data::{Handed, Proxy};
+use tproxy_userspace::data::{Alarm, Handed, Proxy};
 use tproxy_userspace::observe::api::{Asked, Teller};
 use tproxy_userspace::observe::log::Log;
 use tproxy_userspace::observe::service::{Event, Manager};
@@ -49,6 +49,8 @@ use self::trial::{Trial, over};
 /// How often expired bypass prefixes are taken out of the tries (they count no more before), and what
 /// somebody else may have undone is done again.
 const SWEEP: Duration = Duration::from_secs(60);
+/// How often it is looked whether a limit was reached.
+const LIMITS: Duration = Duration::from_secs(2);
 
 /// How often a link that is to be given up is looked at.
 const LEAVE: Duration = Duration::from_millis(100);
@@ -232,6 +234,9 @@ impl Session<'_> {
     async fn serve(&mut self, signals: &mut Signals, mut presence: Presence) -> Ended {
         let mut sweep = interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut limits = interval(LIMITS);
+        limits.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut alarm = Alarm::default();
         let mut leave = interval(LEAVE);
         leave.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heir: Option<Heir> = None;
@@ -279,6 +284,11 @@ impl Session<'_> {
                 _ = sweep.tick() => {
                     if let Err(error) = self.sweep() {
                         tracing::warn!("looking after what has changed by itself: {error:#}");
+                    }
+                }
+                _ = limits.tick() => {
+                    for limit in alarm.news(&self.proxy.stats(), Instant::now().into_std()) {
+                        tracing::warn!("limit reached: {} ({} times); {}", limit.what, limit.times, limit.remedy);
                     }
                 }
                 asked = presence.asked() => match self.answer(asked).await {
@@ -378,7 +388,7 @@ impl Session<'_> {
     }
 
     fn status(&self) -> serde_json::Value {
-        let view = self.proxy.view();
+        let (view, stats) = (self.proxy.view(), self.proxy.stats());
         json!({
             "pid": std::process::id(),
             "uptime_seconds": self.started.elapsed().as_secs(),
@@ -391,7 +401,8 @@ impl Session<'_> {
             "wan": self.config.wan.interfaces,
             "trial_seconds": self.trial_status(),
             "draining": self.proxy.draining(),
-            "traffic": self.proxy.stats(),
+            "traffic": stats,
+            "limits_reached": stats.reached(),
             "tasks": tokio::runtime::Handle::current().metrics().num_alive_tasks(),
             "dns": view.dns_stats(),
             "rules": self.lists.rules.len(),

@@ -127,6 +127,8 @@ impl UdpRelay {
 
     /// Receives steered datagrams until it is aborted.
     pub async fn receive(self: Arc<Self>, receiver: Arc<Receiver>) {
+        let lost = &self.hands.shared.counters.datagrams_lost;
+        let mut known = 0;
         while receiver.socket.readable().await.is_ok() {
             with_scratch(|Scratch { recv, send }| {
                 let mut count = 0;
@@ -138,6 +140,10 @@ impl UdpRelay {
                     }
                     Ok(())
                 });
+                if let Some(now) = recv.lost() {
+                    let more = now.wrapping_sub(std::mem::replace(&mut known, now));
+                    lost.fetch_add(u64::from(more), Relaxed);
+                }
                 let batch = (0..count).map(|index| recv.get(index));
                 self.forward(&receiver, batch, send);
             });

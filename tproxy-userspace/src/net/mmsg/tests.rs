@@ -162,3 +162,34 @@ proptest! {
         let _ = parse_name(&bytes);
     }
 }
+
+#[test]
+fn what_a_full_socket_loses_is_told() {
+    for address in loopback() {
+        let factory = SocketFactory::default();
+        let receiver = factory.udp_receiver(address).expect("root");
+        let address = receiver.local_addr().expect("bound");
+        let sender = factory
+            .udp_outgoing(address, &Binding::default())
+            .expect("root");
+        let mut batch = RecvBatch::default();
+        let mut drain = || {
+            let (mut count, mut lost) = (0, None);
+            while let Ok(more) = batch.recv(&receiver) {
+                count += more as u32;
+                lost = batch.lost();
+            }
+            (count, lost)
+        };
+        let payload = vec![7; 60_000];
+        let send = || assert_eq!(sender.send_to(&payload, address).expect("sent"), 60_000);
+        send();
+        assert_eq!(drain(), (1, None));
+        // More than its buffer holds.
+        (0..1_000).for_each(|_| send());
+        let (count, _) = drain();
+        send();
+        assert_eq!(drain(), (1, Some(1_000 - count)));
+        assert!((1..1_000).contains(&count), "{count}");
+    }
+}

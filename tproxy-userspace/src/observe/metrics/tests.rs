@@ -32,6 +32,7 @@ fn scrape() -> Scrape {
         names_missed: 0,
         port_zero: 0,
         datagrams_blocked: 0,
+        datagrams_lost: 0,
         datagrams_refused: 0,
         datagrams_dropped: 7,
         failures: BTreeMap::new(),
