@@ -3,6 +3,7 @@
 mod dns;
 mod http;
 mod iperf;
+mod load;
 mod udp;
 
 pub use dns::{Answer, Answers, Load, Over, Record, dig, dig_tcp, dnsperf, question};
@@ -11,6 +12,7 @@ pub use http::{
     whoami,
 };
 pub use iperf::{Report, Test, iperf};
+pub use load::under_load;
 pub use udp::{Peers, echo_sizes, open_udp, peers};
 
 use std::{
