@@ -7,7 +7,7 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, UdpSocket},
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -24,6 +24,8 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const ECHO: u16 = 7;
+/// 200 connections a second.
+const PACE: Duration = Duration::from_millis(5);
 
 /// The configuration of all processes of a test, and the one that serves now.
 struct House<'l> {
@@ -136,7 +138,7 @@ fn not_one_connection_is_lost() -> Result<()> {
         downloads.push(download);
     }
     let start = Instant::now();
-    let (old, count) = under_load(&lab, ECHO, || {
+    let (old, count) = under_load(&lab, (ECHO, PACE), || {
         let mut old = Vec::new();
         for round in 0..rounds {
             old.push(house.take_over()?);

@@ -14,15 +14,17 @@ use crate::{Family, Lab, probe::at, wait::SOON};
 
 /// How many threads make them.
 const WORKERS: u32 = 4;
-/// One begins so long after the other.
-const PACE: Duration = Duration::from_millis(5);
 
-/// 200 connections a second of both families from the device to an echo at `port` while `work` goes on. Gives how many
-/// there were.
+/// Connections of both families from the device to an echo at `port`, one after each `pace`, while `work` goes on. Gives how
+/// many there were.
 ///
 /// # Errors
 /// Those of `work`, and when a connection fails.
-pub fn under_load<T>(lab: &Lab, port: u16, work: impl FnOnce() -> Result<T>) -> Result<(T, u64)> {
+pub fn under_load<T>(
+    lab: &Lab,
+    (port, pace): (u16, Duration),
+    work: impl FnOnce() -> Result<T>,
+) -> Result<(T, u64)> {
     let (ended, count) = (AtomicBool::new(false), AtomicU64::new(0));
     let start = Instant::now();
     let (done, failed) = thread::scope(|scope| -> Result<_> {
@@ -34,7 +36,7 @@ pub fn under_load<T>(lab: &Lab, port: u16, work: impl FnOnce() -> Result<T>) -> 
                         let mut failed = Vec::new();
                         let mut number = worker;
                         while !ended.load(Relaxed) {
-                            let due = start + PACE * number;
+                            let due = start + pace * number;
                             thread::sleep(due.saturating_duration_since(Instant::now()));
                             let family = Family::BOTH[(number / WORKERS) as usize % 2];
                             if let Err(error) = echo(at(family.far(1), port)) {

@@ -192,12 +192,12 @@ impl StandIn {
             .kill_on_drop(true)
             .spawn()
             .map_err(failed)?;
-        let _held = shell.stdin.take().ok_or(Error::Unclear("sh"))?;
+        let held = shell.stdin.take().ok_or(Error::Unclear("sh"))?;
         let output = timeout(PATIENCE, shell.wait_with_output()).await;
         let output = output.map_err(|_| Error::Silent("sh"))?.map_err(failed)?;
         let text = String::from_utf8_lossy(&output.stdout);
         let pid = text.trim().parse().map_err(|_| Error::Unclear("sh"))?;
-        Ok(Self { pid, _held })
+        Ok(Self { pid, _held: held })
     }
 }
 
