@@ -6,7 +6,6 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     net::{SocketAddr, UdpSocket},
-    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
@@ -18,13 +17,15 @@ use lab::{
     probe::{at, udp_at},
     process::Process,
     servers::TcpEcho,
-    traffic::{HeldDownload, connect, echo, open_udp},
+    traffic::{HeldDownload, connect, open_udp, under_load},
     wait::{SOON, until},
 };
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
 const ECHO: u16 = 7;
+/// 200 connections a second.
+const PACE: Duration = Duration::from_millis(5);
 
 /// The configuration of all processes of a test, and the one that serves now.
 struct House<'l> {
@@ -114,52 +115,6 @@ fn ends(mut old: Tproxy) -> Result<()> {
     Ok(())
 }
 
-/// 200 connections a second of both families while `work` goes on. Gives how many there were; none may fail.
-fn under_load<T>(lab: &Lab, work: impl FnOnce() -> Result<T>) -> Result<(T, u64)> {
-    const WORKERS: u32 = 4;
-    const PACE: Duration = Duration::from_millis(5);
-    let (ended, count) = (AtomicBool::new(false), AtomicU64::new(0));
-    let start = Instant::now();
-    let (done, failed) = thread::scope(|scope| -> Result<_> {
-        let workers: Vec<_> = (0..WORKERS)
-            .map(|worker| {
-                let (ended, count) = (&ended, &count);
-                scope.spawn(move || {
-                    lab.device.enter(|| {
-                        let mut failed = Vec::new();
-                        let mut number = worker;
-                        while !ended.load(Relaxed) {
-                            let due = start + PACE * number;
-                            thread::sleep(due.saturating_duration_since(Instant::now()));
-                            let family = Family::BOTH[(number / WORKERS) as usize % 2];
-                            if let Err(error) = echo(at(family.far(1), ECHO)) {
-                                failed.push((start.elapsed(), error));
-                            }
-                            count.fetch_add(1, Relaxed);
-                            number += WORKERS;
-                        }
-                        failed
-                    })
-                })
-            })
-            .collect();
-        let done = work();
-        ended.store(true, Relaxed);
-        let mut failed = Vec::new();
-        for worker in workers {
-            failed.extend(worker.join().map_err(|_| anyhow!("a worker panicked"))??);
-        }
-        Ok((done?, failed))
-    })?;
-    let count = count.into_inner();
-    ensure!(
-        failed.is_empty(),
-        "{} of {count} connections failed: {failed:?}",
-        failed.len()
-    );
-    Ok((done, count))
-}
-
 #[test]
 fn not_one_connection_is_lost() -> Result<()> {
     // A hundred of each when a person asks for it.
@@ -184,7 +139,7 @@ fn not_one_connection_is_lost() -> Result<()> {
         downloads.push(download);
     }
     let start = Instant::now();
-    let (old, count) = under_load(&lab, || {
+    let (old, count) = under_load(&lab, (ECHO, PACE), || {
         let mut old = Vec::new();
         for round in 0..rounds {
             old.push(house.take_over()?);
@@ -325,7 +280,7 @@ fn one_that_cannot_serve_leaves_the_proxy_as_it_was() -> Result<()> {
         let command = lab.tproxy_command(&["run", "--config", &house.config, "--takeover"])?;
         let next = Process::spawn(command)?;
         let lines = house.now.process().lines().len();
-        let greeted = format!("process {} is about to take over", next.pid());
+        let greeted = format!("process {} asks about taking over", next.pid());
         house.now.process().wait_for_line(&greeted, SOON)?;
         drop(next);
         let gave_up = "did not take over";

@@ -3,6 +3,7 @@
 mod dns;
 mod http;
 mod iperf;
+mod load;
 mod udp;
 
 pub use dns::{Answer, Answers, Load, Over, Record, dig, dig_tcp, dnsperf, question};
@@ -11,6 +12,7 @@ pub use http::{
     whoami,
 };
 pub use iperf::{Report, Test, iperf};
+pub use load::under_load;
 pub use udp::{Peers, echo_sizes, open_udp, peers};
 
 use std::{
@@ -21,7 +23,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Namespace, servers::TcpEcho};
+use crate::{Namespace, servers::TcpEcho, wait::SOON};
 
 /// Opens a TCP connection from `ns`. It can be used from any thread; reads and writes fail after 10 s.
 ///
@@ -36,13 +38,13 @@ pub fn connect(ns: &Namespace, target: SocketAddr) -> Result<TcpStream> {
     Ok(stream)
 }
 
-/// One connection from the namespace of this thread there and back, within 5 s each way.
+/// One connection from the namespace of this thread there and back, each within [`SOON`].
 ///
 /// # Errors
 /// What became of it; [`ErrorKind::InvalidData`] when something else came back than was sent.
 pub fn echo(target: SocketAddr) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(5))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut stream = TcpStream::connect_timeout(&target, SOON)?;
+    stream.set_read_timeout(Some(SOON))?;
     stream.write_all(b"hello")?;
     let mut back = [0; 5];
     stream.read_exact(&mut back)?;

@@ -62,6 +62,9 @@ pub struct Cli {
 enum Command {
     /// Attach, and proxy until SIGINT or SIGTERM; then drain and detach.
     Run(RunArgs),
+    /// What tproxy-bpf-restart.service runs before systemd ends the proxy: for a restart it goes on to serve.
+    #[command(hide = true)]
+    Leave,
     /// Attach the kernel half alone; it stays without a daemon.
     Attach(AttachArgs),
     /// Detach from links; with no name, from all, and remove everything that was left.
@@ -462,6 +465,7 @@ pub fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(args),
+        Command::Leave => run::leave(),
         Command::Attach(args) => attach::attach(args),
         Command::Detach(args) => attach::detach(&args),
         Command::Bypass { command } => bypass::bypass(command),

@@ -9,7 +9,7 @@ use tproxy_userspace::config::{Config, OnProxyDown, Outbound, Refusal};
 use tproxy_userspace::control::gateway;
 use tproxy_userspace::observe::log::Log;
 
-use super::{Policy, RunArgs, session};
+use super::{Policy, RunArgs, session, small_runtime};
 
 /// The configuration of a machine that has one.
 pub const DEFAULT_CONFIG: &str = "/etc/tproxy-bpf/config.toml";
@@ -32,6 +32,12 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         log,
         args.takeover,
     ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Tells the proxy that runs here that its service manager is about to end it.
+pub fn leave() -> Result<ExitCode> {
+    small_runtime()?.block_on(session::leave())?;
     Ok(ExitCode::SUCCESS)
 }
 

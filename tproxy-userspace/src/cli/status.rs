@@ -273,6 +273,12 @@ fn text(status: &Status) -> String {
             let uptime = Duration::from_secs(detail["uptime_seconds"].as_u64().unwrap_or(0));
             let uptime = output::duration(uptime);
             line("proxy", &format!("running since {uptime}, process {pid}"));
+            if detail["restarting"] == true {
+                line(
+                    "restart",
+                    "this process serves until the next one takes over; `systemctl status` says why none does",
+                );
+            }
             if let Some(left) = detail["trial_seconds"].as_u64() {
                 line(
                     "on trial",

@@ -262,13 +262,16 @@ impl Proxy {
 
     /// Accepts no more, waits up to `limit` until live connections have ended, and resets the rest.
     /// Associations have no end of their own, so they are relayed for as long as connections are, then closed.
+    /// Processes that were taken over from end in the same way, and are waited for.
     pub async fn drain(mut self, limit: Duration) -> DrainReport {
         self.sockets = None;
         for task in &self.accepting {
             task.abort();
         }
         self.udp.refuse_new();
-        self.drain_within(limit, self.tcp.ended()).await
+        let predecessors = self.udp.predecessors.end(limit);
+        let own = self.drain_within(limit, self.tcp.ended());
+        tokio::join!(own, predecessors).0
     }
 
     async fn drain_within(&self, limit: Duration, ended: impl Future<Output = ()>) -> DrainReport {

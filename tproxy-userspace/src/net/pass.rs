@@ -154,6 +154,11 @@ impl Channel {
         };
         self.0.async_io(Interest::READABLE, receive).await
     }
+
+    /// Waits until the other end is gone. What still comes is lost.
+    pub async fn closed(&self) {
+        while let Ok(1..) = self.receive(&mut [0]).await {}
+    }
 }
 
 #[cfg(test)]
@@ -209,7 +214,9 @@ mod tests {
         assert_eq!(other.receive(&mut buffer).await.unwrap(), 65_511);
         assert_eq!(buffer[..5], *b"head\x03");
         assert_eq!(other.receive(&mut buffer).await.unwrap(), 4);
+        one.try_send(&[IoSlice::new(b"last")]).unwrap();
         drop(one);
+        other.closed().await;
         assert_eq!(other.receive(&mut buffer).await.unwrap(), 0);
         let error = other.try_send(&[IoSlice::new(b"x")]).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);

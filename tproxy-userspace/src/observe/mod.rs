@@ -6,3 +6,4 @@ pub mod metrics;
 mod process;
 pub mod service;
 pub mod socket;
+pub mod unit;

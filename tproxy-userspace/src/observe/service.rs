@@ -41,6 +41,8 @@ pub struct Manager {
     pings: Option<Interval>,
     /// It could be told the last time.
     reached: bool,
+    /// It hears nothing more of this process.
+    left: bool,
 }
 
 impl Manager {
@@ -55,6 +57,7 @@ impl Manager {
         Self {
             pings,
             reached: true,
+            left: false,
         }
     }
 
@@ -68,8 +71,16 @@ impl Manager {
         }
     }
 
+    /// From now on it follows another process, and would wonder who this one is.
+    pub fn leave(&mut self) {
+        (self.pings, self.left) = (None, true);
+    }
+
     /// Tells it. What it cannot be told is no reason to end: if it misses it, it acts.
     pub fn tell(&mut self, event: Event<'_>) {
+        if self.left {
+            return;
+        }
         let status = match event {
             Event::Ready { status } => one_line(status),
             Event::Refused { reason } => one_line(&format!(

@@ -15,10 +15,14 @@ const DOCUMENTATION: &str = "usr/share/doc/tproxy-bpf";
 const MAINTAINER: &str = "tproxy-bpf contributors <tproxy-bpf@localhost>";
 
 /// Files of the project, and where they go.
-const FILES: [(&str, &str); 6] = [
+const FILES: [(&str, &str); 7] = [
     (
         "packaging/systemd/tproxy-bpf.service",
         "usr/lib/systemd/system/tproxy-bpf.service",
+    ),
+    (
+        "packaging/systemd/tproxy-bpf-restart.service",
+        "usr/lib/systemd/system/tproxy-bpf-restart.service",
     ),
     (
         "packaging/systemd/notify-reload.conf",

@@ -3,6 +3,7 @@
 mod follow;
 mod learn;
 mod links;
+mod restart;
 mod service;
 mod signals;
 mod start;
@@ -33,14 +34,16 @@ use tproxy_userspace::observe::socket::Request;
 use self::follow::{cgroups_changed, watch_cgroups};
 use self::learn::{Names, announced};
 use self::links::{Leaving, selection};
+use self::restart::{Vacancy, due};
 use self::signals::{Caught, Signals};
 use self::start::{Begun, Presence, Reader, close, start};
-use self::takeover::{Heir, Testator, ready};
+use self::takeover::{Heir, Testator, Wish, wish};
 use super::api;
 use super::lists::Lists;
 use super::upstream;
 
 pub use self::links::select;
+pub use self::restart::leave;
 pub use self::start::{limits, way};
 pub use self::trial::{Given, Reread, Source};
 
@@ -82,6 +85,10 @@ struct Session<'a> {
     teller: Teller,
     watch: Watch,
     manager: Manager,
+    /// It was started to take over, as the one that the service manager starts next.
+    takeover: bool,
+    /// The service manager starts the next process.
+    vacancy: Option<Vacancy>,
     /// Tells when exempt cgroups come and go, or somebody edits who is exempt.
     cgroups: Option<cgroup::Watch>,
     snapshot: Snapshot,
@@ -186,6 +193,8 @@ pub async fn run(
         teller,
         watch,
         manager: Manager::from_environment(),
+        takeover,
+        vacancy: None,
         snapshot,
         released: Vec::new(),
         releasing: Vec::new(),
@@ -300,10 +309,17 @@ impl Session<'_> {
                 stream = presence.heir(), if heir.is_none() => {
                     heir = self.greet(stream, presence.lock()).await;
                 }
-                ready = ready(&mut heir) => if let Some(heir) = heir.take()
-                    && let Some(handed) = self.hand_over(heir, ready, &mut presence).await
-                {
-                    return Ended::Replaced(handed);
+                wish = wish(&mut heir) => if let Some(heir) = heir.take() {
+                    if let Ok(Wish::Leave) = wish {
+                        if self.stand_aside(heir).await {
+                            break Ok(());
+                        }
+                    } else if let Some(handed) = self.hand_over(heir, wish, &mut presence).await {
+                        return Ended::Replaced(handed);
+                    }
+                },
+                () = due(&mut self.vacancy), if heir.is_none() => if self.is_left_alone().await {
+                    break Ok(());
                 },
                 () = over(&self.trial) => self.end_trial().await,
                 _ = leave.tick(), if !self.leaving.is_empty() => {
@@ -399,6 +415,7 @@ impl Session<'_> {
             "servers": *self.servers.borrow(),
             "lan": self.config.lan.interfaces,
             "wan": self.config.wan.interfaces,
+            "restarting": self.vacancy.is_some(),
             "trial_seconds": self.trial_status(),
             "draining": self.proxy.draining(),
             "traffic": stats,

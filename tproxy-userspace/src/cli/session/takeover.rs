@@ -38,6 +38,8 @@ const VERSION: u32 = 1;
 const LONGEST: usize = 64 << 20;
 /// How long each side waits for a word of the other that needs no work.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long it may take to ask systemd and to tell it.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(30);
 /// How long the old process waits until the new one serves.
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -56,6 +58,28 @@ enum Word {
     Commit,
     /// This one serves: let go.
     Done,
+    /// The service manager is about to end its main process: go on to serve if that is for a restart.
+    Leave,
+}
+
+/// What the old process says to [`Word::Leave`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Answer {
+    /// It goes on until another process takes over.
+    Left,
+    /// It stays the main process, which is told to end in the usual way.
+    Stays,
+    /// It ends now.
+    Ends,
+}
+
+/// What another process wants of this one.
+pub(super) enum Wish {
+    /// To serve in its place.
+    TakeOver,
+    /// That it goes on beside the service manager.
+    Leave,
 }
 
 /// What the old process tells when it takes nothing new any more. With it come the channels to those that drain.
@@ -143,10 +167,20 @@ impl Heir {
     }
 
     /// Waits until it is ready. An error: it gave up.
-    pub(super) async fn ready(&mut self) -> Result<()> {
+    async fn wish(&mut self) -> Result<Wish> {
         // Nothing is lost when this is dropped while it waits.
         self.stream.readable().await?;
-        self.hears(Word::Commit, PATIENCE).await
+        match hear(&mut self.stream, PATIENCE).await?.0 {
+            Word::Commit => Ok(Wish::TakeOver),
+            Word::Leave => Ok(Wish::Leave),
+            word => bail!("it said {word:?} where {:?} was due", Word::Commit),
+        }
+    }
+
+    /// Answers the wish that this process leaves.
+    pub(super) async fn answer(&mut self, answer: Answer) {
+        // Whoever does not hear it any more waits for nothing.
+        let _ = say(&mut self.stream, &answer, &[]).await;
     }
 
     /// Tells it the rest, and waits until it serves.
@@ -217,6 +251,12 @@ impl Testator {
         Ok(Some((testator, sockets, Lock::given(lock))))
     }
 
+    /// Tells the old process that the service manager is about to end its main process.
+    pub(super) async fn leave(mut self) -> Result<Answer> {
+        say(&mut self.stream, &Word::Leave, &[]).await?;
+        Ok(hear(&mut self.stream, LEAVE_PATIENCE).await?.0)
+    }
+
     /// Says that this process is ready, and gets the rest.
     pub(super) async fn commit(&mut self) -> Result<(Inheritance, State)> {
         say(&mut self.stream, &Word::Commit, &[]).await?;
@@ -254,7 +294,9 @@ impl Testator {
         let port = config.proxy.port;
         let opened = opening.await?;
         if port != 0 && !opened.0.all_have(port) {
-            bail!("proxy.port is another than that of the proxy that runs, which takes a restart");
+            bail!(
+                "proxy.port is another than that of the proxy that runs: stop that one, then start this one"
+            );
         }
         let mut gateway = open_gateway(place, kernel).await?;
         let (inheritance, state) = self.commit().await?;
@@ -281,7 +323,7 @@ impl Session<'_> {
         let sockets = self.proxy.sockets()?;
         let greeted = Heir::greet(stream, sockets, lock).await;
         greeted
-            .inspect(|heir| tracing::info!("{} is about to take over", heir.name()))
+            .inspect(|heir| tracing::info!("{} asks about taking over", heir.name()))
             .inspect_err(|error| tracing::warn!("a process could not take over: {error:#}"))
             .ok()
     }
@@ -290,10 +332,10 @@ impl Session<'_> {
     pub(super) async fn hand_over(
         &mut self,
         mut heir: Heir,
-        ready: Result<()>,
+        wish: Result<Wish>,
         presence: &mut Presence,
     ) -> Option<Handed> {
-        if let Err(error) = ready {
+        if let Err(error) = wish {
             tracing::warn!("{} did not take over: {error:#}", heir.name());
             return None;
         }
@@ -380,16 +422,16 @@ impl Session<'_> {
             limit.as_secs()
         );
         tokio::select! {
-            report = proxy.drain_beside(handed, limit) => tracing::info!("{report}"),
+            report = proxy.drain_beside(handed, limit, config.proxy.drain) => tracing::info!("{report}"),
             () = signals.stop() => tracing::info!("connections were cut"),
         }
     }
 }
 
-/// Waits until the process that wants to take over is ready, or gives up.
-pub(super) async fn ready(heir: &mut Option<Heir>) -> Result<()> {
+/// Waits until the process at the door is ready, or gives up.
+pub(super) async fn wish(heir: &mut Option<Heir>) -> Result<Wish> {
     match heir {
-        Some(heir) => heir.ready().await,
+        Some(heir) => heir.wish().await,
         None => pending().await,
     }
 }

@@ -6,6 +6,8 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tokio::time::{sleep, timeout};
+
 use super::{DrainReport, Proxy};
 use crate::data::Error;
 use crate::data::udp::{Draining, Inherited};
@@ -71,19 +73,50 @@ impl Proxy {
         self.take()
     }
 
-    /// Somebody has taken over: relays what lives, for up to `limit`, then resets and closes the rest.
-    pub async fn drain_beside(mut self, handed: Handed, limit: Duration) -> DrainReport {
+    /// Somebody has taken over: relays what lives, for up to `limit`, then resets and closes the rest. When the successor ends,
+    /// so does this process, in the time that it is given; when the successor is killed, within `alone`.
+    pub async fn drain_beside(
+        mut self,
+        handed: Handed,
+        limit: Duration,
+        alone: Duration,
+    ) -> DrainReport {
         self.sockets = None;
         self.udp.predecessors.forget();
         let Handed { channel, clients } = handed;
         let receivers = std::mem::take(&mut self.receivers);
-        let serving = tokio::spawn(self.udp.clone().serve(channel, clients, receivers));
-        let report = self.drain_within(limit, async {
+        let successor = async {
+            match self.udp.serve(&channel, clients, receivers).await {
+                Some(limit) => {
+                    let seconds = limit.as_secs();
+                    tracing::info!(
+                        "the process that took over ends, and so does this one, in up to {seconds} s"
+                    );
+                    // Gone before the time is over, it wants no more of it.
+                    let _ = timeout(limit, channel.closed()).await;
+                }
+                None => {
+                    let seconds = alone.as_secs();
+                    tracing::warn!(
+                        "the process that took over is gone: this one ends in up to {seconds} s"
+                    );
+                    sleep(alone).await;
+                }
+            }
+        };
+        let ended = async {
             self.tcp.ended().await;
             self.udp.ended().await;
+        };
+        let report = self.drain_within(limit, async {
+            tokio::select! {
+                () = successor => {}
+                () = ended => {}
+            }
         });
         let report = report.await;
-        serving.abort();
+        // The kernel closes it with this process, whose end the successor waits for.
+        std::mem::forget(channel);
         report
     }
 

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tokio::task::AbortHandle;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::{BATCH, Datagram, Receiver, Scratch, UdpRelay, with_scratch};
 use crate::data::record::Protocol;
@@ -26,6 +26,10 @@ use crate::net::pass::Channel;
 
 /// How often the old process tells what it still has.
 const REPORT: Duration = Duration::from_millis(500);
+/// How often the new process looks whether the old ones have ended.
+const LOOK: Duration = Duration::from_millis(20);
+/// What an old process may need beyond the time that it was given.
+const TO_END: Duration = Duration::from_secs(2);
 /// An address in a message: family, IP, port.
 const ADDRESS: usize = 1 + 16 + 2;
 /// The largest message: a datagram with both its addresses.
@@ -37,6 +41,8 @@ const DATAGRAM: u8 = 1;
 const RELEASE: u8 = 2;
 /// To the new process: how many connections and associations there still are.
 const COUNTS: u8 = 3;
+/// To the old process: this one ends, and what lives there has so many milliseconds.
+const END: u8 = 4;
 
 /// A process that was taken over from, as the new one knows it.
 #[derive(Debug)]
@@ -147,6 +153,26 @@ impl Predecessors {
         all.iter().map(give).collect()
     }
 
+    /// Has them end within the limit, and waits until they are gone. One that is late is cut when this process ends.
+    pub async fn end(&self, limit: Duration) {
+        {
+            let all = self.all.read().unwrap_or_else(PoisonError::into_inner);
+            let limit = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+            for one in &*all {
+                // Full of datagrams, or gone: it ends when it finds this process gone.
+                let _ = one
+                    .channel
+                    .try_send(&[IoSlice::new(&[END]), IoSlice::new(&limit.to_be_bytes())]);
+            }
+        }
+        let gone = async {
+            while !self.is_empty() {
+                sleep(LOOK).await;
+            }
+        };
+        let _ = timeout(limit.saturating_add(TO_END), gone).await;
+    }
+
     /// They are somebody else's now.
     pub fn forget(&self) {
         let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
@@ -186,7 +212,7 @@ impl Predecessor {
                     self.connections.store(connections, Relaxed);
                     self.associations.store(associations, Relaxed);
                 }
-                Some(Message::Datagram(..)) | None => {}
+                Some(Message::Datagram(..) | Message::End(_)) | None => {}
             }
         }
         relay.predecessors.remove(&self);
@@ -205,6 +231,7 @@ enum Message<'a> {
     Datagram(SocketAddr, SocketAddr, &'a [u8]),
     Release(SocketAddr),
     Counts(u64, u64),
+    End(Duration),
 }
 
 impl<'a> Message<'a> {
@@ -224,6 +251,10 @@ impl<'a> Message<'a> {
                     u64::from_be_bytes(*connections),
                     u64::from_be_bytes(*associations),
                 ))
+            }
+            END => {
+                let limit = u64::from_be_bytes(*rest.first_chunk()?);
+                Some(Self::End(Duration::from_millis(limit)))
             }
             _ => None,
         }
@@ -294,38 +325,44 @@ impl UdpRelay {
     }
 
     /// Serves the clients that this process still has, with the datagrams that its successor hands on, and tells it what
-    /// there is. Ends with the successor.
+    /// there is. Ends with the successor: gives how long it lets this process live, or None if it is gone.
     pub async fn serve(
-        self: Arc<Self>,
-        channel: Channel,
+        self: &Arc<Self>,
+        channel: &Channel,
         mut clients: HashSet<SocketAddr>,
         receivers: Vec<Arc<Receiver>>,
-    ) {
+    ) -> Option<Duration> {
         let mut message = vec![0; MESSAGE];
         let mut report = interval(REPORT);
         report.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 received = channel.receive(&mut message) => match received {
-                    // It is released again if this comes after it was.
-                    Ok(length @ 1..) => clients.extend(self.forward_one(&message[..length], &receivers)),
+                    Ok(length @ 1..) => match Message::parse(&message[..length]) {
+                        Some(Message::Datagram(peer, original, payload)) => {
+                            self.forward_one(peer, original, payload, &receivers);
+                            // It is released again if this comes after it was.
+                            clients.insert(peer);
+                        }
+                        Some(Message::End(limit)) => return Some(limit),
+                        _ => {}
+                    },
                     // Nobody receives datagrams any more: what comes now is the next proxy's.
-                    _ => return,
+                    _ => return None,
                 },
-                _ = report.tick() => self.report(&channel, &mut clients),
+                _ = report.tick() => self.report(channel, &mut clients),
             }
         }
     }
 
-    /// Sends a datagram on that the successor handed on, and returns whose it is.
+    /// Sends a datagram on that the successor handed on.
     fn forward_one(
         self: &Arc<Self>,
-        message: &[u8],
+        peer: SocketAddr,
+        original: SocketAddr,
+        payload: &[u8],
         receivers: &[Arc<Receiver>],
-    ) -> Option<SocketAddr> {
-        let Some(Message::Datagram(peer, original, payload)) = Message::parse(message) else {
-            return None;
-        };
+    ) {
         let same_family = |one: &&Arc<Receiver>| one.own.is_ipv4() == peer.is_ipv4();
         if let Some(receiver) = receivers.iter().find(same_family) {
             let received = Received {
@@ -337,7 +374,6 @@ impl UdpRelay {
                 self.forward(receiver, std::iter::once(Some(received)), send);
             });
         }
-        Some(peer)
     }
 
     fn report(&self, channel: &Channel, clients: &mut HashSet<SocketAddr>) {

@@ -25,12 +25,13 @@ proptest! {
     }
 
     #[test]
-    fn what_is_cut_off_is_no_message(length in 0..2 * ADDRESS, kind in 0..5_u8) {
+    fn what_is_cut_off_is_no_message(length in 0..2 * ADDRESS, kind in 0..6_u8) {
         let mut message = vec![4; 1 + length];
         message[0] = kind;
         let whole = match kind {
             RELEASE => length >= ADDRESS,
             COUNTS => length >= 16,
+            END => length >= 8,
             _ => false,
         };
         prop_assert_eq!(Message::parse(&message).is_some(), whole);
@@ -86,4 +87,36 @@ async fn datagrams_of_a_predecessors_clients_go_there_until_it_lets_them_go() {
     let mut datagrams = batch();
     assert_eq!(predecessors.take(&mut datagrams), 0);
     assert_eq!(datagrams.iter().flatten().count(), 4);
+}
+
+#[tokio::test]
+async fn a_predecessor_is_told_how_long_it_has_and_waited_for() {
+    let (theirs, ours) = Channel::pair().unwrap();
+    let predecessors = Arc::new(Predecessors::default());
+    let predecessor = Arc::new(Predecessor {
+        pid: 1,
+        channel: Channel::new(ours).unwrap(),
+        clients: Mutex::default(),
+        connections: AtomicU64::new(0),
+        associations: AtomicU64::new(0),
+        task: Mutex::default(),
+    });
+    predecessors.add(Arc::clone(&predecessor));
+    let limit = Duration::from_secs(3600);
+    let ending = tokio::spawn({
+        let predecessors = Arc::clone(&predecessors);
+        async move { predecessors.end(limit).await }
+    });
+    let mut message = [0; 16];
+    let length = theirs.receive(&mut message).await.unwrap();
+    assert_eq!(
+        Message::parse(&message[..length]),
+        Some(Message::End(limit))
+    );
+    tokio::task::yield_now().await;
+    assert!(!ending.is_finished());
+    predecessors.remove(&predecessor);
+    ending.await.unwrap();
+    // Without one there is nothing to wait for.
+    predecessors.end(limit).await;
 }

@@ -1,0 +1,67 @@
+//! Short connections without a pause, of which none may fail.
+
+use std::{
+    sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Result, anyhow, ensure};
+
+use super::echo;
+use crate::{Family, Lab, probe::at};
+
+/// How many threads make them.
+const WORKERS: u32 = 4;
+
+/// Connections of both families from the device to an echo at `port`, one after each `pace`, while `work` goes on. Gives how
+/// many there were.
+///
+/// # Errors
+/// Those of `work`, and when a connection fails.
+pub fn under_load<T>(
+    lab: &Lab,
+    (port, pace): (u16, Duration),
+    work: impl FnOnce() -> Result<T>,
+) -> Result<(T, u64)> {
+    let (ended, count) = (AtomicBool::new(false), AtomicU64::new(0));
+    let start = Instant::now();
+    let (done, failed) = thread::scope(|scope| -> Result<_> {
+        let workers: Vec<_> = (0..WORKERS)
+            .map(|worker| {
+                let (ended, count) = (&ended, &count);
+                scope.spawn(move || {
+                    lab.device.enter(|| {
+                        let mut failed = Vec::new();
+                        let mut number = worker;
+                        while !ended.load(Relaxed) {
+                            let due = start + pace * number;
+                            thread::sleep(due.saturating_duration_since(Instant::now()));
+                            let family = Family::BOTH[(number / WORKERS) as usize % 2];
+                            if let Err(error) = echo(at(family.far(1), port)) {
+                                failed.push((start.elapsed(), error));
+                            }
+                            count.fetch_add(1, Relaxed);
+                            number += WORKERS;
+                        }
+                        failed
+                    })
+                })
+            })
+            .collect();
+        let done = work();
+        ended.store(true, Relaxed);
+        let mut failed = Vec::new();
+        for worker in workers {
+            failed.extend(worker.join().map_err(|_| anyhow!("a worker panicked"))??);
+        }
+        Ok((done?, failed))
+    })?;
+    let count = count.into_inner();
+    ensure!(
+        failed.is_empty(),
+        "{} of {count} connections failed: {failed:?}",
+        failed.len()
+    );
+    Ok((done, count))
+}
