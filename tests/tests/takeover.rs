@@ -212,7 +212,7 @@ fn a_device_keeps_the_port_that_its_datagrams_come_from() -> Result<()> {
     let lab = Lab::new()?;
     let mut text = String::new();
     writeln!(text, "[lan]\ninterfaces = [\"{}\"]", lab.lan())?;
-    writeln!(text, "[udp]\nidle = \"3s\"")?;
+    writeln!(text, "[udp]\nidle = \"6s\"")?;
     let mut house = House::start(&lab, &text)?;
     let talks = [
         Talk::new(&lab, Family::V4, 4000)?,
