@@ -1,4 +1,8 @@
+mod firewall;
+mod neighbours;
+
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
@@ -51,6 +55,27 @@ fn fit() -> Facts {
         rp_filter: [("all", "0"), ("lan0", "2")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into(),
+        hooks: Hooks::default(),
+        rules: Vec::new(),
+        firewall: Firewall::default(),
+        ports: Ports::default(),
+        limits: Limits {
+            open_files: Some((1024, 524_288)),
+            nr_open: Some(1 << 20),
+            file_max: Some(1 << 40),
+            conntrack: Some((7, 262_144)),
+            proxy: None,
+        },
+        files: Files {
+            needed: 10_000,
+            connections: 1024,
+            associations: 3000,
+        },
+        clock: Clock {
+            set: Some(true),
+            now: SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 31),
+            written: vec![("/usr/bin/tproxy-bpf".to_owned(), SystemTime::UNIX_EPOCH)],
+        },
     }
 }
 
@@ -105,7 +130,7 @@ fn each_fault_is_found_and_nothing_else() {
         fn(&mut Facts),
         &'static [(&'static str, Severity)],
     );
-    let cases: [Case; 20] = [
+    let cases: [Case; 29] = [
         (
             "old kernel",
             |f| f.release = "5.10.3".into(),
@@ -204,12 +229,71 @@ fn each_fault_is_found_and_nothing_else() {
             },
             &[("redirects", Hint)],
         ),
+        (
+            "few open files",
+            |f| f.limits.open_files = Some((1024, 4096)),
+            &[("open files", Hint)],
+        ),
+        (
+            "a limit of open files that cannot be read",
+            |f| f.limits.open_files = None,
+            &[("open files", Hint)],
+        ),
+        (
+            "few open files of the machine",
+            |f| f.limits.file_max = Some(9_999),
+            &[("open files", Hint)],
+        ),
+        (
+            "a full table of connections",
+            |f| f.limits.conntrack = Some((236_000, 262_144)),
+            &[("conntrack", Hint)],
+        ),
+        ("no conntrack", |f| f.limits.conntrack = None, &[]),
+        (
+            "a clock that nobody sets",
+            |f| f.clock.set = Some(false),
+            &[("clock", Hint)],
+        ),
+        (
+            "a clock that cannot be asked",
+            |f| f.clock.set = None,
+            &[("clock", Hint)],
+        ),
+        (
+            "a clock that says a time before the program was written",
+            |f| f.clock.now = SystemTime::UNIX_EPOCH - Duration::from_secs(1),
+            &[("clock", Problem)],
+        ),
+        (
+            "rules that cannot be read",
+            |f| {
+                f.firewall
+                    .unseen
+                    .push(("there is no nft".into(), "install it".into()));
+            },
+            &[("firewall", Hint)],
+        ),
     ];
     for (what, spoil, expected) in cases {
         let mut facts = fit();
         spoil(&mut facts);
         assert_eq!(bad(&facts), expected, "{what}");
     }
+}
+
+#[test]
+fn a_limit_is_raised_only_as_far_as_the_kernel_lets_it() {
+    let mut facts = fit();
+    facts.limits.open_files = Some((1024, 4096));
+    let without = remedy(&facts, "open files");
+    assert!(without.starts_with("`LimitNOFILE=10000`"), "{without}");
+    facts.limits.nr_open = Some(5000);
+    let with = remedy(&facts, "open files");
+    assert!(
+        with.starts_with("sysctl -w fs.nr_open=10000; then `LimitNOFILE"),
+        "{with}"
+    );
 }
 
 #[test]
