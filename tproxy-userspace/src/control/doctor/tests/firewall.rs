@@ -197,8 +197,7 @@ fn a_firewall_of_nft_is_judged() {
 #[test]
 fn what_stands_before_routing_is_judged_too() {
     const FILTER: &str = "add chain inet fw pre { type filter hook prerouting priority -300; }; add rule inet fw pre";
-    const NAT: &str =
-        "add chain inet fw dnat { type nat hook prerouting priority -100; }; add rule inet fw dnat";
+    const NAT: &str = "add chain inet fw nat_pre { type nat hook prerouting priority -100; }; add rule inet fw nat_pre";
     const OUTPUT: &str =
         "add chain inet fw out { type route hook output priority -150; }; add rule inet fw out";
     let cases = [
