@@ -48,6 +48,8 @@ const OBJ_PIN: libc::c_long = 6;
 const LINK_CREATE: libc::c_long = 28;
 const ARRAY: u32 = 2;
 const SCHED_CLS: u32 = 3;
+const XDP: u32 = 6;
+const XDP_PASS: i32 = 2;
 const TCX_INGRESS: u32 = 46;
 const BEFORE: u32 = 1 << 3;
 const AFTER: u32 = 1 << 4;
@@ -98,14 +100,26 @@ impl Foreign {
     /// # Errors
     /// When the kernel refuses it.
     pub fn load(lab: &Lab, name: &str, says: Says) -> Result<Self> {
-        let mut attr = Attr::default();
-        attr[0] = pair(ARRAY, 4);
-        attr[1] = pair(8, 1);
-        let map = bpf_fd(MAP_CREATE, &attr).context("making the counter's map")?;
         let verdict = match says {
             Says::Next => -1,
             Says::Drop => 2,
         };
+        Self::load_as(lab, name, SCHED_CLS, verdict)
+    }
+
+    /// The same for XDP, which lets all pass.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub fn load_xdp(lab: &Lab, name: &str) -> Result<Self> {
+        Self::load_as(lab, name, XDP, XDP_PASS)
+    }
+
+    fn load_as(lab: &Lab, name: &str, kind: u32, verdict: i32) -> Result<Self> {
+        let mut attr = Attr::default();
+        attr[0] = pair(ARRAY, 4);
+        attr[1] = pair(8, 1);
+        let map = bpf_fd(MAP_CREATE, &attr).context("making the counter's map")?;
         let code = [
             insn(0xb7, 0x01, 0, 0),               // r1 = 0
             insn(0x63, 0x1a, -4, 0),              // *(u32 *)(r10 - 4) = r1
@@ -122,7 +136,7 @@ impl Foreign {
         ];
         let license = c"GPL";
         let mut attr = Attr::default();
-        attr[0] = pair(SCHED_CLS, code.len() as u32);
+        attr[0] = pair(kind, code.len() as u32);
         attr[1] = code.as_ptr() as u64;
         attr[2] = license.as_ptr() as u64;
         let program = bpf_fd(PROG_LOAD, &attr).context("loading the program")?;
@@ -171,6 +185,25 @@ impl Foreign {
             attr[1] = pair(TCX_INGRESS, flags);
             bpf_fd(LINK_CREATE, &attr).with_context(|| format!("attaching to {link}"))
         })?
+    }
+
+    /// Attaches one for XDP to a link, whatever its driver.
+    ///
+    /// # Errors
+    /// When bpftool fails.
+    pub fn xdp(&self, ns: &Namespace, link: &str) -> Result<()> {
+        let pin = self.pin.to_string_lossy();
+        ns.run(&[
+            "bpftool",
+            "net",
+            "attach",
+            "xdpgeneric",
+            "pinned",
+            &pin,
+            "dev",
+            link,
+        ])?;
+        Ok(())
     }
 
     /// Attaches it to a link's ingress as a clsact filter, whose qdisc must be there.

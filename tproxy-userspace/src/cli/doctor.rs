@@ -1,17 +1,19 @@
 //! `doctor`: is this machine fit, and if not, what to do.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use serde_json::json;
-use tproxy_userspace::config::Config;
+use tproxy_userspace::config::{Config, LinkPattern};
 use tproxy_userspace::control::Netlink;
 use tproxy_userspace::control::doctor::{
-    Finding, Severity, Subject, attached_links, examine, gather,
+    Files, Finding, Severity, Subject, Wanted, attached_links, examine, gather,
 };
 use tproxy_userspace::control::links::Snapshot;
+use tproxy_userspace::data::Budget;
 
 use super::run::{DEFAULT_CONFIG, load, parse_patterns};
 use super::{DoctorArgs, output, small_runtime};
@@ -21,22 +23,17 @@ pub fn doctor(args: &DoctorArgs) -> Result<ExitCode> {
     let facts = small_runtime()?.block_on(async {
         let attached = attached_links(&Snapshot::take(&Netlink::open()?).await?);
         let default = Path::new(DEFAULT_CONFIG);
-        let config = match &args.config {
-            Some(path) => Config::load(path)?,
-            None if named.is_empty() && attached.is_empty() && default.exists() => {
-                load(Some(default))?
-            }
+        let is_default = named.is_empty() && attached.is_empty() && default.exists();
+        let file = args
+            .config
+            .clone()
+            .or_else(|| is_default.then(|| default.to_owned()));
+        let config = match &file {
+            Some(path) if args.config.is_some() => Config::load(path)?,
+            Some(path) => load(Some(path))?,
             None => Config::default(),
         };
-        let subject = Subject {
-            lan: if named.is_empty() {
-                config.lan.interfaces
-            } else {
-                named
-            },
-            sources: config.lan.sources,
-            configured: config.gateway,
-        };
+        let subject = subject(config, file, named);
         anyhow::Ok(gather(&subject).await?)
     })?;
     let findings = examine(&facts);
@@ -51,6 +48,72 @@ pub fn doctor(args: &DoctorArgs) -> Result<ExitCode> {
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// What is to be examined for this configuration.
+fn subject(config: Config, file: Option<PathBuf>, named: Vec<LinkPattern>) -> Subject {
+    let files = files(&config);
+    let ports = ports(&config);
+    let dns_servers = own_dns_servers(&config);
+    Subject {
+        lan: if named.is_empty() {
+            config.lan.interfaces
+        } else {
+            named
+        },
+        sources: config.lan.sources,
+        configured: config.gateway,
+        ports,
+        dns_servers,
+        exempt_users: config.exempt.uids,
+        files,
+        file,
+    }
+}
+
+/// The ports that are written in the configuration: the proxy's own for both protocols and families, and the API's.
+fn ports(config: &Config) -> Vec<Wanted> {
+    let mut ports = Vec::new();
+    if config.proxy.port != 0 {
+        for ip in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
+            let address = SocketAddr::new(ip, config.proxy.port);
+            ports.extend([false, true].map(|udp| Wanted {
+                key: "[proxy] port",
+                address,
+                udp,
+            }));
+        }
+    }
+    ports.extend(config.api.listen.iter().map(|address| Wanted {
+        key: "[api] listen",
+        address: *address,
+        udp: false,
+    }));
+    ports
+}
+
+/// The DNS servers for `direct_domains` that have an address, if the gateway's own questions are answered by the
+/// resolver. Those that do not run here nobody listens on.
+fn own_dns_servers(config: &Config) -> Vec<SocketAddr> {
+    let dns = config.dns.as_ref().filter(|dns| dns.hijack);
+    let dns = dns.filter(|_| !config.wan.interfaces.is_empty());
+    let servers = dns.into_iter().flat_map(|dns| &dns.direct);
+    servers
+        .filter_map(|server| Some(SocketAddr::new(server.address()?, server.port)))
+        .collect()
+}
+
+/// How many open files the configuration lets in.
+fn files(config: &Config) -> Files {
+    /// With no limit of connections there are as many as files; with fewer than these a house notices.
+    const ENOUGH: u32 = 1024;
+    let connections = config.tcp.max_connections.unwrap_or(ENOUGH).into();
+    let associations = config.udp.max_associations.into();
+    Files {
+        needed: Budget::files_for(connections, associations),
+        connections,
+        associations,
+    }
 }
 
 fn count(findings: &[Finding], severity: Severity) -> usize {

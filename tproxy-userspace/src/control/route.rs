@@ -167,6 +167,52 @@ pub async fn present(netlink: &Netlink) -> Result<RouteState, Error> {
     Ok(state)
 }
 
+/// A rule or a route of somebody else that meets ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Foreign {
+    /// What it is.
+    pub sentence: String,
+    /// Why it matters.
+    pub why: &'static str,
+    /// The command that removes it.
+    pub delete: String,
+    /// Does [`install`] refuse because of it?
+    pub refused: bool,
+}
+
+/// Looks for rules and routes of others that meet ours, and changes nothing.
+///
+/// # Errors
+/// [`Error::Netlink`] when the kernel does not say.
+pub async fn foreign(netlink: &Netlink) -> Result<Vec<Foreign>, Error> {
+    let mut all = Vec::new();
+    for family in Family::ALL {
+        for item in &rules(netlink, family).await? {
+            let Some(conflict) = item.conflict() else {
+                continue;
+            };
+            let refused = matches!(conflict, Conflict::Steers(_));
+            all.push(Foreign {
+                sentence: conflict.sentence(),
+                why: conflict.why(),
+                delete: item.delete_command(),
+                refused: refused && family.is_available(),
+            });
+        }
+        for item in &routes(netlink, family).await? {
+            if !item.is_ours() {
+                all.push(Foreign {
+                    sentence: format!("{item} stands in the table of tproxy-bpf."),
+                    why: "the table must hold the route of tproxy-bpf alone, which does not start beside another",
+                    delete: item.delete_command(),
+                    refused: family.is_available(),
+                });
+            }
+        }
+    }
+    Ok(all)
+}
+
 async fn install_all(netlink: &Netlink, added: &mut Vec<Item>) -> Result<RouteState, Error> {
     let mut available = Vec::new();
     // Look at everything before anything is changed.

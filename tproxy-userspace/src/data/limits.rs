@@ -66,6 +66,15 @@ pub struct Budget {
 }
 
 impl Budget {
+    /// How many open files so many connections and associations take, with all else that the proxy opens.
+    #[must_use]
+    pub const fn files_for(connections: u64, associations: u64) -> u64 {
+        OTHER_FILES
+            .saturating_add(MOST_PIPES * FILES_PER_PIPE)
+            .saturating_add(connections.saturating_mul(FILES_PER_CONNECTION))
+            .saturating_add(associations.saturating_mul(FILES_PER_ASSOCIATION))
+    }
+
     /// Divides `open_files`. A limit that is configured is taken as it is.
     #[must_use]
     pub fn new(open_files: u64, limits: &Limits) -> Self {

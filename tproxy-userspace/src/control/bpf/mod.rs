@@ -2,6 +2,7 @@
 
 mod account;
 mod maps;
+pub mod neighbours;
 mod programs;
 mod rehearsal;
 mod trace;

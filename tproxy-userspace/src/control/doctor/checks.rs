@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::{Bpffs, Covered, Facts, Finding, LanLink, Severity};
+use super::{clock, firewall, hooks, limits, ports};
 use crate::control::preflight::{KernelVersion, OLDEST_KERNEL};
 
 /// A check. It returns nothing where it does not apply.
@@ -23,6 +24,13 @@ pub(super) const CHECKS: &[Check] = &[
     translation,
     redirects,
     rp_filter,
+    hooks::check,
+    firewall::firewall,
+    firewall::marks,
+    ports::check,
+    limits::files,
+    limits::conntrack,
+    clock::check,
 ];
 
 fn kernel(facts: &Facts) -> Vec<Finding> {
@@ -210,7 +218,7 @@ const PRIVATE: [&str; 5] = [
     "fc00::/7",
 ];
 
-fn is_private(source: IpNet) -> bool {
+pub(super) fn is_private(source: IpNet) -> bool {
     let mut ranges = PRIVATE
         .iter()
         .filter_map(|range| range.parse::<IpNet>().ok());
@@ -353,7 +361,7 @@ fn rp_filter(facts: &Facts) -> Vec<Finding> {
     vec![Finding::ok("rp_filter", found)]
 }
 
-fn list<T: ToString>(items: &BTreeSet<T>) -> String {
+pub(super) fn list<T: ToString>(items: &BTreeSet<T>) -> String {
     let items: Vec<_> = items.iter().map(ToString::to_string).collect();
     items.join(", ")
 }

@@ -2,20 +2,23 @@
 
 use std::fs;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use ipnet::IpNet;
+use serde_json::Value;
 
 use super::nat::{of_iptables, of_nft};
-use super::{Bpffs, Facts, LanLink, Translation};
-use crate::config::{self, LinkPattern};
+use super::{Bpffs, Facts, Files, LanLink, Translation, Wanted};
+use super::{clock, firewall, hooks, limits, ports};
+use crate::config::{self, IdOrName, LinkPattern};
 use crate::control::bpf::Maps;
 use crate::control::links::Snapshot;
 use crate::control::masquerade::Masquerade;
 use crate::control::place::{self, Place};
 use crate::control::sync::{Selection, Via, wanted};
-use crate::control::{Error, Netlink, cgroup, gateway, preflight, sysctl};
+use crate::control::{Error, Netlink, cgroup, gateway, preflight, route, sysctl};
 
 /// What is to be examined beside the machine as such.
 #[derive(Clone, Debug, Default)]
@@ -26,6 +29,16 @@ pub struct Subject {
     pub sources: Vec<IpNet>,
     /// What the configuration has tproxy-bpf do.
     pub configured: config::Gateway,
+    /// The ports that it needs.
+    pub ports: Vec<Wanted>,
+    /// The DNS servers that it asks, if questions of the gateway itself are answered by the proxy.
+    pub dns_servers: Vec<SocketAddr>,
+    /// Users whose programs it exempts.
+    pub exempt_users: Vec<IdOrName>,
+    /// What it lets in.
+    pub files: Files,
+    /// Its file.
+    pub file: Option<PathBuf>,
 }
 
 /// Gathers all facts of the calling thread's network namespace. Changes nothing.
@@ -33,8 +46,11 @@ pub struct Subject {
 /// # Errors
 /// When netlink does not answer, or the kernel does not tell its version.
 pub async fn gather(subject: &Subject) -> Result<Facts, Error> {
-    let snapshot = Snapshot::take(&Netlink::open()?).await?;
+    let netlink = Netlink::open()?;
+    let snapshot = Snapshot::take(&netlink).await?;
     let attached = attached_links(&snapshot);
+    let proxy = running_proxy();
+    let ruleset = nft();
     let mut patterns = subject.lan.clone();
     if patterns.is_empty() {
         patterns.extend(attached.iter().filter_map(|name| name.parse().ok()));
@@ -69,12 +85,29 @@ pub async fn gather(subject: &Subject) -> Result<Facts, Error> {
         ways_out: Masquerade::between(&snapshot, &[]).out,
         forwarding_v4: is_on("net/ipv4/ip_forward"),
         forwarding_v6: is_on("net/ipv6/conf/all/forwarding"),
-        translation: translation(),
+        translation: translation(&ruleset),
         send_redirects: of_links("send_redirects")
             .into_iter()
             .map(|(name, value)| (name, value == "1"))
             .collect(),
         rp_filter: of_links("rp_filter").into_iter().collect(),
+        hooks: {
+            let names = lan.iter().map(|link| link.name.clone()).collect();
+            hooks::gather(&netlink, &snapshot, &names).await
+        },
+        rules: route::foreign(&netlink).await?,
+        firewall: {
+            let own = snapshot.addresses.iter().map(|address| address.address);
+            firewall::gather(&ruleset, own.collect())
+        },
+        ports: ports::gather(subject, proxy),
+        limits: limits::gather(proxy),
+        files: subject.files,
+        clock: {
+            let program = std::env::current_exe().ok();
+            let files = program.iter().chain(&subject.file).map(PathBuf::as_path);
+            clock::gather(&files.collect::<Vec<_>>())
+        },
         lan,
     })
 }
@@ -92,6 +125,15 @@ pub fn attached_links(snapshot: &Snapshot) -> Vec<String> {
         .and_then(|maps| gateway::links(&maps, snapshot).ok());
     let lan = links.into_iter().flatten().filter(|link| link.roles().lan);
     lan.map(|link| link.name).collect()
+}
+
+/// The process of the proxy that runs here.
+fn running_proxy() -> Option<u32> {
+    // Without this, asking for the place would mount one.
+    if !place::has_bpffs() {
+        return None;
+    }
+    Place::current().ok()?.proxy_pid()
 }
 
 fn selection(lan: &[LinkPattern], sources: &[IpNet]) -> Selection {
@@ -133,51 +175,74 @@ fn is_on(key: &str) -> Option<bool> {
     sysctl::read(key).ok().map(|value| value != "0")
 }
 
-fn translation() -> Translation {
+/// What there is no seeing, and how to let it be seen.
+pub(super) type Unseen = (String, String);
+
+fn translation(nft: &Result<Value, Unseen>) -> Translation {
     let mut found = Translation::default();
-    let mut unseen = |reason: String, remedy: &str| {
-        found.unseen = Some((reason, remedy.to_owned()));
-    };
     let mut rules = Vec::new();
-    match run("nft", &["-j", "list", "ruleset"]).map(|text| serde_json::from_str(&text)) {
-        Ok(Ok(ruleset)) => rules.extend(of_nft(&ruleset)),
-        Ok(Err(_)) => unseen(
-            "nft cannot print JSON".to_owned(),
-            "look for masquerade or snat: nft list ruleset",
-        ),
-        Err(None) => unseen(
-            "there is no program nft to ask".to_owned(),
-            "install the package nftables, and try again",
-        ),
-        Err(Some(reason)) => unseen(
-            format!("nft failed: {reason}"),
-            "look for masquerade or snat: nft list ruleset",
-        ),
+    match nft {
+        Ok(ruleset) => rules.extend(of_nft(ruleset)),
+        Err(unseen) => found.unseen = Some(unseen.clone()),
     }
-    for (family, names, program) in [
-        (4, "ip_tables_names", "iptables"),
-        (6, "ip6_tables_names", "ip6tables"),
-    ] {
-        // Asking without a table would make one.
-        let names = fs::read_to_string(format!("/proc/thread-self/net/{names}"));
-        if !names.is_ok_and(|names| names.lines().any(|name| name == "nat")) {
+    for family in [4, 6] {
+        if !legacy_tables(family).iter().any(|name| name == "nat") {
             continue;
         }
-        let legacy = run(&format!("{program}-legacy-save"), &["-t", "nat"]);
-        match legacy.or_else(|_| run(&format!("{program}-save"), &["-t", "nat"])) {
+        match legacy_save(family, &["-t", "nat"]) {
             Ok(text) => rules.extend(of_iptables(&text, family)),
-            Err(_) => unseen(
-                format!("the rules of {program} cannot be read"),
-                "look for MASQUERADE or SNAT with the iptables that made them",
-            ),
+            Err(unseen) => found.unseen = Some(unseen),
         }
     }
     found.rules = rules;
     found
 }
 
+/// All rules of nft, and those of iptables-nft as nft sees them.
+pub(super) fn nft() -> Result<Value, Unseen> {
+    let seen = "look for yourself: nft list ruleset";
+    match run("nft", &["-j", "list", "ruleset"]).map(|text| serde_json::from_str(&text)) {
+        Ok(Ok(ruleset)) => Ok(ruleset),
+        Ok(Err(_)) => Err(("nft cannot print JSON".to_owned(), seen.to_owned())),
+        Err(None) => Err((
+            "there is no program nft to ask".to_owned(),
+            "install the package nftables, and try again".to_owned(),
+        )),
+        Err(Some(reason)) => Err((format!("nft failed: {reason}"), seen.to_owned())),
+    }
+}
+
+/// The tables that iptables-legacy, or ip6tables-legacy, has made here. Asking without a table would make one.
+pub(super) fn legacy_tables(family: u8) -> Vec<String> {
+    let names = if family == 4 {
+        "ip_tables_names"
+    } else {
+        "ip6_tables_names"
+    };
+    let names = fs::read_to_string(format!("/proc/thread-self/net/{names}")).unwrap_or_default();
+    names.lines().map(str::to_owned).collect()
+}
+
+/// What iptables prints of them.
+pub(super) fn legacy_save(family: u8, arguments: &[&str]) -> Result<String, Unseen> {
+    let program = iptables(family);
+    let text = run(&format!("{program}-legacy-save"), arguments);
+    let text = text.or_else(|_| run(&format!("{program}-save"), arguments));
+    text.map_err(|_| {
+        (
+            format!("the rules of {program} cannot be read"),
+            format!("look with the {program} that made them: {program} -S; {program} -t nat -S"),
+        )
+    })
+}
+
+/// The program of a family.
+pub(super) fn iptables(family: u8) -> &'static str {
+    if family == 4 { "iptables" } else { "ip6tables" }
+}
+
 /// What a program prints; with no such program `None`, else why it failed.
-fn run(program: &str, arguments: &[&str]) -> Result<String, Option<String>> {
+pub(super) fn run(program: &str, arguments: &[&str]) -> Result<String, Option<String>> {
     let output = Command::new(program).args(arguments).output();
     let output =
         output.map_err(|error| (error.kind() != ErrorKind::NotFound).then(|| error.to_string()))?;

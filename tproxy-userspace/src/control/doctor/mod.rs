@@ -3,8 +3,14 @@
 //! A check is a function in `checks.rs` and its line in the list there; what it needs is a field of [`Facts`].
 
 mod checks;
+mod clock;
+mod filter;
+mod firewall;
 mod gather;
+mod hooks;
+mod limits;
 mod nat;
+mod ports;
 
 #[cfg(test)]
 mod tests;
@@ -15,9 +21,15 @@ use std::path::PathBuf;
 use ipnet::IpNet;
 use serde::Serialize;
 
+pub use clock::Clock;
+pub use firewall::Firewall;
 pub use gather::{Subject, attached_links, gather};
+pub use hooks::{Held, Hooks, Neighbour, Stands};
+pub use limits::{Files, Limits};
 pub use nat::{Covered, Translates};
+pub use ports::{Listening, Ports, Wanted};
 
+use super::route::Foreign;
 use crate::config;
 
 /// How bad it is.
@@ -145,6 +157,20 @@ pub struct Facts {
     pub send_redirects: BTreeMap<String, bool>,
     /// `rp_filter` of `all` and of the links that devices' packets arrive by.
     pub rp_filter: BTreeMap<String, String>,
+    /// Programs of others on the links.
+    pub hooks: Hooks,
+    /// Routing rules and routes of others that meet ours.
+    pub rules: Vec<Foreign>,
+    /// Rules of netfilter.
+    pub firewall: Firewall,
+    /// Ports.
+    pub ports: Ports,
+    /// Limits of the machine.
+    pub limits: Limits,
+    /// What the configuration lets in.
+    pub files: Files,
+    /// The clock.
+    pub clock: Clock,
 }
 
 /// Judges.

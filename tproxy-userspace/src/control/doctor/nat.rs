@@ -22,13 +22,13 @@ pub enum Covered {
 
 /// The values that a rule asks for, or those that it leaves out.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Among<T> {
-    values: Vec<T>,
-    negated: bool,
+pub(super) struct Among<T> {
+    pub(super) values: Vec<T>,
+    pub(super) negated: bool,
 }
 
 impl<T> Among<T> {
-    fn holds(&self, is: impl Fn(&T) -> bool) -> bool {
+    pub(super) fn holds(&self, is: impl Fn(&T) -> bool) -> bool {
         self.values.iter().any(is) != self.negated
     }
 }
@@ -96,7 +96,7 @@ impl Translates {
 }
 
 /// nft writes `wan*` for every name that begins so.
-fn is_named(pattern: &str, link: &str) -> bool {
+pub(super) fn is_named(pattern: &str, link: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(start) => link.starts_with(start),
         None => pattern == link,
@@ -236,7 +236,7 @@ fn condition(found: &Value, conditions: &mut Translates) {
 }
 
 /// nft's name of a family.
-fn protocol(value: &Value) -> Option<u8> {
+pub(super) fn protocol(value: &Value) -> Option<u8> {
     match value.as_str() {
         Some("ip") => Some(4),
         Some("ip6") => Some(6),
@@ -244,7 +244,7 @@ fn protocol(value: &Value) -> Option<u8> {
     }
 }
 
-fn nfproto(value: &Value, negated: bool) -> Option<u8> {
+pub(super) fn nfproto(value: &Value, negated: bool) -> Option<u8> {
     match (value.as_str()?, negated) {
         ("ipv4", false) | ("ipv6", true) => Some(4),
         ("ipv6", false) | ("ipv4", true) => Some(6),
@@ -252,7 +252,7 @@ fn nfproto(value: &Value, negated: bool) -> Option<u8> {
     }
 }
 
-fn prefix(value: &Value) -> Option<IpNet> {
+pub(super) fn prefix(value: &Value) -> Option<IpNet> {
     if let Some(address) = value.as_str() {
         return address
             .parse()

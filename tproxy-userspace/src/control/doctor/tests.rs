@@ -1,9 +1,11 @@
-use std::process::Command;
+mod firewall;
+mod nat;
+mod neighbours;
 
-use serde_json::json;
+use std::time::{Duration, SystemTime};
 
+use self::nat::nft;
 use super::checks::CHECKS;
-use super::nat::{of_iptables, of_nft};
 use super::*;
 use crate::control::testing::{in_namespace, ip};
 
@@ -51,6 +53,27 @@ fn fit() -> Facts {
         rp_filter: [("all", "0"), ("lan0", "2")]
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
             .into(),
+        hooks: Hooks::default(),
+        rules: Vec::new(),
+        firewall: Firewall::default(),
+        ports: Ports::default(),
+        limits: Limits {
+            open_files: Some((1024, 524_288)),
+            nr_open: Some(1 << 20),
+            file_max: Some(1 << 40),
+            conntrack: Some((7, 262_144)),
+            proxy: None,
+        },
+        files: Files {
+            needed: 10_000,
+            connections: 1024,
+            associations: 3000,
+        },
+        clock: Clock {
+            set: Some(true),
+            now: SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 31),
+            written: vec![("/usr/bin/tproxy-bpf".to_owned(), SystemTime::UNIX_EPOCH)],
+        },
     }
 }
 
@@ -105,7 +128,7 @@ fn each_fault_is_found_and_nothing_else() {
         fn(&mut Facts),
         &'static [(&'static str, Severity)],
     );
-    let cases: [Case; 20] = [
+    let cases: [Case; 29] = [
         (
             "old kernel",
             |f| f.release = "5.10.3".into(),
@@ -204,12 +227,71 @@ fn each_fault_is_found_and_nothing_else() {
             },
             &[("redirects", Hint)],
         ),
+        (
+            "few open files",
+            |f| f.limits.open_files = Some((1024, 4096)),
+            &[("open files", Hint)],
+        ),
+        (
+            "a limit of open files that cannot be read",
+            |f| f.limits.open_files = None,
+            &[("open files", Hint)],
+        ),
+        (
+            "few open files of the machine",
+            |f| f.limits.file_max = Some(9_999),
+            &[("open files", Hint)],
+        ),
+        (
+            "a full table of connections",
+            |f| f.limits.conntrack = Some((236_000, 262_144)),
+            &[("conntrack", Hint)],
+        ),
+        ("no conntrack", |f| f.limits.conntrack = None, &[]),
+        (
+            "a clock that nobody sets",
+            |f| f.clock.set = Some(false),
+            &[("clock", Hint)],
+        ),
+        (
+            "a clock that cannot be asked",
+            |f| f.clock.set = None,
+            &[("clock", Hint)],
+        ),
+        (
+            "a clock that says a time before the program was written",
+            |f| f.clock.now = SystemTime::UNIX_EPOCH - Duration::from_secs(1),
+            &[("clock", Problem)],
+        ),
+        (
+            "rules that cannot be read",
+            |f| {
+                f.firewall
+                    .unseen
+                    .push(("there is no nft".into(), "install it".into()));
+            },
+            &[("firewall", Hint)],
+        ),
     ];
     for (what, spoil, expected) in cases {
         let mut facts = fit();
         spoil(&mut facts);
         assert_eq!(bad(&facts), expected, "{what}");
     }
+}
+
+#[test]
+fn a_limit_is_raised_only_as_far_as_the_kernel_lets_it() {
+    let mut facts = fit();
+    facts.limits.open_files = Some((1024, 4096));
+    let without = remedy(&facts, "open files");
+    assert!(without.starts_with("`LimitNOFILE=10000`"), "{without}");
+    facts.limits.nr_open = Some(5000);
+    let with = remedy(&facts, "open files");
+    assert!(
+        with.starts_with("sysctl -w fs.nr_open=10000; then `LimitNOFILE"),
+        "{with}"
+    );
 }
 
 #[test]
@@ -254,166 +336,6 @@ fn what_the_configuration_sees_to_is_no_problem_until_it_should_have() {
     facts.attached = true;
     assert_eq!(of(&facts), checks);
     assert!(remedy(&facts, "translation").contains("restart"));
-}
-
-/// How sure it is that two devices' packets are translated: 192.168.1.0/24 and fd00:1::/64, from
-/// lan0 to wan0.
-fn covered(rules: &[Translates]) -> [Covered; 2] {
-    ["192.168.1.0/24", "fd00:1::/64"].map(|source| {
-        let covers =
-            |rule: &Translates| rule.covers(net(source), &names(&["lan0"]), &names(&["wan0"]));
-        rules.iter().map(covers).max().unwrap_or(Covered::No)
-    })
-}
-
-const YES: [Covered; 2] = [Covered::Yes; 2];
-const NO: [Covered; 2] = [Covered::No; 2];
-const V4: [Covered; 2] = [Covered::Yes, Covered::No];
-const V6: [Covered; 2] = [Covered::No, Covered::Yes];
-const PERHAPS: [Covered; 2] = [Covered::Perhaps; 2];
-
-#[test]
-fn rules_of_nft_are_understood() {
-    let cases = [
-        ("masquerade", YES),
-        ("snat ip to 192.0.2.1", V4),
-        ("accept", NO),
-        ("oifname wan0 masquerade", YES),
-        ("oifname \"wan*\" masquerade", YES),
-        ("oifname { wan0, wan1 } masquerade", YES),
-        ("oifname wan1 masquerade", NO),
-        ("oifname != lan0 masquerade", YES),
-        ("oifname != wan0 masquerade", NO),
-        ("iifname lan0 oifname wan0 masquerade", YES),
-        ("iifname docker0 masquerade", NO),
-        ("oif lo masquerade", NO),
-        ("meta nfproto ipv4 masquerade", V4),
-        ("meta nfproto ipv6 masquerade", V6),
-        ("ip saddr 192.168.0.0/16 masquerade", V4),
-        ("ip saddr 192.168.1.7 masquerade", V4),
-        ("ip saddr { 10.0.0.0/8, 192.168.0.0/16 } masquerade", V4),
-        ("ip saddr 172.17.0.0/16 oifname != docker0 masquerade", NO),
-        ("ip saddr != 172.17.0.0/16 masquerade", V4),
-        (
-            "ip saddr 192.168.0.0/16 ip daddr != 192.168.0.0/16 masquerade",
-            V4,
-        ),
-        ("ip6 saddr fc00::/7 masquerade", V6),
-        ("ip6 saddr fd00:2::/64 masquerade", NO),
-        ("meta mark 0x4000 masquerade", PERHAPS),
-        ("tcp dport 443 masquerade", PERHAPS),
-        ("oifname @ways masquerade", PERHAPS),
-        ("oifname wan0 jump sub", V4),
-        ("oifname wan1 jump sub", NO),
-        ("meta nfproto ipv6 jump sub", NO),
-        ("oifname vmap { wan1 : drop, wan0 : goto sub }", V4),
-    ];
-    in_namespace(move || async move {
-        for (rule, expected) in cases {
-            nft(&[&format!(
-                "flush ruleset; add table inet nat; \
-                 add set inet nat ways {{ type ifname; elements = {{ wan0 }}; }}; \
-                 add chain inet nat sub; add rule inet nat sub meta nfproto ipv4 masquerade; \
-                 add chain inet nat nobody; add rule inet nat nobody masquerade; \
-                 add chain inet nat out {{ type nat hook postrouting priority 100; }}; \
-                 add rule inet nat out {rule}"
-            )]);
-            let listed = nft(&["-j", "list", "ruleset"]);
-            let found = of_nft(&serde_json::from_str(&listed).unwrap());
-            assert_eq!(covered(&found), expected, "{rule}: {found:?}\n{listed}");
-        }
-    });
-}
-
-fn nft(arguments: &[&str]) -> String {
-    let output = Command::new("nft").args(arguments).output().expect("nft");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
-}
-
-#[test]
-fn rules_of_iptables_nft_are_found_in_what_nft_lists() {
-    let listed = |target: &str| {
-        json!({ "nftables": [
-            { "chain": { "family": "ip", "table": "nat", "name": "POSTROUTING",
-                         "type": "nat", "hook": "postrouting", "prio": 100, "policy": "accept" } },
-            { "rule": { "family": "ip", "table": "nat", "chain": "POSTROUTING", "handle": 2, "expr": [
-                { "match": { "op": "==", "left": { "meta": { "key": "oifname" } }, "right": "wan0" } },
-                { "match": { "op": "==", "left": { "payload": { "protocol": "ip", "field": "saddr" } },
-                             "right": { "prefix": { "addr": "192.168.1.0", "len": 24 } } } },
-                { "counter": { "packets": 0, "bytes": 0 } },
-                { "xt": { "type": "target", "name": target } } ] } } ] })
-    };
-    assert_eq!(covered(&of_nft(&listed("MASQUERADE"))), V4);
-    assert_eq!(covered(&of_nft(&listed("SNAT"))), V4);
-    assert_eq!(covered(&of_nft(&listed("LOG"))), NO);
-    assert_eq!(of_nft(&json!({ "nftables": [] })), []);
-    assert_eq!(of_nft(&json!([])), []);
-}
-
-#[test]
-fn rules_of_iptables_are_understood() {
-    for (rules, expected) in [
-        ("-A POSTROUTING -j MASQUERADE", Covered::Yes),
-        (
-            "-A POSTROUTING -s 192.168.1.0/24 -o wan0 -j MASQUERADE",
-            Covered::Yes,
-        ),
-        (
-            "-A POSTROUTING -o wan+ -j SNAT --to-source 192.0.2.1",
-            Covered::Yes,
-        ),
-        (
-            "-A POSTROUTING -s 192.168.0.0/16 ! -d 192.168.0.0/16 -j MASQUERADE",
-            Covered::Yes,
-        ),
-        (
-            "-A POSTROUTING ! -o lo -m comment --comment \"to the wan\" -j MASQUERADE",
-            Covered::Yes,
-        ),
-        (
-            "-A POSTROUTING -m comment --comment wan -j MASQUERADE",
-            Covered::Yes,
-        ),
-        ("-A POSTROUTING -o wan1 -j MASQUERADE", Covered::No),
-        ("-A POSTROUTING ! -o wan0 -j MASQUERADE", Covered::No),
-        (
-            "-A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE",
-            Covered::No,
-        ),
-        ("-A POSTROUTING -i lan1 -j MASQUERADE", Covered::No),
-        (
-            "-A POSTROUTING -p tcp -m tcp --dport 80 -j MASQUERADE",
-            Covered::Perhaps,
-        ),
-        (
-            "-A POSTROUTING -m mark --mark 0x4000 -j MASQUERADE",
-            Covered::Perhaps,
-        ),
-        ("-A OTHER -j MASQUERADE", Covered::No),
-        (
-            "-A POSTROUTING -o wan0 -j OTHER\n-A OTHER -s 192.168.1.0/24 -j MASQUERADE",
-            Covered::Yes,
-        ),
-        (
-            "-A POSTROUTING -o wan1 -j OTHER\n-A OTHER -j MASQUERADE",
-            Covered::No,
-        ),
-        ("-A POSTROUTING -j POSTROUTING", Covered::No),
-        ("-A\n-A \n-A POSTROUTING -s\n-A POSTROUTING -j", Covered::No),
-    ] {
-        let text = format!("*nat\n:POSTROUTING ACCEPT [0:0]\n{rules}\nCOMMIT\n");
-        assert_eq!(
-            covered(&of_iptables(&text, 4)),
-            [expected, Covered::No],
-            "{rules}"
-        );
-        assert_eq!(covered(&of_iptables(&text, 6))[0], Covered::No, "{rules}");
-    }
 }
 
 #[test]

@@ -222,15 +222,13 @@ fn says_nothing(attribute: &RuleAttribute) -> bool {
     )
 }
 
-impl fmt::Display for Item {
-    /// As `ip rule` and `ip route` take it.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Item {
+    /// What `ip rule` or `ip route` takes, behind its verb.
+    fn words(&self) -> String {
         match self {
-            Self::Rule(family, message) => {
-                write!(f, "the {family} rule \"")?;
-                if message.header.flags.contains(RuleFlags::Invert) {
-                    write!(f, "not ")?;
-                }
+            Self::Rule(_, message) => {
+                let not = message.header.flags.contains(RuleFlags::Invert);
+                let not = if not { "not " } else { "" };
                 let find = |pick: fn(&RuleAttribute) -> Option<u32>| {
                     message.attributes.iter().find_map(pick)
                 };
@@ -246,19 +244,15 @@ impl fmt::Display for Item {
                     RuleAttribute::Priority(value) => Some(*value),
                     _ => None,
                 });
-                match (mark, mask) {
-                    (Some(mark), Some(mask)) => write!(f, "fwmark {mark:#x}/{mask:#x} ")?,
-                    (Some(mark), None) => write!(f, "fwmark {mark:#x} ")?,
-                    _ => {}
-                }
-                write!(
-                    f,
-                    "lookup {} pref {}\"",
-                    self.table(),
-                    priority.unwrap_or(0)
-                )
+                let mark = match (mark, mask) {
+                    (Some(mark), Some(mask)) => format!("fwmark {mark:#x}/{mask:#x} "),
+                    (Some(mark), None) => format!("fwmark {mark:#x} "),
+                    _ => String::new(),
+                };
+                let (table, priority) = (self.table(), priority.unwrap_or(0));
+                format!("{not}{mark}lookup {table} pref {priority}")
             }
-            Self::Route(family, message) => {
+            Self::Route(_, message) => {
                 let RouteHeader {
                     destination_prefix_length: length,
                     kind,
@@ -278,13 +272,33 @@ impl fmt::Display for Item {
                         _ => None,
                     });
                 let to = to.as_deref().unwrap_or("default");
-                write!(
-                    f,
-                    "the {family} route \"{kind} {to} table {}\"",
-                    self.table()
-                )
+                format!("{kind} {to} table {}", self.table())
             }
         }
+    }
+
+    /// The command that removes it.
+    pub(super) fn delete_command(&self) -> String {
+        let (family, kind) = match self {
+            Self::Rule(family, _) => (family, "rule"),
+            Self::Route(family, _) => (family, "route"),
+        };
+        let family = match family {
+            Family::V4 => "-4",
+            Family::V6 => "-6",
+        };
+        format!("ip {family} {kind} del {}", self.words())
+    }
+}
+
+impl fmt::Display for Item {
+    /// As `ip rule` and `ip route` take it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (family, kind) = match self {
+            Self::Rule(family, _) => (family, "rule"),
+            Self::Route(family, _) => (family, "route"),
+        };
+        write!(f, "the {family} {kind} \"{}\"", self.words())
     }
 }
 
@@ -302,6 +316,20 @@ pub(super) enum Conflict<'a> {
 }
 
 impl Conflict<'_> {
+    /// Why it matters.
+    pub(super) const fn why(self) -> &'static str {
+        match self {
+            Self::Steers(_) => {
+                "it would take what is steered to another table, so tproxy-bpf does not start beside it"
+            }
+            Self::TakesOurs(_) => "what the proxy sends may leave by another way, or come back",
+            Self::SharesBits(_) => {
+                "a packet can carry one value of these bits, so one of the two programs loses its own"
+            }
+            Self::Precedes(_) => "what it leads to another table does not come to the proxy",
+        }
+    }
+
     pub(super) fn sentence(self) -> String {
         match self {
             Self::Steers(item) => {
