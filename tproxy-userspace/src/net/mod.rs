@@ -1,4 +1,4 @@
-//! Sockets: every option that is set on them, and the only unsafe code of the userspace half.
+//! Sockets: every option that is set on them, and the only unsafe code of the userspace half (so the clock is asked here as well).
 //!
 //! Each socket of the proxy comes from a [`SocketFactory`], which marks it before anything else.
 //! An unmarked socket could be steered into the proxy itself, so there is no other way to get one.
@@ -371,6 +371,17 @@ pub fn raise_open_files() -> Result<u64, NetError> {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map_err(failed)?;
     }
     Ok(hard)
+}
+
+/// Whether the kernel was told by a time server's client that the clock is right: `adjtimex(2)`, `STA_UNSYNC`. None: it
+/// cannot be asked.
+#[must_use]
+pub fn clock_is_set() -> Option<bool> {
+    // SAFETY: a timex is numbers alone, for which zero is a value.
+    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes into the timex, which lives through the call; with no mode set it changes nothing.
+    let state = unsafe { libc::adjtimex(&raw mut timex) };
+    (state >= 0).then_some(timex.status & libc::STA_UNSYNC == 0)
 }
 
 #[cfg(test)]

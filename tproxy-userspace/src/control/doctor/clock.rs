@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use super::{Facts, Finding};
+use crate::net::clock_is_set;
 
 /// What is known of the clock.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,19 +26,10 @@ pub(super) fn gather(files: &[&Path]) -> Clock {
         Some((file.display().to_string(), time))
     });
     Clock {
-        set: is_set(),
+        set: clock_is_set(),
         written: written.collect(),
         now: SystemTime::now(),
     }
-}
-
-/// `adjtimex(2)`: `STA_UNSYNC` stands until a time server's client says that the clock is right.
-fn is_set() -> Option<bool> {
-    // SAFETY: a timex is numbers alone, for which zero is a value.
-    let mut timex: libc::timex = unsafe { std::mem::zeroed() };
-    // SAFETY: the kernel writes into the timex, which lives through the call; with no mode set it changes nothing.
-    let state = unsafe { libc::adjtimex(&raw mut timex) };
-    (state >= 0).then_some(timex.status & libc::STA_UNSYNC == 0)
 }
 
 /// Is the clock right, as far as can be known without asking anybody?
