@@ -89,7 +89,7 @@ impl Stats {
     }
 }
 
-/// Tells of limits when they are reached, of each at most once in [`PAUSE`].
+/// Tells of limits when they are reached, of each at most once a minute.
 #[derive(Debug, Default)]
 pub struct Alarm {
     told: [(u64, Option<Instant>); LIMITS],
