@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use lab::{
     Family, Lab,
     probe::{Acceptor, End, at, fate, read_to_end, reset},
@@ -331,6 +331,37 @@ fn at_the_limit_the_next_connection_is_reset_and_counted() -> Result<()> {
     lab.await_proxy_count("/connections", 3)?;
     say(&mut connect(&lab.device, target(1))?)?;
     assert_eq!(echo.clients().len(), 5);
+    Ok(())
+}
+
+#[test]
+fn one_device_cannot_take_the_places_of_others() -> Result<()> {
+    const MOST: usize = 51;
+    let lab = Lab::builder().second_lan().build()?;
+    let _echo = TcpEcho::start(&lab.internet, 7)?;
+    let text = format!("[lan]\ninterfaces = [\"lan*\"]\n[tcp]\nmax_connections = {MOST}\n");
+    let _tproxy = lab.tproxy(&["run", "-c", &lab.write(&text)?])?;
+    let far = at(Family::V4.far(10), 7);
+    // It has sixteen times as many as are free.
+    let mut held = Vec::new();
+    for _ in 0..48 {
+        held.push(connect(&lab.device, far)?);
+    }
+    lab.await_proxy_count("/connections", 48)?;
+    for count in 1..=2 {
+        assert_eq!(fate(&lab.device, far)?, (Vec::new(), End::Reset));
+        lab.await_proxy_count("/failures/device_limit", count)?;
+    }
+    let other = lab.device2.as_ref().context("a second device")?;
+    for _ in 0..2 {
+        let mut stream = connect(other, far)?;
+        stream.write_all(b"x")?;
+        stream.read_exact(&mut [0])?;
+        held.push(stream);
+    }
+    lab.await_proxy_count("/connections", 50)?;
+    let status = lab.tproxy_run(&["status"])?.ok()?.stdout;
+    ensure!(status.contains("one device had its share"), "{status}");
     Ok(())
 }
 

@@ -19,6 +19,7 @@ mod read_size;
 mod record;
 mod resolve;
 mod router;
+mod shares;
 pub mod sniff;
 mod sockets;
 mod stats;

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::stats::Stats;
 
 /// How many limits there are.
-const LIMITS: usize = 7;
+const LIMITS: usize = 8;
 /// How long nothing more is told of a limit that was told of.
 const PAUSE: Duration = Duration::from_secs(60);
 
@@ -39,6 +39,12 @@ fn limits(stats: &Stats) -> [Reached; LIMITS] {
             stats.limit_reached,
             "connections refused, as many as are allowed lived",
             "raise tcp.max_connections, or the limit of open files (LimitNOFILE=)",
+        ),
+        of(
+            "device",
+            failures("device_limit"),
+            "connections refused, as one device had its share of those that are allowed",
+            "look at `tproxy-bpf top` for the device that has so many, or raise tcp.max_connections",
         ),
         of(
             "associations",

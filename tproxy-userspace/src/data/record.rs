@@ -67,6 +67,8 @@ outcomes! {
     OwnPort = "own_port", true;
     /// As many connections as allowed were there already.
     LimitReached = "limit_reached", true;
+    /// The device had its share of those that are allowed.
+    DeviceLimit = "device_limit", true;
     /// Nobody listens upstream.
     ConnectRefused = "connect_refused", true;
     /// No answer from upstream within the limit.

@@ -8,7 +8,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -27,6 +27,7 @@ use super::limits::{Budget, Limits};
 use super::live::Flow;
 use super::outbound::Target;
 use super::record::{Outcome, Protocol, Record};
+use super::shares::{Full, Shares};
 use super::stats::Counters;
 use super::stream::Stream;
 use super::way::Way;
@@ -41,7 +42,7 @@ pub struct TcpRelay {
     hands: Hands,
     pool: Arc<PipePool>,
     idle: Duration,
-    most: u64,
+    shares: Mutex<Shares>,
     tasks: Mutex<Tasks>,
     one_ended: Notify,
 }
@@ -58,7 +59,7 @@ impl TcpRelay {
             hands,
             pool: Arc::new(PipePool::new(budget.pipes)),
             idle: limits.tcp_idle,
-            most: budget.connections as u64,
+            shares: Mutex::new(Shares::new(budget.connections)),
             tasks: Mutex::default(),
             one_ended: Notify::new(),
         })
@@ -93,23 +94,41 @@ impl TcpRelay {
         let device = ResetOnDrop::new(device);
         if destination == own {
             record.outcome = Outcome::OwnPort;
-        } else if self.counters().now(Protocol::Tcp).load(Relaxed) > self.most {
-            record.outcome = Outcome::LimitReached;
-        } else if destination.port() == dns::PORT
+            return;
+        }
+        let place = match Place::take(self, client.ip()) {
+            Ok(place) => place,
+            Err(full) => {
+                record.outcome = match full {
+                    Full::All => Outcome::LimitReached,
+                    Full::Device => Outcome::DeviceLimit,
+                };
+                return;
+            }
+        };
+        if destination.port() == dns::PORT
             && let Some(dns) = self.hands.dns.get()
         {
-            self.start(record, |member, record| answer(member, record, device, dns));
+            self.start(place, record, |member, record| {
+                answer(member, record, device, dns)
+            });
         } else {
-            self.start(record, |member, record| serve(member, record, device));
+            self.start(place, record, |member, record| {
+                serve(member, record, device)
+            });
         }
     }
 
-    fn start<F>(self: &Arc<Self>, record: Record, work: impl FnOnce(Member, Record) -> F)
-    where
+    fn start<F>(
+        self: &Arc<Self>,
+        place: Place,
+        record: Record,
+        work: impl FnOnce(Member, Record) -> F,
+    ) where
         F: Future<Output = ()> + Send + 'static,
     {
         let id = record.flow().id;
-        let task = tokio::spawn(work(Member::enter(self, id), record));
+        let task = tokio::spawn(work(Member::enter(place, id), record));
         if let Some(handle) = self.tasks().get_mut(&id) {
             *handle = Some(task.abort_handle());
         }
@@ -126,7 +145,10 @@ impl TcpRelay {
         let shared = Arc::clone(&self.hands.shared);
         let record = Record::new(shared, Protocol::Tcp, client, destination);
         let device = ResetOnDrop::new(device);
-        self.start(record, |member, record| serve(member, record, device));
+        let place = Place::take(self, client.ip()).expect("a test keeps below the limits");
+        self.start(place, record, |member, record| {
+            serve(member, record, device)
+        });
     }
 
     /// Waits until no connection lives.
@@ -166,37 +188,65 @@ impl TcpRelay {
         &self.hands.shared.counters
     }
 
+    // No code that can panic runs under the locks.
+
     fn tasks(&self) -> MutexGuard<'_, Tasks> {
-        // No code that can panic runs under the lock.
         self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn shares(&self) -> MutexGuard<'_, Shares> {
+        self.shares.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A connection's place among the live ones.
-struct Member {
+/// One of the connections that are allowed.
+struct Place {
     relay: Arc<TcpRelay>,
+    device: IpAddr,
+}
+
+impl Place {
+    fn take(relay: &Arc<TcpRelay>, device: IpAddr) -> Result<Self, Full> {
+        relay.shares().take(device)?;
+        Ok(Self {
+            relay: Arc::clone(relay),
+            device,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.relay.shares().give_back(self.device);
+    }
+}
+
+/// A connection among the live ones.
+struct Member {
+    place: Place,
     id: u64,
 }
 
 impl Member {
-    fn enter(relay: &Arc<TcpRelay>, id: u64) -> Self {
-        relay.tasks().insert(id, None);
-        Self {
-            relay: Arc::clone(relay),
-            id,
-        }
+    fn enter(place: Place, id: u64) -> Self {
+        place.relay.tasks().insert(id, None);
+        Self { place, id }
+    }
+
+    fn relay(&self) -> &TcpRelay {
+        &self.place.relay
     }
 }
 
 impl Drop for Member {
     fn drop(&mut self) {
-        let mut tasks = self.relay.tasks();
+        let mut tasks = self.relay().tasks();
         let handle = tasks.remove(&self.id);
         let last = tasks.is_empty();
         drop(tasks);
         drop(handle);
         if last {
-            self.relay.one_ended.notify_one();
+            self.relay().one_ended.notify_one();
         }
     }
 }
@@ -244,7 +294,7 @@ impl<S: HasSocket> Drop for ResetOnDrop<S> {
 /// One connection from its acceptance to its end. Locals drop in reverse: first the streams, then the
 /// record, then the place among the live ones.
 async fn serve(member: Member, mut record: Record, mut device: ResetOnDrop<TcpStream>) {
-    let relay = &*member.relay;
+    let relay = member.relay();
     // In a box, so that its size is not part of every idle connection.
     let opened = Box::pin(open(&relay.hands, &mut record, &device.stream)).await;
     let mut upstream = match opened {

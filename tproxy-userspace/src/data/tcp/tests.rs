@@ -190,7 +190,8 @@ async fn an_idle_connection_is_small() {
     let shared = Arc::clone(&relay.hands.shared);
     let record = Record::new(shared, Protocol::Tcp, address, address);
     let id = record.flow().id;
-    let future = serve(Member::enter(&relay, id), record, ResetOnDrop::new(device));
+    let place = Place::take(&relay, address.ip()).expect("there is room");
+    let future = serve(Member::enter(place, id), record, ResetOnDrop::new(device));
     let size = size_of_val(&future);
     assert!(
         size <= 1024,

@@ -1,10 +1,11 @@
 //! What flows and associations are known by.
 
 use std::hash::{Hash, Hasher};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ptr;
 use std::sync::Arc;
 
+use super::table::OfDevice;
 use crate::data::record::Protocol;
 use crate::data::way::Way;
 use crate::policy::rule::Query;
@@ -31,6 +32,12 @@ impl Flow {
     }
 }
 
+impl OfDevice for Flow {
+    fn device(&self) -> IpAddr {
+        self.client.ip()
+    }
+}
+
 /// What an association is known by: all flows of one client that take one way share it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
@@ -38,6 +45,12 @@ pub struct Key {
     pub client: SocketAddr,
     /// Which of its ways.
     pub way: WayKey,
+}
+
+impl OfDevice for Key {
+    fn device(&self) -> IpAddr {
+        self.client.ip()
+    }
 }
 
 /// Which way, for as long as an association of it lives.

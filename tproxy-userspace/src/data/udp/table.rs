@@ -2,9 +2,10 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use crate::data::dns;
+use crate::data::{dns, shares};
 
 /// What an association or a flow is used for. It decides how long it may idle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -30,13 +31,20 @@ impl Class {
 /// The end of a queue.
 const NOBODY: u32 = u32::MAX;
 
-/// Values by key, with one queue for each [`Class`] that has the longest unused in front.
+/// Something that a device has.
+pub trait OfDevice {
+    /// Its address.
+    fn device(&self) -> IpAddr;
+}
+
+/// Values by key, with one queue for each [`Class`] and one for each device that have the longest unused in front.
 #[derive(Debug)]
 pub struct Table<K, V> {
     index: HashMap<K, u32>,
     slots: Vec<Slot<K, V>>,
     free: Vec<u32>,
     queues: [Queue; 2],
+    devices: Devices,
     capacity: usize,
     idle: [Duration; 2],
 }
@@ -46,7 +54,22 @@ struct Slot<K, V> {
     /// None: free.
     entry: Option<(K, V)>,
     class: Class,
+    /// The place of its device among all.
+    device: u32,
     used: Instant,
+    /// Its neighbours in the queue of its class, and in that of its device.
+    links: [Link; 2],
+}
+
+/// Which of the two queues that a value is in.
+#[derive(Clone, Copy)]
+enum By {
+    Class,
+    Device,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Link {
     before: u32,
     after: u32,
 }
@@ -57,19 +80,69 @@ struct Queue {
     newest: u32,
 }
 
-impl<K: Clone + Eq + Hash, V> Table<K, V> {
+const EMPTY: Queue = Queue {
+    oldest: NOBODY,
+    newest: NOBODY,
+};
+
+/// The devices that have values.
+#[derive(Debug, Default)]
+struct Devices {
+    index: HashMap<IpAddr, u32>,
+    all: Vec<Device>,
+    free: Vec<u32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Device {
+    queue: Queue,
+    count: usize,
+}
+
+impl Devices {
+    /// The place of a device, which has one value more.
+    fn enter(&mut self, address: IpAddr) -> u32 {
+        let at = *self.index.entry(address).or_insert_with(|| {
+            self.free.pop().unwrap_or_else(|| {
+                self.all.push(Device {
+                    queue: EMPTY,
+                    count: 0,
+                });
+                (self.all.len() - 1) as u32
+            })
+        });
+        self.all[at as usize].count += 1;
+        at
+    }
+
+    /// A device has one value less.
+    fn leave(&mut self, address: IpAddr) {
+        if let Some(at) = self.index.get(&address).copied() {
+            let device = &mut self.all[at as usize];
+            device.count -= 1;
+            if device.count == 0 {
+                self.index.remove(&address);
+                self.free.push(at);
+            }
+        }
+    }
+
+    fn get(&self, address: IpAddr) -> Option<&Device> {
+        let at = *self.index.get(&address)?;
+        self.all.get(at as usize)
+    }
+}
+
+impl<K: Clone + Eq + Hash + OfDevice, V> Table<K, V> {
     /// An empty table for at most `capacity` values.
     #[must_use]
     pub fn new(capacity: usize, dns_idle: Duration, idle: Duration) -> Self {
-        let empty = Queue {
-            oldest: NOBODY,
-            newest: NOBODY,
-        };
         Self {
             index: HashMap::new(),
             slots: Vec::new(),
             free: Vec::new(),
-            queues: [empty; 2],
+            queues: [EMPTY; 2],
+            devices: Devices::default(),
             capacity: capacity.clamp(1, NOBODY as usize - 1),
             idle: [dns_idle, idle],
         }
@@ -98,31 +171,47 @@ impl<K: Clone + Eq + Hash, V> Table<K, V> {
     /// [`Class::General`].
     pub fn touch(&mut self, key: &K, class: Class, now: Instant) -> Option<&V> {
         let at = *self.index.get(key)?;
-        let class = self.slots[at as usize].class.max(class);
-        let newest = self.queues[class as usize].newest == at;
-        if newest {
-            self.slots[at as usize].used = now;
-        } else {
-            self.unlink(at);
-            self.append(at, class, now);
+        let slot = &mut self.slots[at as usize];
+        let class = slot.class.max(class);
+        slot.used = now;
+        let device = slot.device as usize;
+        if self.queues[class as usize].newest != at {
+            self.unlink(By::Class, at);
+            self.slots[at as usize].class = class;
+            self.append(By::Class, at);
+        }
+        if self.devices.all[device].queue.newest != at {
+            self.unlink(By::Device, at);
+            self.append(By::Device, at);
         }
         self.value(at)
     }
 
-    /// Adds a value for a key that has none. Returns the one that made room for it.
+    /// Adds a value for a key that has none. Returns the one that made room for it: the longest unused of the same device, if
+    /// that has its [share](shares::has_share) already, or of all if there is no room.
     pub fn insert(&mut self, key: K, value: V, class: Class, now: Instant) -> Option<V> {
         let replaced = self.remove(&key);
-        let evicted = if self.len() >= self.capacity {
-            self.longest_unused().and_then(|at| self.take(at))
-        } else {
-            None
+        let address = key.device();
+        let of_device = self.devices.get(address).filter(|device| {
+            let free = self.capacity.saturating_sub(self.len());
+            !shares::has_share(device.count, free)
+        });
+        let leaves = match of_device {
+            Some(device) => Some(device.queue.oldest),
+            None if self.len() >= self.capacity => self.longest_unused(),
+            None => None,
+        };
+        let evicted = leaves.and_then(|at| self.take(at));
+        let nowhere = Link {
+            before: NOBODY,
+            after: NOBODY,
         };
         let slot = Slot {
             entry: Some((key.clone(), value)),
             class,
+            device: self.devices.enter(address),
             used: now,
-            before: NOBODY,
-            after: NOBODY,
+            links: [nowhere; 2],
         };
         let at = if let Some(at) = self.free.pop() {
             self.slots[at as usize] = slot;
@@ -132,7 +221,8 @@ impl<K: Clone + Eq + Hash, V> Table<K, V> {
             (self.slots.len() - 1) as u32
         };
         self.index.insert(key, at);
-        self.append(at, class, now);
+        self.append(By::Class, at);
+        self.append(By::Device, at);
         replaced.or(evicted)
     }
 
@@ -168,9 +258,11 @@ impl<K: Clone + Eq + Hash, V> Table<K, V> {
     }
 
     fn take(&mut self, at: u32) -> Option<V> {
-        self.unlink(at);
+        self.unlink(By::Class, at);
+        self.unlink(By::Device, at);
         let (key, value) = self.slots[at as usize].entry.take()?;
         self.index.remove(&key);
+        self.devices.leave(key.device());
         self.free.push(at);
         Some(value)
     }
@@ -180,37 +272,38 @@ impl<K: Clone + Eq + Hash, V> Table<K, V> {
         entry.map(|(_, value)| value)
     }
 
-    fn unlink(&mut self, at: u32) {
-        let Slot {
-            before,
-            after,
-            class,
-            ..
-        } = self.slots[at as usize];
-        let queue = &mut self.queues[class as usize];
+    fn unlink(&mut self, by: By, at: u32) {
+        let Link { before, after } = self.slots[at as usize].links[by as usize];
         match self.slots.get_mut(before as usize) {
-            Some(slot) => slot.after = after,
-            None => queue.oldest = after,
+            Some(slot) => slot.links[by as usize].after = after,
+            None => self.queue(by, at).oldest = after,
         }
         match self.slots.get_mut(after as usize) {
-            Some(slot) => slot.before = before,
-            None => queue.newest = before,
+            Some(slot) => slot.links[by as usize].before = before,
+            None => self.queue(by, at).newest = before,
         }
     }
 
-    fn append(&mut self, at: u32, class: Class, now: Instant) {
-        let queue = &mut self.queues[class as usize];
-        let before = queue.newest;
-        queue.newest = at;
+    fn append(&mut self, by: By, at: u32) {
+        let queue = self.queue(by, at);
+        let before = std::mem::replace(&mut queue.newest, at);
         match self.slots.get_mut(before as usize) {
-            Some(slot) => slot.after = at,
-            None => queue.oldest = at,
+            Some(slot) => slot.links[by as usize].after = at,
+            None => self.queue(by, at).oldest = at,
         }
-        let slot = &mut self.slots[at as usize];
-        slot.class = class;
-        slot.used = now;
-        slot.before = before;
-        slot.after = NOBODY;
+        self.slots[at as usize].links[by as usize] = Link {
+            before,
+            after: NOBODY,
+        };
+    }
+
+    /// The queue that the value at this place is in.
+    fn queue(&mut self, by: By, at: u32) -> &mut Queue {
+        let slot = &self.slots[at as usize];
+        match by {
+            By::Class => &mut self.queues[slot.class as usize],
+            By::Device => &mut self.devices.all[slot.device as usize].queue,
+        }
     }
 }
 
@@ -224,7 +317,19 @@ mod tests {
     const DNS: Duration = Duration::from_secs(10);
     const LONG: Duration = Duration::from_secs(300);
 
-    /// A key of two parts, of which neither alone tells one from the other.
+    impl OfDevice for (u16, bool) {
+        fn device(&self) -> IpAddr {
+            IpAddr::from([10, 0, 0, u8::from(self.1)])
+        }
+    }
+
+    impl OfDevice for Rc<u8> {
+        fn device(&self) -> IpAddr {
+            IpAddr::from([10, 0, 0, **self])
+        }
+    }
+
+    /// A key of two parts, of which neither alone tells one from the other; the second is the device.
     fn key(number: u16) -> (u16, bool) {
         (number / 2, number % 2 == 1)
     }
@@ -255,18 +360,41 @@ mod tests {
         let start = Instant::now();
         let after = |seconds| start + Duration::from_secs(seconds);
         let mut table = Table::new(2, DNS, LONG);
-        assert_eq!(table.insert(key(1), 1, Class::General, start), None);
-        assert_eq!(table.insert(key(2), 2, Class::Dns, after(1)), None);
-        table.touch(&key(1), Class::General, after(2));
-        assert_eq!(table.insert(key(3), 3, Class::Dns, after(3)), Some(2));
-        assert_eq!(table.insert(key(4), 4, Class::Dns, after(4)), Some(1));
+        assert_eq!(table.insert(key(2), 2, Class::General, start), None);
+        assert_eq!(table.insert(key(4), 4, Class::Dns, after(1)), None);
+        table.touch(&key(2), Class::General, after(2));
+        assert_eq!(table.insert(key(6), 6, Class::Dns, after(3)), Some(4));
+        assert_eq!(table.insert(key(8), 8, Class::Dns, after(4)), Some(2));
+        // Another device has none that could go first.
+        assert_eq!(table.insert(key(1), 1, Class::Dns, after(5)), Some(6));
+        assert_eq!(table.insert(key(3), 3, Class::Dns, after(6)), Some(1));
         assert_eq!(table.len(), 2);
+    }
+
+    #[test]
+    fn who_takes_all_it_can_displaces_none_but_its_own() {
+        let start = Instant::now();
+        let mut table = Table::new(1_700, DNS, LONG);
+        table.insert(key(1), 1, Class::General, start);
+        for number in 1..5_000 {
+            let gone = table.insert(key(2 * number), 2 * number, Class::General, start);
+            assert!(gone.is_none_or(|gone| gone % 2 == 0), "{gone:?}");
+        }
+        assert!((1_590..1_610).contains(&table.len()), "{}", table.len());
+        assert_eq!(table.get(&key(1)), Some(&1));
+        // The other one has room for more than it needs.
+        for number in 1..80 {
+            assert_eq!(
+                table.insert(key(2 * number + 1), 2 * number + 1, Class::Dns, start),
+                None
+            );
+        }
     }
 
     #[test]
     fn a_key_is_let_go_with_its_value() {
         let mut table = Table::new(2, DNS, LONG);
-        let key = Rc::new(1);
+        let key = Rc::new(1_u8);
         table.insert(Rc::clone(&key), 1, Class::Dns, Instant::now());
         assert_eq!(table.remove(&key), Some(1));
         assert_eq!(Rc::strong_count(&key), 1);
@@ -285,8 +413,11 @@ mod tests {
                 let class = if dns { Class::Dns } else { Class::General };
                 match step {
                     0 if !plain.contains_key(&number) => {
-                        let oldest = plain.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key);
-                        let expected = oldest.filter(|_| plain.len() == 6);
+                        let mut oldest: Vec<_> = plain.iter().map(|(key, (_, used))| (*used, *key)).collect();
+                        oldest.sort_unstable();
+                        // The same device's first.
+                        oldest.sort_by_key(|(_, key)| key % 2 != number % 2);
+                        let expected = oldest.first().map(|(_, key)| *key).filter(|_| plain.len() == 6);
                         expected.map(|key| plain.remove(&key));
                         plain.insert(number, (class, second));
                         prop_assert_eq!(table.insert(key(number), number, class, now), expected);

@@ -89,7 +89,7 @@ async fn a_direct_way_lends_its_sockets() {
     assert_eq!(way.addresses().len(), 1);
     let dialling = tokio::spawn(dial(way));
     let (server, client) = listener.accept().await.expect("a client came");
-    assert_eq!(client.ip(), std::net::IpAddr::from(source));
+    assert_eq!(client.ip(), IpAddr::from(source));
     http::agree(&mut Stream::Plain(server), "192.0.2.9:443").await;
     dialling.await.expect("no panic");
 }
