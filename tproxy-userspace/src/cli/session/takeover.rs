@@ -257,6 +257,8 @@ impl Testator {
             bail!("proxy.port is another than that of the proxy that runs, which takes a restart");
         }
         let mut gateway = open_gateway(place, kernel).await?;
+        // From the next word on, what is new waits for this process.
+        gateway.load_programs()?;
         let (inheritance, state) = self.commit().await?;
         let presence = Presence::with_lock(place, lock, log)?;
         let served = serve_on(&mut gateway, config, opened, prefixes, inheritance);
