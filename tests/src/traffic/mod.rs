@@ -21,7 +21,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Namespace, servers::TcpEcho};
+use crate::{Namespace, servers::TcpEcho, wait::patient};
 
 /// Opens a TCP connection from `ns`. It can be used from any thread; reads and writes fail after 10 s.
 ///
@@ -29,10 +29,10 @@ use crate::{Namespace, servers::TcpEcho};
 /// When it is refused or not answered within 5 s.
 pub fn connect(ns: &Namespace, target: SocketAddr) -> Result<TcpStream> {
     let stream = ns
-        .enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(5)))?
+        .enter(|| TcpStream::connect_timeout(&target, patient(Duration::from_secs(5))))?
         .with_context(|| format!("connecting from {} to {target}", ns.name()))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_read_timeout(Some(patient(Duration::from_secs(10))))?;
+    stream.set_write_timeout(Some(patient(Duration::from_secs(10))))?;
     Ok(stream)
 }
 
@@ -41,8 +41,8 @@ pub fn connect(ns: &Namespace, target: SocketAddr) -> Result<TcpStream> {
 /// # Errors
 /// What became of it; [`ErrorKind::InvalidData`] when something else came back than was sent.
 pub fn echo(target: SocketAddr) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&target, Duration::from_secs(5))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let mut stream = TcpStream::connect_timeout(&target, patient(Duration::from_secs(5)))?;
+    stream.set_read_timeout(Some(patient(Duration::from_secs(5))))?;
     stream.write_all(b"hello")?;
     let mut back = [0; 5];
     stream.read_exact(&mut back)?;
