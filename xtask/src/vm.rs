@@ -117,6 +117,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     } else {
         let wanted = wanted(options);
         let mut names: Vec<&str> = wanted.iter().map(|(name, _)| name.as_str()).collect();
+        names.sort_unstable();
         names.dedup();
         let programs = build(&names)?;
         job(&program, &lines(&wanted, &programs)?)
@@ -186,8 +187,11 @@ fn build(names: &[&str]) -> Result<Vec<PathBuf>> {
     Ok(text.lines().filter_map(executable).collect())
 }
 
-/// The program that a message of cargo tells of.
+/// The program of the lab that a message of cargo tells of. Other packages have tests of the same names.
 fn executable(message: &str) -> Option<PathBuf> {
+    if !message.contains("#lab@") {
+        return None;
+    }
     let (_, rest) = message.split_once("\"executable\":\"")?;
     Some(PathBuf::from(rest.split_once('"')?.0))
 }
@@ -300,6 +304,9 @@ fn watch(machine: &mut Command, limit: Duration, console: &Path) -> Result<ExitC
             ),
         };
         let Some(word) = line.strip_prefix("vm: ") else {
+            if line.trim_end() == "running 0 tests" {
+                bail!("no test has the name in the line above");
+            }
             println!("{}", line.trim_end());
             continue;
         };
@@ -343,12 +350,15 @@ mod tests {
 
     #[test]
     fn a_test_program_is_found_by_its_name() {
-        let message =
-            r#"{"reason":"compiler-artifact","executable":"/x/deps/kernel-0af1","fresh":true}"#;
-        let programs: Vec<PathBuf> = [message, r#"{"executable":null}"#]
-            .into_iter()
-            .filter_map(executable)
-            .collect();
+        let message = r#"{"package_id":"path+file:///x/tests#lab@0.1.0","executable":"/x/deps/kernel-0af1","fresh":true}"#;
+        let programs: Vec<PathBuf> = [
+            r#"{"package_id":"path+file:///x/other#0.1.0","executable":"/x/deps/kernel-1"}"#,
+            message,
+            r#"{"package_id":"path+file:///x/tests#lab@0.1.0","executable":null}"#,
+        ]
+        .into_iter()
+        .filter_map(executable)
+        .collect();
         assert_eq!(programs, [Path::new("/x/deps/kernel-0af1")]);
         let wanted = |name: &str| vec![(name.to_owned(), vec!["some".to_owned()])];
         let all = lines(&wanted("kernel"), &programs).unwrap().join("\n");
