@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use crate::{
     Lab, Namespace, Tproxy,
-    wait::{SOON, until},
+    wait::{SOON, patient, until},
 };
 
 /// How a peer ended its direction.
@@ -61,9 +61,10 @@ pub fn fate(ns: &Namespace, target: SocketAddr) -> Result<(Vec<u8>, End)> {
 
 /// The same of a connection that says something first.
 fn fate_after(ns: &Namespace, target: SocketAddr, payload: &[u8]) -> Result<(Vec<u8>, End)> {
-    let connecting = ns.enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(5)))?;
+    let connecting =
+        ns.enter(|| TcpStream::connect_timeout(&target, patient(Duration::from_secs(5))))?;
     let said = connecting.and_then(|mut stream| {
-        stream.set_read_timeout(Some(SOON))?;
+        stream.set_read_timeout(Some(patient(SOON)))?;
         stream.write_all(payload)?;
         Ok(stream)
     });
@@ -100,7 +101,10 @@ pub fn is_reset_after(lab: &Lab, target: SocketAddr, payload: &[u8]) -> Result<(
     let fate = fate_after(&lab.device, target, payload)?;
     ensure!(fate == (Vec::new(), End::Reset), "{target}: {fate:?}");
     let elapsed = start.elapsed();
-    ensure!(elapsed < Duration::from_secs(2), "{target}: {elapsed:?}");
+    ensure!(
+        elapsed < patient(Duration::from_secs(2)),
+        "{target}: {elapsed:?}"
+    );
     Ok(())
 }
 
@@ -153,8 +157,8 @@ impl Acceptor {
         let what = format!("a connection to {}", self.address);
         let (stream, client) = until(&what, SOON, || self.try_accept())?;
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(SOON))?;
-        stream.set_write_timeout(Some(SOON))?;
+        stream.set_read_timeout(Some(patient(SOON)))?;
+        stream.set_write_timeout(Some(patient(SOON)))?;
         stream.set_nodelay(true)?;
         Ok((stream, client))
     }
@@ -180,7 +184,7 @@ pub fn udp_at(ns: &Namespace, address: SocketAddr) -> Result<UdpSocket> {
     let socket = ns
         .enter(|| UdpSocket::bind(address))?
         .with_context(|| format!("binding UDP {address} in {}", ns.name()))?;
-    socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+    socket.set_read_timeout(Some(patient(Duration::from_secs(1))))?;
     Ok(socket)
 }
 

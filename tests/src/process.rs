@@ -106,6 +106,7 @@ pub fn run(command: Command, limit: Duration) -> Result<Output> {
 /// # Errors
 /// As [`run`].
 pub fn run_with_input(mut command: Command, input: &[u8], limit: Duration) -> Result<Output> {
+    let limit = wait::patient(limit);
     let text = words(&command);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
     command.stdin(if input.is_empty() {
@@ -236,6 +237,7 @@ impl Process {
         pattern: &str,
         limit: Duration,
     ) -> Result<String> {
+        let limit = wait::patient(limit);
         let start = Instant::now();
         let mut state = self
             .log

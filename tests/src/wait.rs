@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    sync::LazyLock,
     time::{Duration, Instant},
 };
 
@@ -12,15 +13,29 @@ use crate::Namespace;
 /// How long the lab waits for anything that should be there at once.
 pub const SOON: Duration = Duration::from_secs(10);
 
+/// How many times as long as usual all may take: `LAB_PATIENCE`, which `cargo xtask vm` sets, since the processor that
+/// it emulates is slow.
+static PATIENCE: LazyLock<u32> = LazyLock::new(|| {
+    let told = std::env::var("LAB_PATIENCE").ok();
+    told.and_then(|times| times.parse().ok()).unwrap_or(1)
+});
+
+/// A limit, as long as it is here.
+#[must_use]
+pub fn patient(limit: Duration) -> Duration {
+    limit * *PATIENCE
+}
+
 /// Asks `condition` again and again until it gives a value.
 ///
 /// # Errors
-/// The condition's own error, or, after `limit`, one that names `what`.
+/// The condition's own error, or, after `limit` (as [`patient`] has it), one that names `what`.
 pub fn until<T>(
     what: &str,
     limit: Duration,
     mut condition: impl FnMut() -> Result<Option<T>>,
 ) -> Result<T> {
+    let limit = patient(limit);
     let start = Instant::now();
     let mut pause = Duration::from_micros(500);
     loop {

@@ -11,6 +11,7 @@ mod run;
 mod setup;
 mod shell;
 mod test;
+mod vm;
 mod wheel;
 
 use std::process::ExitCode;
@@ -50,6 +51,10 @@ enum Verb {
         /// Only the tests whose name contains one of these.
         filters: Vec<String>,
     },
+    /// Tests on Linux 6.1, in a virtual machine that needs nothing of this one's processor.
+    ///
+    /// Debian's kernel and QEMU are fetched if they are not there. Nothing of that kernel is installed here.
+    Vm(vm::Options),
     /// Formatting, clippy for both halves, rustdoc, the documentation, licences and sources of the dependencies.
     Lint,
     /// Builds the documentation into target/book.
@@ -91,6 +96,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         Verb::Run { once, arguments } if arguments.is_empty() => run::show(once),
         Verb::Run { arguments, .. } => run::here(&arguments),
         Verb::Test { filters } => test::all(&filters),
+        Verb::Vm(options) => vm::run(&options),
         Verb::Lint => lint::all(),
         Verb::Book { open } => book::build(open),
         Verb::Fuzz(options) => fuzz::run(&options),

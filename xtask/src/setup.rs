@@ -21,7 +21,9 @@ pub enum Need {
     Lint,
     /// And the real programs that the lab lets talk to each other.
     Lab,
-    /// All of it.
+    /// And what runs another kernel. Only who asks for that kernel gets it.
+    Vm,
+    /// All that is needed on this one.
     Everything,
 }
 
@@ -35,6 +37,7 @@ pub enum Outcome {
 }
 
 /// A Debian package, a program of it that shows that it is there, and what the project does with it.
+#[derive(Clone, Copy)]
 struct Package {
     name: &'static str,
     program: &'static str,
@@ -103,6 +106,19 @@ const LAB: &[Package] = &[
     package("tmux", "tmux", "a terminal for `tproxy-bpf top`"),
 ];
 
+const VM: &[Package] = &[
+    package(
+        "qemu-system-x86",
+        "qemu-system-x86_64",
+        "emulates the machine that another kernel runs on",
+    ),
+    package(
+        "busybox-static",
+        "busybox",
+        "the first program there, and it indexes the kernel's modules",
+    ),
+];
+
 /// Debian's compiler that brings `core` for the BPF target.
 const COMPILER: [&str; 3] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf"];
 
@@ -140,8 +156,11 @@ pub fn ensure(need: Need) -> Result<Outcome> {
     if need != Need::Book {
         installed |= toolchain(need)?;
     }
+    if need == Need::Vm {
+        installed |= programs(&[LAB, VM].concat())?;
+    }
     if matches!(need, Need::Lab | Need::Everything) {
-        installed |= programs()?;
+        installed |= programs(LAB)?;
         nice_to_have(
             &mut installed,
             "cargo-nextest",
@@ -305,9 +324,9 @@ fn build_linker(compiler: &Compiler) -> Result<()> {
         .with_context(|| format!("writing {} failed", file.display()))
 }
 
-/// What the lab runs.
-fn programs() -> Result<bool> {
-    let missing = LAB
+/// Programs that are run.
+fn programs(packages: &[Package]) -> Result<bool> {
+    let missing = packages
         .iter()
         .filter(|package| shell::find_program(package.program).is_none())
         .map(|package| (package.name, package.purpose))

@@ -15,6 +15,7 @@ use crate::{
     addr::{host, url},
     process,
     servers::{Hasher, hash_file},
+    wait::patient,
 };
 
 /// A download that is done.
@@ -56,7 +57,13 @@ impl HeldDownload {
         let mut command = ns.command("curl");
         command
             .args(["-sS", "--fail", "--noproxy", "*", "--no-buffer"])
-            .args(["--connect-timeout", "5", "--max-time", "600", url])
+            .args([
+                "--connect-timeout",
+                &seconds(5),
+                "--max-time",
+                &seconds(600),
+                url,
+            ])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let child = command
@@ -150,9 +157,21 @@ impl Drop for HeldDownload {
     }
 }
 
+/// Seconds for curl, as many as it takes here.
+fn seconds(limit: u64) -> String {
+    patient(Duration::from_secs(limit)).as_secs().to_string()
+}
+
 fn curl(ns: &Namespace) -> Command {
     let mut command = ns.command("curl");
-    command.args(["-sS", "--fail", "--noproxy", "*", "--connect-timeout", "5"]);
+    command.args([
+        "-sS",
+        "--fail",
+        "--noproxy",
+        "*",
+        "--connect-timeout",
+        &seconds(5),
+    ]);
     command
 }
 
@@ -177,7 +196,7 @@ pub fn upload(ns: &Namespace, file: &Path, url: &str) -> Result<Duration> {
 /// When curl fails.
 pub fn whoami(ns: &Namespace, server: IpAddr) -> Result<IpAddr> {
     let mut command = curl(ns);
-    command.args(["--max-time", "10", &url(server, "whoami")]);
+    command.args(["--max-time", &seconds(10), &url(server, "whoami")]);
     first_address(command)
 }
 
@@ -187,8 +206,15 @@ pub fn whoami(ns: &Namespace, server: IpAddr) -> Result<IpAddr> {
 /// When curl fails, or the proxy does not let it through.
 pub fn through_socks(ns: &Namespace, proxy: &str, server: IpAddr) -> Result<IpAddr> {
     let mut command = ns.command("curl");
-    command.args(["-sS", "--fail", "--connect-timeout", "5", "--proxy", proxy]);
-    command.args(["--max-time", "10", &url(server, "whoami")]);
+    command.args([
+        "-sS",
+        "--fail",
+        "--connect-timeout",
+        &seconds(5),
+        "--proxy",
+        proxy,
+    ]);
+    command.args(["--max-time", &seconds(10), &url(server, "whoami")]);
     first_address(command)
 }
 
@@ -231,7 +257,11 @@ pub fn visit(
         command.arg("--cacert").arg(authority);
     }
     command.args(["--resolve", &format!("{name}:{port}:{}", host(server))]);
-    command.args(["--max-time", "10", &format!("{scheme}://{name}/site")]);
+    command.args([
+        "--max-time",
+        &seconds(10),
+        &format!("{scheme}://{name}/site"),
+    ]);
     let output = process::run(command, Duration::from_secs(20))?.ok()?;
     let mut words = output.stdout.split_whitespace();
     let mut read = || {

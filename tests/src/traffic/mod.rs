@@ -23,7 +23,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Namespace, servers::TcpEcho, wait::SOON};
+use crate::{
+    Namespace,
+    servers::TcpEcho,
+    wait::{SOON, patient},
+};
 
 /// Opens a TCP connection from `ns`. It can be used from any thread; reads and writes fail after 10 s.
 ///
@@ -31,10 +35,10 @@ use crate::{Namespace, servers::TcpEcho, wait::SOON};
 /// When it is refused or not answered within 5 s.
 pub fn connect(ns: &Namespace, target: SocketAddr) -> Result<TcpStream> {
     let stream = ns
-        .enter(|| TcpStream::connect_timeout(&target, Duration::from_secs(5)))?
+        .enter(|| TcpStream::connect_timeout(&target, patient(Duration::from_secs(5))))?
         .with_context(|| format!("connecting from {} to {target}", ns.name()))?;
-    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    stream.set_write_timeout(Some(Duration::from_secs(10)))?;
+    stream.set_read_timeout(Some(patient(Duration::from_secs(10))))?;
+    stream.set_write_timeout(Some(patient(Duration::from_secs(10))))?;
     Ok(stream)
 }
 
@@ -43,8 +47,8 @@ pub fn connect(ns: &Namespace, target: SocketAddr) -> Result<TcpStream> {
 /// # Errors
 /// What became of it; [`ErrorKind::InvalidData`] when something else came back than was sent.
 pub fn echo(target: SocketAddr) -> io::Result<()> {
-    let mut stream = TcpStream::connect_timeout(&target, SOON)?;
-    stream.set_read_timeout(Some(SOON))?;
+    let mut stream = TcpStream::connect_timeout(&target, patient(SOON))?;
+    stream.set_read_timeout(Some(patient(SOON)))?;
     stream.write_all(b"hello")?;
     let mut back = [0; 5];
     stream.read_exact(&mut back)?;

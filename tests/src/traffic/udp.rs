@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use nix::sys::socket::{setsockopt, sockopt};
 
-use crate::{Family, Namespace};
+use crate::{Family, Namespace, wait::patient};
 
 /// An unconnected UDP socket in `ns` with large buffers.
 ///
@@ -49,7 +49,7 @@ pub fn echo_sizes(ns: &Namespace, target: SocketAddr, sizes: &[usize]) -> Result
             socket
                 .send_to(&sent, target)
                 .with_context(|| format!("sending {size} bytes to {target}"))?;
-            let deadline = Instant::now() + Duration::from_secs(1);
+            let deadline = Instant::now() + patient(Duration::from_secs(1));
             while let Some((length, from)) = receive(&socket, &mut buffer, deadline)
                 .with_context(|| format!("waiting for {size} bytes from {target}"))?
             {
@@ -170,7 +170,7 @@ pub fn peers(
             continue;
         }
         for (index, asked, times) in &mut open {
-            if asked.elapsed() > Duration::from_secs(1) {
+            if asked.elapsed() > patient(Duration::from_secs(1)) {
                 *times += 1;
                 *asked = Instant::now();
                 report.resent += 1;

@@ -117,7 +117,7 @@ pub struct Synced {
 }
 
 impl Gateway {
-    /// Loads programs and maps, adopting what is pinned, and puts rules, routes and socket lookup in
+    /// Opens programs and maps, adopting what is pinned, and puts rules, routes and socket lookup in
     /// place. A failure leaves nothing that was not there before. The caller holds the place's lock.
     ///
     /// # Errors
@@ -154,6 +154,15 @@ impl Gateway {
         }
         programs.attach_lookup()?;
         Ok((programs, maps))
+    }
+
+    /// Has the kernel verify now what it otherwise would when a link is attached.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`].
+    pub fn load_programs(&mut self) -> Result<(), Error> {
+        self.programs.load_all()?;
+        Ok(())
     }
 
     /// Switches forwarding on for as long as the gateway is there.

@@ -17,6 +17,7 @@ pub mod frame;
 pub mod gateway;
 pub mod links;
 pub mod masquerade;
+pub mod modules;
 mod netlink;
 pub mod place;
 pub mod preflight;
@@ -138,6 +139,17 @@ pub enum Error {
         what: &'static str,
         /// What to do next.
         advice: &'static str,
+    },
+    /// The kernel is one without tcx, and what stands in for it is not there either.
+    #[error(
+        "cannot attach programs on Linux {kernel}: before 6.6 they are held by filters, and the kernel's modules lack \
+         {missing}; install the rest of its modules or boot a newer kernel"
+    )]
+    NoFilters {
+        /// The running kernel.
+        kernel: preflight::KernelVersion,
+        /// The modules that are missing.
+        missing: String,
     },
     /// A link that is named does not exist.
     #[error("cannot find the link {name:?}{nearest}; the links here are: {present}")]

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::links::Snapshot;
 use super::sync::Selection;
-use super::{Error, place};
+use super::{Error, modules, place};
 use crate::config::{LinkPattern, WanPattern};
 
 /// The oldest kernel that has everything that is needed.
@@ -68,7 +68,7 @@ pub struct Findings {
     pub warnings: Vec<String>,
 }
 
-/// Checks the machine: privileges, kernel, BPF file system.
+/// Checks the machine: privileges, kernel and its modules, BPF file system.
 ///
 /// # Errors
 /// The first thing that is not as it must be.
@@ -85,6 +85,13 @@ pub fn check_machine() -> Result<Findings, Error> {
             what: "BPF file system",
             advice: "boot a kernel with CONFIG_BPF_SYSCALL",
         });
+    }
+    if !kernel.has_tcx() {
+        let missing = modules::missing_for_clsact();
+        if !missing.is_empty() {
+            let missing = missing.join(" and ");
+            return Err(Error::NoFilters { kernel, missing });
+        }
     }
     let mut warnings = Vec::new();
     if !Path::new("/sys/kernel/btf/vmlinux").exists() {

@@ -75,13 +75,14 @@ impl Budget {
             .saturating_add(associations.saturating_mul(FILES_PER_ASSOCIATION))
     }
 
-    /// Divides `open_files`. A limit that is configured is taken as it is.
+    /// Divides `open_files`. A limit that is configured is taken as it is, but associations never take more than half of the
+    /// files: the rest is for connections.
     #[must_use]
     pub fn new(open_files: u64, limits: &Limits) -> Self {
         let pipes = (open_files / 32).min(MOST_PIPES);
         let associations = limits.max_associations.map_or_else(
             || (open_files / 8).clamp(1, MOST_ASSOCIATIONS),
-            |configured| configured.max(1) as u64,
+            |configured| (configured as u64).clamp(1, (open_files / 4).max(1)),
         );
         let taken = OTHER_FILES
             .saturating_add(pipes * FILES_PER_PIPE)
@@ -124,6 +125,15 @@ mod tests {
         };
         let budget = Budget::new(1024, &limits);
         assert_eq!((budget.connections, budget.associations), (3, 5));
+        // What is configured for a machine that lets in more leaves room for connections where it does not.
+        let few = Limits {
+            max_associations: Some(4096),
+            ..Limits::default()
+        };
+        let budget = Budget::new(4096, &few);
+        assert_eq!(budget.associations, 1024);
+        assert!(budget.connections > 800, "{budget:?}");
+        assert_eq!(Budget::new(20_000, &few).associations, 4096);
         // A limit so low that nothing is left still lets one through rather than none.
         assert_eq!(Budget::new(10, &Limits::default()).connections, 1);
     }

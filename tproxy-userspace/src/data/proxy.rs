@@ -110,6 +110,17 @@ impl Proxy {
         inheritance: Inheritance,
     ) -> Result<Self, Error> {
         let budget = Budget::new(raise_open_files()?, limits);
+        if let Some(wanted) = limits
+            .max_associations
+            .filter(|most| *most > budget.associations)
+        {
+            tracing::warn!(
+                "{} UDP associations at a time, not {wanted} (udp.max_associations): the limit of open files is {}; raise it \
+                 (LimitNOFILE=)",
+                budget.associations,
+                budget.open_files
+            );
+        }
         let Upstream {
             router,
             resolver,

@@ -299,6 +299,8 @@ impl Testator {
             );
         }
         let mut gateway = open_gateway(place, kernel).await?;
+        // From the next word on, what is new waits for this process.
+        gateway.load_programs()?;
         let (inheritance, state) = self.commit().await?;
         let presence = Presence::with_lock(place, lock, log)?;
         let served = serve_on(&mut gateway, config, opened, prefixes, inheritance);

@@ -36,7 +36,18 @@ const HANDLE_LOCAL: TcHandle = TcHandle::new(0, 2);
 const LOOKUP_PIN: &str = "lookup";
 const SOCK_CREATE_PIN: &str = "sock_create";
 
-/// The loaded programs.
+/// All that are attached to links.
+const CLASSIFIERS: [&str; 7] = [
+    program::LAN_INGRESS,
+    program::LAN_INGRESS_L3,
+    program::UDP_REPLY,
+    program::UDP_REPLY_L3,
+    program::LOCAL_EGRESS,
+    program::LOCAL_EGRESS_L3,
+    program::LO_INGRESS,
+];
+
+/// The programs of one object, on one set of maps.
 pub struct Programs {
     ebpf: Ebpf,
     pins: PathBuf,
@@ -95,56 +106,26 @@ impl Hook {
 }
 
 impl Programs {
-    /// Loads the programs; maps that are pinned in the folder are used, those that are missing are
-    /// made and pinned there.
+    /// Opens the programs; maps that are pinned in the folder are used, those that are missing are made and pinned
+    /// there. The kernel gets each program when it is first needed: verifying all of them takes a second, and
+    /// most gateways attach three.
     ///
     /// # Errors
-    /// [`Error::Load`], [`Error::Program`], [`Error::Version`].
+    /// [`Error::Load`], [`Error::Version`].
     pub fn load(pins: &Path) -> Result<(Self, Maps), Error> {
         // Maps of another version must be found before they are used.
         Maps::open(pins)?;
-        let mut ebpf = EbpfLoader::new()
-            .default_map_pin_directory(pins)
-            .load(OBJECT)
-            .map_err(Error::Load)?;
-        let mut maps = Maps::of(&mut ebpf)?;
+        let (programs, mut maps) = Self::load_apart(pins, &[])?;
         let mut settings = maps.settings()?;
         settings.abi = ABI_VERSION;
         maps.set_settings(settings)?;
-        let mut programs = Self {
-            ebpf,
-            pins: pins.to_owned(),
-        };
-        for name in [
-            program::LAN_INGRESS,
-            program::LAN_INGRESS_L3,
-            program::UDP_REPLY,
-            program::UDP_REPLY_L3,
-            program::LOCAL_EGRESS,
-            program::LOCAL_EGRESS_L3,
-            program::LO_INGRESS,
-        ] {
-            programs
-                .classifier(name)
-                .and_then(SchedClassifier::load)
-                .map_err(|source| Error::Program { name, source })?;
-        }
-        programs
-            .socket_lookup()
-            .and_then(SkLookup::load)
-            .map_err(|source| Error::Program {
-                name: program::SK_LOOKUP,
-                source,
-            })?;
         Ok((programs, maps))
     }
 
-    /// Loads these tc programs on the maps that are pinned in the folder, but for some maps that they get for
-    /// themselves, pinned at the paths beside their names.
+    /// The same, but for some maps that the programs get for themselves, pinned at the paths beside their names.
     pub(super) fn load_apart(
         pins: &Path,
         own: &[(&'static str, PathBuf)],
-        names: &[&'static str],
     ) -> Result<(Self, Maps), Error> {
         let mut loader = EbpfLoader::new();
         loader.default_map_pin_directory(pins);
@@ -153,38 +134,58 @@ impl Programs {
         }
         let mut ebpf = loader.load(OBJECT).map_err(Error::Load)?;
         let maps = Maps::of(&mut ebpf)?;
-        let mut programs = Self {
+        let programs = Self {
             ebpf,
             pins: pins.to_owned(),
         };
-        for name in names {
-            programs
-                .classifier(name)
-                .and_then(SchedClassifier::load)
-                .map_err(|source| Error::Program { name, source })?;
-        }
         Ok((programs, maps))
     }
 
+    /// Gives the kernel all programs that may be attached to links, for whoever must not wait for it later, and says
+    /// how many instructions it followed for each, where the kernel tells (5.16).
+    ///
+    /// # Errors
+    /// [`Error::Program`].
+    pub fn load_all(&mut self) -> Result<Vec<(&'static str, Option<u32>)>, Error> {
+        let mut verified = Vec::new();
+        for name in CLASSIFIERS {
+            let info = self.classifier(name).and_then(|program| program.info());
+            let info = info.map_err(|source| Error::Program { name, source })?;
+            verified.push((name, info.verified_instruction_count()));
+        }
+        Ok(verified)
+    }
+
+    /// A tc program, loaded.
     pub(super) fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier, ProgramError> {
-        self.ebpf
+        let program: &mut SchedClassifier = self
+            .ebpf
             .program_mut(name)
             .ok_or(ProgramError::NotLoaded)?
-            .try_into()
+            .try_into()?;
+        if program.fd().is_err() {
+            program.load()?;
+        }
+        Ok(program)
     }
 
     fn socket_lookup(&mut self) -> Result<&mut SkLookup, ProgramError> {
-        self.ebpf
+        let program: &mut SkLookup = self
+            .ebpf
             .program_mut(program::SK_LOOKUP)
             .ok_or(ProgramError::NotLoaded)?
-            .try_into()
+            .try_into()?;
+        if program.fd().is_err() {
+            program.load()?;
+        }
+        Ok(program)
     }
 
     /// Attaches socket lookup to this network namespace, or puts the new program in the place of
     /// the one a process before this one left.
     ///
     /// # Errors
-    /// [`Error::Attach`], [`Error::Pin`].
+    /// [`Error::Program`], [`Error::Attach`], [`Error::Pin`].
     pub fn attach_lookup(&mut self) -> Result<(), Error> {
         let pin = self.pins.join(LOOKUP_PIN);
         let failed = |source| Error::Attach {
@@ -196,7 +197,10 @@ impl Programs {
         // before the old one goes; while both are there they choose the same socket.
         let netns = Path::new("/proc/thread-self/ns/net");
         let file = File::open(netns).map_err(file("opening", netns))?;
-        let program = self.socket_lookup().map_err(failed)?;
+        let program = self.socket_lookup().map_err(|source| Error::Program {
+            name: program::SK_LOOKUP,
+            source,
+        })?;
         let id = program.attach(file).map_err(failed)?;
         let link: FdLink = program.take_link(id).map_err(failed)?.into();
         remove_pin(&pin)?;
@@ -251,7 +255,8 @@ impl Programs {
     /// there. Returns whether a clsact qdisc was there before (with tcx there is none to look for).
     ///
     /// # Errors
-    /// [`Error::Attach`], [`Error::Pin`]. What was attached until then is detached again.
+    /// [`Error::Program`] before anything is attached; [`Error::Attach`], [`Error::Pin`]: what was attached until then
+    /// is detached again.
     pub fn attach_link(
         &mut self,
         index: u32,
@@ -261,6 +266,11 @@ impl Programs {
         way: AttachWay,
     ) -> Result<bool, Error> {
         let hooks = hooks(roles, ethernet);
+        for hook in &hooks {
+            let name = hook.program;
+            self.classifier(name)
+                .map_err(|source| Error::Program { name, source })?;
+        }
         let attached = match way {
             AttachWay::Tcx => self.attach_tcx(index, name, &hooks).map(|()| true),
             AttachWay::Clsact => self.attach_clsact(name, &hooks),

@@ -68,16 +68,15 @@ impl Drop for Pins {
 }
 
 impl Rehearsal {
-    /// Loads the programs beside those that are attached. The caller holds the place's lock, or `detach` might
+    /// Opens the programs beside those that are attached. The caller holds the place's lock, or `detach` might
     /// come between.
     ///
     /// # Errors
-    /// [`Error::Load`], [`Error::Program`], [`Error::File`].
+    /// [`Error::Load`], [`Error::File`].
     pub fn load(pins: &Path) -> Result<Self, Error> {
         // The maps live on without their pins.
         let own = Pins::new(pins)?;
-        let names = [program::LAN_INGRESS, program::LOCAL_EGRESS];
-        let (programs, maps) = Programs::load_apart(pins, &own.0, &names)?;
+        let (programs, maps) = Programs::load_apart(pins, &own.0)?;
         Ok(Self { programs, maps })
     }
 

@@ -45,6 +45,12 @@ fn kernel(facts: &Facts) -> Vec<Finding> {
                 .because(format!("tproxy-bpf needs Linux {OLDEST_KERNEL} or later"))
                 .remedy("boot a newer kernel")
         }
+        Some(version) if !version.has_tcx() && !facts.missing_for_clsact.is_empty() => {
+            let missing = facts.missing_for_clsact.join(" and ");
+            Finding::problem(CHECK, format!("Linux {version} without the module {missing}"))
+                .because("before Linux 6.6 programs are held by filters of a clsact qdisc, which are these modules")
+                .remedy("install the rest of the kernel's modules, or boot Linux 6.6 or later")
+        }
         Some(version) => {
             let way = if version.has_tcx() {
                 "tcx links"

@@ -18,7 +18,7 @@ use crate::control::links::Snapshot;
 use crate::control::masquerade::Masquerade;
 use crate::control::place::{self, Place};
 use crate::control::sync::{Selection, Via, wanted};
-use crate::control::{Error, Netlink, cgroup, gateway, preflight, route, sysctl};
+use crate::control::{Error, Netlink, cgroup, gateway, modules, preflight, route, sysctl};
 
 /// What is to be examined beside the machine as such.
 #[derive(Clone, Debug, Default)]
@@ -74,6 +74,7 @@ pub async fn gather(subject: &Subject) -> Result<Facts, Error> {
             .map_err(Error::file("read", release))?
             .trim()
             .to_owned(),
+        missing_for_clsact: modules::missing_for_clsact(),
         missing_capabilities: preflight::missing_capabilities(&status),
         bpffs: bpffs(),
         cgroup2: cgroup::mount().ok().flatten(),

@@ -131,6 +131,8 @@ pub struct Translation {
 pub struct Facts {
     /// What the kernel calls itself.
     pub release: String,
+    /// What holds programs where there is no tcx, and is not to be had.
+    pub missing_for_clsact: Vec<&'static str>,
     /// Capabilities that the process lacks.
     pub missing_capabilities: Vec<&'static str>,
     /// The BPF file system.

@@ -36,6 +36,7 @@ fn masqueraded() -> Translation {
 fn fit() -> Facts {
     Facts {
         release: "6.12.1-generic".to_owned(),
+        missing_for_clsact: Vec::new(),
         missing_capabilities: Vec::new(),
         bpffs: Bpffs::Mounted,
         cgroup2: Some("/sys/fs/cgroup".into()),
@@ -128,11 +129,24 @@ fn each_fault_is_found_and_nothing_else() {
         fn(&mut Facts),
         &'static [(&'static str, Severity)],
     );
-    let cases: [Case; 29] = [
+    let cases: [Case; 31] = [
         (
             "old kernel",
             |f| f.release = "5.10.3".into(),
             &[("kernel", Problem)],
+        ),
+        (
+            "no tcx, and no filters",
+            |f| {
+                f.release = "6.1.0".into();
+                f.missing_for_clsact = vec!["cls_bpf"];
+            },
+            &[("kernel", Problem)],
+        ),
+        (
+            "no filters, and none needed",
+            |f| f.missing_for_clsact = vec!["cls_bpf"],
+            &[],
         ),
         (
             "odd kernel",
