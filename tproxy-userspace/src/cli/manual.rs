@@ -41,13 +41,16 @@ fn write_all(command: &clap::Command, folder: &Path) -> Result<()> {
     let name = command.get_display_name().unwrap_or(command.get_name());
     let path = folder.join(format!("{name}.1"));
     fs::write(&path, page(command)?).with_context(|| format!("writing {}", path.display()))?;
-    for below in command.get_subcommands().filter(|one| !one.is_hide_set()) {
-        // What every command has is told once.
-        if below.get_name() != "help" {
-            write_all(below, folder)?;
-        }
+    for below in told_below(command) {
+        write_all(below, folder)?;
     }
     Ok(())
+}
+
+/// The commands below a command that a person is told of. `help`, which every one has, is told once.
+fn told_below(command: &clap::Command) -> impl Iterator<Item = &clap::Command> {
+    let all = command.get_subcommands();
+    all.filter(|one| !one.is_hide_set() && one.get_name() != "help")
 }
 
 fn page(command: &clap::Command) -> Result<String> {
@@ -63,11 +66,9 @@ mod tests {
     use super::*;
 
     fn names(command: &clap::Command, into: &mut Vec<String>) {
-        for below in command.get_subcommands() {
-            if below.get_name() != "help" {
-                into.push(below.get_display_name().unwrap_or_default().to_owned());
-                names(below, into);
-            }
+        for below in told_below(command) {
+            into.push(below.get_display_name().unwrap_or_default().to_owned());
+            names(below, into);
         }
     }
 
@@ -105,10 +106,8 @@ mod tests {
         if !rows.is_empty() {
             let _ = write!(into, "\n| argument | |\n|---|---|\n{rows}");
         }
-        for below in command.get_subcommands().filter(|one| !one.is_hide_set()) {
-            if below.get_name() != "help" {
-                reference(below, into);
-            }
+        for below in told_below(command) {
+            reference(below, into);
         }
     }
 
@@ -120,10 +119,8 @@ mod tests {
         let mut command = Cli::command();
         command.build();
         let mut text = String::new();
-        for below in command.get_subcommands() {
-            if below.get_name() != "help" {
-                reference(below, &mut text);
-            }
+        for below in told_below(&command) {
+            reference(below, &mut text);
         }
         text
     }
