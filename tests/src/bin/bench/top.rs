@@ -2,15 +2,18 @@
 
 use std::{
     fs::File,
-    io::Read,
-    os::fd::OwnedFd,
+    io::{Read, Write},
+    os::{fd::OwnedFd, unix::net::UnixStream},
     process::{Child, Stdio},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        mpsc::{self, RecvTimeoutError},
+    },
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow, ensure};
 use lab::{
     Family, Lab,
     servers::Iperf,
@@ -74,7 +77,7 @@ pub fn measure(options: &Options) -> Result<Vec<Line>> {
         let report = traffic::iperf(&lab.device, iperf.address(), test)?;
         Ok(report.bits_per_second / 1e9)
     };
-    let mut samples: [Vec<f64>; 6] = Default::default();
+    let mut samples: [Vec<f64>; 7] = Default::default();
     for _ in 0..options.rounds() {
         let [alone] = shares([pid], time)?;
         let plain = gbit()?;
@@ -82,6 +85,9 @@ pub fn measure(options: &Options) -> Result<Vec<Line>> {
         let [of_top, of_proxy] = shares([top.child.id(), pid], time)?;
         let looked_at = gbit()?;
         drop(top);
+        let scraping = Scraping::start(&lab)?;
+        let [scraped] = shares([pid], time)?;
+        scraping.end()?;
         let asked = of_proxy - alone;
         let all = [
             of_top,
@@ -90,6 +96,7 @@ pub fn measure(options: &Options) -> Result<Vec<Line>> {
             plain,
             looked_at,
             looked_at / plain,
+            scraped - alone,
         ];
         for (samples, figure) in samples.iter_mut().zip(all) {
             samples.push(figure);
@@ -103,6 +110,7 @@ pub fn measure(options: &Options) -> Result<Vec<Line>> {
         ("relayed without it", "Gbit/s"),
         ("relayed with it", "Gbit/s"),
         ("with it by without it", "(ratio)"),
+        ("the proxy, for /metrics every second", "% of a core"),
     ];
     let lines = titles.into_iter().zip(samples);
     let lines = lines.map(|((title, unit), samples)| Line::new(title, unit, samples));
@@ -121,6 +129,42 @@ fn shares<const N: usize>(pids: [u32; N], time: Duration) -> Result<[f64; N]> {
         *share = 100.0 * (*after - before).as_secs_f64() / elapsed.as_secs_f64();
     }
     Ok(shares)
+}
+
+/// Reads `/metrics` every second, fifteen times as often as Prometheus by itself.
+struct Scraping {
+    ended: mpsc::Sender<()>,
+    task: thread::JoinHandle<Result<()>>,
+}
+
+impl Scraping {
+    fn start(lab: &Lab) -> Result<Self> {
+        let socket = lab.state().join("control.sock");
+        let scrape = move || -> Result<()> {
+            let mut stream = UnixStream::connect(&socket)?;
+            stream.write_all(
+                b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+            )?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            ensure!(text.contains("\ntproxy_flows"), "{text}");
+            Ok(())
+        };
+        scrape()?;
+        let (ended, end) = mpsc::channel();
+        let task = thread::spawn(move || {
+            while end.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
+                scrape()?;
+            }
+            Ok(())
+        });
+        Ok(Self { ended, task })
+    }
+
+    fn end(self) -> Result<()> {
+        drop(self.ended);
+        self.task.join().map_err(|_| anyhow!("scraping panicked"))?
+    }
 }
 
 /// `top` in a terminal that nobody looks at.
