@@ -1,7 +1,8 @@
 //! Programs of others beside ours.
 
 use aya::programs::{SchedClassifier, TcAttachType, loaded_programs};
-use tproxy_common::abi::program;
+
+use super::programs::CLASSIFIERS;
 
 /// A program that is loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,17 +17,9 @@ impl Loaded {
     /// Is it one of ours, by its name? The kernel keeps 15 bytes of it.
     #[must_use]
     pub fn is_ours(&self) -> bool {
-        [
-            program::LAN_INGRESS,
-            program::LAN_INGRESS_L3,
-            program::UDP_REPLY,
-            program::UDP_REPLY_L3,
-            program::LOCAL_EGRESS,
-            program::LOCAL_EGRESS_L3,
-            program::LO_INGRESS,
-        ]
-        .iter()
-        .any(|own| own.get(..15).unwrap_or(own) == self.name)
+        CLASSIFIERS
+            .iter()
+            .any(|own| own.get(..15).unwrap_or(own) == self.name)
     }
 }
 

@@ -37,7 +37,7 @@ const LOOKUP_PIN: &str = "lookup";
 const SOCK_CREATE_PIN: &str = "sock_create";
 
 /// All that are attached to links.
-const CLASSIFIERS: [&str; 7] = [
+pub(super) const CLASSIFIERS: [&str; 7] = [
     program::LAN_INGRESS,
     program::LAN_INGRESS_L3,
     program::UDP_REPLY,

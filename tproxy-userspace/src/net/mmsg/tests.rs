@@ -30,15 +30,21 @@ fn receive(batch: &mut RecvBatch, socket: &UdpSocket, wanted: usize) -> Vec<(Soc
     all
 }
 
+/// A receiver, where it is bound, and who sends to it.
+fn pair(address: SocketAddr) -> (UdpSocket, SocketAddr, UdpSocket) {
+    let factory = SocketFactory::default();
+    let receiver = factory.udp_receiver(address).expect("root");
+    let address = receiver.local_addr().expect("bound");
+    let sender = factory
+        .udp_outgoing(address, &Binding::default())
+        .expect("root");
+    (receiver, address, sender)
+}
+
 #[test]
 fn original_destination_and_payload_of_every_size() {
     for address in loopback() {
-        let factory = SocketFactory::default();
-        let receiver = factory.udp_receiver(address).expect("root");
-        let address = receiver.local_addr().expect("bound");
-        let sender = factory
-            .udp_outgoing(address, &Binding::default())
-            .expect("root");
+        let (receiver, address, sender) = pair(address);
         let sizes = [0, 1, 1472, 1473, 9000, 65_507];
         let payloads: Vec<Vec<u8>> = sizes.iter().map(|size| vec![7; *size]).collect();
         let report = SendBatch::default().send(
@@ -64,12 +70,7 @@ fn original_destination_and_payload_of_every_size() {
 #[test]
 fn more_than_one_batch_and_a_refused_one_in_between() {
     let [address, _] = loopback();
-    let factory = SocketFactory::default();
-    let receiver = factory.udp_receiver(address).expect("root");
-    let address = receiver.local_addr().expect("bound");
-    let sender = factory
-        .udp_outgoing(address, &Binding::default())
-        .expect("root");
+    let (receiver, address, sender) = pair(address);
     let too_large = vec![0; 65_508];
     let report = SendBatch::default().send(
         &sender,
@@ -166,12 +167,7 @@ proptest! {
 #[test]
 fn what_a_full_socket_loses_is_told() {
     for address in loopback() {
-        let factory = SocketFactory::default();
-        let receiver = factory.udp_receiver(address).expect("root");
-        let address = receiver.local_addr().expect("bound");
-        let sender = factory
-            .udp_outgoing(address, &Binding::default())
-            .expect("root");
+        let (receiver, address, sender) = pair(address);
         let mut batch = RecvBatch::default();
         let mut drain = || {
             let (mut count, mut lost) = (0, None);
