@@ -4,12 +4,13 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
+    path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, ensure};
 use lab::{
-    Family, Far, Lab, Snapshot,
+    Family, Far, Lab, Snapshot, Tproxy,
     probe::{at, fate},
     servers::TcpEcho,
     traffic::connect,
@@ -25,7 +26,15 @@ struct House<'l> {
     other: String,
 }
 
-impl House<'_> {
+impl<'l> House<'l> {
+    /// Starts a proxy with the configuration, and has another one at this path.
+    fn start(lab: &'l Lab, config: &str, other: &Path) -> Result<(Self, Tproxy)> {
+        let file = lab.write(config)?;
+        let other = other.to_str().context("UTF-8")?.to_owned();
+        let tproxy = lab.tproxy(&["run", "--config", &file])?;
+        Ok((Self { lab, file, other }, tproxy))
+    }
+
     fn run(&self, args: &[&str]) -> Result<String> {
         Ok(self.lab.tproxy_run(args)?.ok()?.stdout)
     }
@@ -70,16 +79,8 @@ fn what_cuts_the_operator_off_is_taken_back() -> Result<()> {
     let good = format!("{lan}[gateway]\nforward = true\n");
     // The machine forwards no more, and the proxy sends nothing on.
     let bad = format!("{lan}[[outbound]]\nname = \"no\"\nurl = \"block://\"\n");
-    let file = lab.write(&good)?;
-    let other = lab.dir().join("other.toml");
-    fs::write(&other, &bad)?;
-    let other = other.to_str().context("UTF-8")?.to_owned();
-    let tproxy = lab.tproxy(&["run", "--config", &file])?;
-    let house = House {
-        lab: &lab,
-        file,
-        other,
-    };
+    let (house, tproxy) = House::start(&lab, &good, &lab.dir().join("other.toml"))?;
+    fs::write(&house.other, &bad)?;
     // The operator works on a far machine, direct, and through the proxy.
     let mut session = connect(&lab.device, at(direct, 22))?;
     session.set_read_timeout(Some(SOON))?;
@@ -132,17 +133,9 @@ fn what_is_confirmed_or_applied_for_good_is_the_file_from_then_on() -> Result<()
     let far = Far::start(&lab)?;
     let one = format!("[lan]\ninterfaces = [\"{}\"]\n", lab.lan());
     let bypass = |prefix: &str| format!("{one}[bypass]\nprefixes = [\"{prefix}\"]\n");
-    let file = lab.write(&one)?;
     let folder = lab.dir().join("edited");
     fs::create_dir(&folder)?;
-    let other = folder.join("other.toml");
-    let other = other.to_str().context("UTF-8")?.to_owned();
-    let tproxy = lab.tproxy(&["run", "--config", &file])?;
-    let house = House {
-        lab: &lab,
-        file,
-        other,
-    };
+    let (house, tproxy) = House::start(&lab, &one, &folder.join("other.toml"))?;
     far.sees_proxy(&lab)?;
 
     // Bad ones change nothing.

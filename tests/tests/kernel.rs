@@ -97,6 +97,13 @@ fn bench(name: &'static str, test: impl FnOnce(&mut Bench) + Send + 'static) {
 }
 
 impl Bench {
+    /// Switches one of the settings' flags.
+    fn switch(&mut self, flag: u32, on: bool) {
+        let mut settings = self.maps.settings().unwrap();
+        settings.set(flag, on);
+        self.maps.set_settings(settings).unwrap();
+    }
+
     fn try_on(&mut self, program: &'static str, frame: &[u8], mark: u32) -> Outcome {
         self.programs
             .try_packet(&Trial {
@@ -398,12 +405,7 @@ fn lo_is_left_alone_but_for_what_was_turned_round() {
 #[test]
 fn without_a_proxy_the_policy_decides() {
     bench("down", |bench| {
-        let settings = bench.maps.settings().unwrap();
-        let flags = settings.flags | Settings::DOWN_DROPS;
-        bench
-            .maps
-            .set_settings(Settings { flags, ..settings })
-            .unwrap();
+        bench.switch(Settings::DOWN_DROPS, true);
         for destination in ["203.0.113.1", "2001:db8:f::1"] {
             for kind in [Kind::Syn, Kind::Udp] {
                 assert_eq!(bench.reason(&frame(kind, destination)), Reason::DownDropped);

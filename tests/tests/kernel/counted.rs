@@ -10,12 +10,6 @@ use super::{Bench, Kind, LO, bench, frame, frame_from};
 
 const DEVICES: [&str; 2] = ["192.168.77.2", "2001:db8:77::2"];
 
-fn switch(bench: &mut Bench, on: bool) {
-    let mut settings = bench.maps.settings().unwrap();
-    settings.set(Settings::ACCOUNT, on);
-    bench.maps.set_settings(settings).unwrap();
-}
-
 fn of(bench: &Bench, device: &str) -> Option<Traffic> {
     let address: IpAddr = device.parse().unwrap();
     let devices = account(&bench.maps).unwrap().devices;
@@ -65,7 +59,7 @@ fn what_devices_send_past_the_proxy_is_counted_and_nothing_else() {
         // Not before it is switched on.
         bench.reason(&frame(Kind::Udp, "198.51.100.1"));
         assert_eq!(account(&bench.maps).unwrap(), Account::default());
-        switch(bench, true);
+        bench.switch(Settings::ACCOUNT, true);
         for (device, near, far) in [
             (
                 DEVICES[0],
@@ -119,12 +113,7 @@ fn what_devices_send_past_the_proxy_is_counted_and_nothing_else() {
             gone.map(|network| (network.to_owned(), 4, 0))
         );
         // What ends in the gateway is not on its way past the proxy.
-        let settings = bench.maps.settings().unwrap();
-        let flags = settings.flags | Settings::DOWN_DROPS;
-        bench
-            .maps
-            .set_settings(Settings { flags, ..settings })
-            .unwrap();
+        bench.switch(Settings::DOWN_DROPS, true);
         let before = of(bench, DEVICES[0]);
         let dropped = frame(Kind::Udp, "203.0.113.1");
         assert_eq!(bench.reason(&dropped), Reason::DownDropped);
@@ -141,7 +130,7 @@ fn what_is_forwarded_to_devices_is_counted() {
                 .set_local(prefix.parse().unwrap(), Some(false))
                 .unwrap();
         }
-        switch(bench, true);
+        bench.switch(Settings::ACCOUNT, true);
         let pairs = [
             (DEVICES[0], "203.0.113.1", "192.0.2.9"),
             (DEVICES[1], "2001:db8:f::1", "2001:db8:2::9"),
@@ -165,7 +154,7 @@ fn what_is_forwarded_to_devices_is_counted() {
             networks(bench),
             both.map(|network| (network.to_owned(), 1, 1))
         );
-        switch(bench, false);
+        bench.switch(Settings::ACCOUNT, false);
         for (device, far, _) in pairs {
             to_device(bench, far, device);
             bench.reason(&frame(Kind::Udp, far));
