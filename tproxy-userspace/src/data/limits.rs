@@ -14,6 +14,8 @@ const FILES_PER_ASSOCIATION: u64 = 2;
 const FILES_PER_PIPE: u64 = 2;
 /// More pipes than this help nobody: they are only held while bytes are in flight.
 const MOST_PIPES: u64 = 256;
+/// Of so many open files there is one association at most, and with it half of the files are for connections.
+const FILES_TO_ALLOW_ASSOCIATION: u64 = 2 * FILES_PER_ASSOCIATION;
 /// More associations than this by default are a scan, not use.
 const MOST_ASSOCIATIONS: u64 = 16_384;
 
@@ -66,13 +68,14 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// How many open files so many connections and associations take, with all else that the proxy opens.
+    /// How many open files [`Self::new`] needs to let so many connections and associations in.
     #[must_use]
-    pub const fn files_for(connections: u64, associations: u64) -> u64 {
+    pub fn files_for(connections: u64, associations: u64) -> u64 {
         OTHER_FILES
             .saturating_add(MOST_PIPES * FILES_PER_PIPE)
             .saturating_add(connections.saturating_mul(FILES_PER_CONNECTION))
             .saturating_add(associations.saturating_mul(FILES_PER_ASSOCIATION))
+            .max(associations.saturating_mul(FILES_TO_ALLOW_ASSOCIATION))
     }
 
     /// Divides `open_files`. A limit that is configured is taken as it is, but associations never take more than half of the
@@ -82,7 +85,9 @@ impl Budget {
         let pipes = (open_files / 32).min(MOST_PIPES);
         let associations = limits.max_associations.map_or_else(
             || (open_files / 8).clamp(1, MOST_ASSOCIATIONS),
-            |configured| (configured as u64).clamp(1, (open_files / 4).max(1)),
+            |configured| {
+                (configured as u64).clamp(1, (open_files / FILES_TO_ALLOW_ASSOCIATION).max(1))
+            },
         );
         let taken = OTHER_FILES
             .saturating_add(pipes * FILES_PER_PIPE)
@@ -113,6 +118,20 @@ mod tests {
                 + 2 * (budget.connections + budget.associations + budget.pipes);
             assert!(used as u64 <= open_files, "{budget:?} needs {used}");
             assert!(budget.connections as u64 >= open_files / 5);
+        }
+    }
+
+    #[test]
+    fn the_files_that_are_asked_for_are_enough() {
+        for (connections, associations) in [(1024, 4096), (9_000, 16), (0, 16_384)] {
+            let limits = Limits {
+                max_associations: Some(associations),
+                ..Limits::default()
+            };
+            let files = Budget::files_for(connections as u64, associations as u64);
+            let budget = Budget::new(files, &limits);
+            assert_eq!(budget.associations, associations, "{budget:?}");
+            assert!(budget.connections >= connections, "{budget:?}");
         }
     }
 
