@@ -149,7 +149,7 @@ proptest! {
     #[test]
     fn no_rate_is_nonsense(
         steps in prop::collection::vec(
-            (1_u64..5_000, prop::collection::btree_map(1_u64..8, 0_u64..1 << 40, 0..8), 0_u32..3, 0_u8..10),
+            (prop_oneof![1_u64..4, 1_u64..5_000], prop::collection::btree_map(1_u64..8, 0_u64..1 << 40, 0..8), 0_u32..3, 0_u8..10),
             1..20,
         )
     ) {
@@ -177,7 +177,9 @@ proptest! {
             prop_assert_eq!(model.flows.len(), flows.len());
             for one in &model.flows {
                 let id = one.status.id;
-                let expected = last.as_ref().filter(|(before, ..)| *before == process).and_then(|(_, then_at, then)| {
+                // A millisecond is too short to divide by.
+                let same = last.as_ref().filter(|(before, then_at, _)| *before == process && at - then_at > 1);
+                let expected = same.and_then(|(_, then_at, then)| {
                     let seconds = (at - then_at) as f64 / 1_000.0;
                     let then = then.get(&id).copied().unwrap_or(0);
                     let up = flows[&id].checked_sub(then)?;
