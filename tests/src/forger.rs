@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use etherparse::PacketBuilder;
+use etherparse::{IpHeaders, PacketBuilder, PacketBuilderStep};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
@@ -49,15 +49,26 @@ impl Forger {
     /// # Errors
     /// When an address is of another family, or the datagram is larger than the link takes.
     pub fn send(&self, source: SocketAddr, target: SocketAddr, payload: &[u8]) -> Result<()> {
-        let packet = datagram(source, target, payload)?;
+        self.deliver(target, &datagram(source, target, payload)?)
+            .with_context(|| format!("sending from {source} to {target}"))
+    }
+
+    /// Sends the first segment of a connection that says it comes from `source`.
+    ///
+    /// # Errors
+    /// When an address is of another family, or the link is down.
+    pub fn send_syn(&self, source: SocketAddr, target: SocketAddr) -> Result<()> {
+        self.deliver(target, &syn(source, target)?)
+            .with_context(|| format!("sending a SYN from {source} to {target}"))
+    }
+
+    fn deliver(&self, target: SocketAddr, packet: &[u8]) -> Result<()> {
         if Family::of(target.ip()) != self.family {
             bail!("{target} is not of {:?}", self.family);
         }
         // The port of a raw socket's address has no meaning, and IPv6 wants it to be none.
         let hop = SocketAddr::new(target.ip(), 0);
-        self.socket
-            .send_to(&packet, &hop.into())
-            .with_context(|| format!("sending from {source} to {target}"))?;
+        self.socket.send_to(packet, &hop.into())?;
         Ok(())
     }
 
@@ -68,30 +79,22 @@ impl Forger {
         self,
         forge: impl Fn(u64) -> (SocketAddr, SocketAddr, Vec<u8>) + Send + 'static,
     ) -> Flood {
-        let sent = Arc::<AtomicU64>::default();
-        let ending = Arc::<AtomicBool>::default();
-        let (counter, end) = (Arc::clone(&sent), Arc::clone(&ending));
-        let thread = thread::spawn(move || {
-            for number in 0.. {
-                if end.load(Ordering::Relaxed) {
-                    break;
-                }
-                let (source, target, payload) = forge(number);
-                match self.send(source, target, &payload) {
-                    Ok(()) => {
-                        counter.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Err(error) if is_full(&error) => thread::yield_now(),
-                    Err(error) => return Err(error),
-                }
-            }
-            Ok(())
-        });
-        Flood {
-            sent,
-            ending,
-            thread: Some(thread),
-        }
+        Flood::start(move |number| {
+            let (source, target, payload) = forge(number);
+            self.send(source, target, &payload)
+        })
+    }
+
+    /// The same with first segments of connections (source, target).
+    #[must_use]
+    pub fn flood_syns(
+        self,
+        forge: impl Fn(u64) -> (SocketAddr, SocketAddr) + Send + 'static,
+    ) -> Flood {
+        Flood::start(move |number| {
+            let (source, target) = forge(number);
+            self.send_syn(source, target)
+        })
     }
 }
 
@@ -112,6 +115,33 @@ pub struct Flood {
 }
 
 impl Flood {
+    /// Sends the first, the second, and so on.
+    fn start(send: impl Fn(u64) -> Result<()> + Send + 'static) -> Self {
+        let sent = Arc::<AtomicU64>::default();
+        let ending = Arc::<AtomicBool>::default();
+        let (counter, end) = (Arc::clone(&sent), Arc::clone(&ending));
+        let thread = thread::spawn(move || {
+            for number in 0.. {
+                if end.load(Ordering::Relaxed) {
+                    break;
+                }
+                match send(number) {
+                    Ok(()) => {
+                        counter.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Err(error) if is_full(&error) => thread::yield_now(),
+                    Err(error) => return Err(error),
+                }
+            }
+            Ok(())
+        });
+        Self {
+            sent,
+            ending,
+            thread: Some(thread),
+        }
+    }
+
     /// How many datagrams it has sent.
     #[must_use]
     pub fn sent(&self) -> u64 {
@@ -153,16 +183,27 @@ impl Drop for Flood {
     }
 }
 
-fn datagram(source: SocketAddr, target: SocketAddr, payload: &[u8]) -> Result<Vec<u8>> {
+fn ip(source: SocketAddr, target: SocketAddr) -> Result<PacketBuilderStep<IpHeaders>> {
     const HOPS: u8 = 64;
-    let builder = match (source.ip(), target.ip()) {
+    Ok(match (source.ip(), target.ip()) {
         (IpAddr::V4(from), IpAddr::V4(to)) => PacketBuilder::ipv4(from.octets(), to.octets(), HOPS),
         (IpAddr::V6(from), IpAddr::V6(to)) => PacketBuilder::ipv6(from.octets(), to.octets(), HOPS),
         _ => bail!("{source} and {target} are of two families"),
-    };
-    let builder = builder.udp(source.port(), target.port());
+    })
+}
+
+fn datagram(source: SocketAddr, target: SocketAddr, payload: &[u8]) -> Result<Vec<u8>> {
+    let builder = ip(source, target)?.udp(source.port(), target.port());
     let mut packet = Vec::with_capacity(builder.size(payload.len()));
     builder.write(&mut packet, payload)?;
+    Ok(packet)
+}
+
+fn syn(source: SocketAddr, target: SocketAddr) -> Result<Vec<u8>> {
+    let builder = ip(source, target)?.tcp(source.port(), target.port(), 1, 64_000);
+    let builder = builder.syn();
+    let mut packet = Vec::with_capacity(builder.size(0));
+    builder.write(&mut packet, &[])?;
     Ok(packet)
 }
 
@@ -173,9 +214,28 @@ pub fn dns_answer(id: u16, name: &str, address: IpAddr) -> Vec<u8> {
         IpAddr::V4(address) => (1_u16, address.octets().to_vec()),
         IpAddr::V6(address) => (28, address.octets().to_vec()),
     };
-    let mut message = id.to_be_bytes().to_vec();
     // Response, recursion desired and available; one question, one answer.
-    message.extend([0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
+    let mut message = dns_message(id, [0x81, 0x80, 0, 1, 0, 1], name, kind);
+    let [high, low] = kind.to_be_bytes();
+    // The name again, by its place.
+    message.extend([0xc0, 12, high, low, 0, 1, 0, 0, 1, 44, 0]);
+    message.push(if kind == 1 { 4 } else { 16 });
+    message.extend(data);
+    message
+}
+
+/// A question for the IPv4 addresses of `name` (RFC 1035, 4).
+#[must_use]
+pub fn dns_question(id: u16, name: &str) -> Vec<u8> {
+    // Recursion desired; one question.
+    dns_message(id, [1, 0, 0, 1, 0, 0], name, 1)
+}
+
+/// A message up to the end of its question. `head` is the header from the flags to the number of answers.
+fn dns_message(id: u16, head: [u8; 6], name: &str, kind: u16) -> Vec<u8> {
+    let mut message = id.to_be_bytes().to_vec();
+    message.extend(head);
+    message.extend([0; 4]);
     for label in name.split('.') {
         // A label has at most 63 bytes.
         message.push(u8::try_from(label.len()).unwrap_or(63));
@@ -184,10 +244,6 @@ pub fn dns_answer(id: u16, name: &str, address: IpAddr) -> Vec<u8> {
     message.push(0);
     let [high, low] = kind.to_be_bytes();
     message.extend([high, low, 0, 1]);
-    // The name again, by its place.
-    message.extend([0xc0, 12, high, low, 0, 1, 0, 0, 1, 44, 0]);
-    message.push(if kind == 1 { 4 } else { 16 });
-    message.extend(data);
     message
 }
 

@@ -7,7 +7,7 @@
 use core::mem::size_of;
 
 /// Counts the changes of what is in this file. Maps of another version are not used.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// The bits of a packet or socket mark that belong to tproxy-bpf. All others are left as they are.
 ///
@@ -142,7 +142,11 @@ pub mod program {
     pub const SK_LOOKUP: &str = "lookup";
 }
 
-/// The proxy's sockets, as keys of the map [`map::LISTENERS`].
+/// In how many lanes connections and datagrams of each family come to the proxy, a power of two. Those of one device all
+/// come in the same lane, which is a socket with a queue of its own. So a device that floods fills its own lane alone.
+pub const LANES: u32 = 16;
+
+/// The proxy's sockets. Each has a place in the map [`map::LISTENERS`] for each of its lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Listener {
@@ -157,8 +161,17 @@ pub enum Listener {
 }
 
 impl Listener {
-    /// All of them, in the order of their keys.
+    /// All of them.
     pub const ALL: [Self; 4] = [Self::Tcp4, Self::Tcp6, Self::Udp4, Self::Udp6];
+    /// How many places [`map::LISTENERS`] has.
+    pub const SLOTS: u32 = Self::ALL.len() as u32 * LANES;
+
+    /// The key in [`map::LISTENERS`] of the socket of this lane, which is below [`LANES`].
+    #[inline(always)]
+    #[must_use]
+    pub const fn slot(self, lane: u32) -> u32 {
+        self as u32 * LANES + lane
+    }
 }
 
 /// What the kernel half does, as far as it can be changed while it runs.

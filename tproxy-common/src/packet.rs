@@ -3,7 +3,7 @@
 //! The parser reads through [`PacketBytes`], so the very code that the verifier accepts in the kernel
 //! is tested on slices on the host. It never trusts a length field further than the bytes reach.
 
-use crate::abi::{Listener, NETWORK_V4, NETWORK_V6};
+use crate::abi::{LANES, Listener, NETWORK_V4, NETWORK_V6};
 
 /// Ethertype of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
@@ -155,6 +155,22 @@ impl Addresses {
                 destination: source,
             },
         }
+    }
+
+    /// In which lane what the sender sends comes to the proxy, below [`LANES`]. Neighbouring addresses come in different ones
+    /// (Fibonacci hashing: Knuth, The Art of Computer Programming, volume 3, 6.4).
+    #[inline(always)]
+    #[must_use]
+    pub const fn lane(&self) -> u32 {
+        const GOLDEN: u32 = 0x9e37_79b1;
+        let number = match *self {
+            Self::V4 { source, .. } => u32::from_be(source),
+            Self::V6 { source, .. } => u32::from_be(source[0])
+                .wrapping_add(u32::from_be(source[1]))
+                .wrapping_add(u32::from_be(source[2]))
+                .wrapping_add(u32::from_be(source[3])),
+        };
+        number.wrapping_mul(GOLDEN) >> (u32::BITS - LANES.ilog2())
     }
 
     /// Both as IPv6 addresses, IPv4 in its IPv4-mapped form (RFC 4291, 2.5.5.2).

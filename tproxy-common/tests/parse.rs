@@ -4,6 +4,7 @@ mod frames;
 
 use frames::{Between, Extension, Frame, Payload, Place, any_extension, any_frame, any_tags};
 use proptest::prelude::*;
+use tproxy_common::abi::LANES;
 use tproxy_common::packet::{
     Addresses, ETHERTYPE_IPV4, ETHERTYPE_IPV6, MAX_EXTENSIONS, Transport, Unparsed, parse,
     parse_frame,
@@ -372,4 +373,35 @@ fn a_later_fragment_of_another_protocol_is_another_protocol() {
         let bytes = frame.around(payload.protocol(), &[0; 8], Some(place));
         assert_eq!(transport(&bytes), Transport::Other);
     }
+}
+
+#[test]
+fn neighbours_come_in_different_lanes() {
+    let lanes = |all: Vec<Addresses>| all.iter().map(Addresses::lane).collect::<Vec<_>>();
+    let v4 = (1..=16).map(|n| Addresses::V4 {
+        source: u32::from_ne_bytes([192, 168, 1, n]),
+        destination: 0,
+    });
+    let v6 = (1..=16_u16).map(|n| {
+        let address: std::net::Ipv6Addr = format!("2001:db8::{n:x}").parse().unwrap();
+        let word = |at: usize| u32::from_ne_bytes(address.octets()[at..at + 4].try_into().unwrap());
+        Addresses::V6 {
+            source: [word(0), word(4), word(8), word(12)],
+            destination: [0; 4],
+        }
+    });
+    for lanes in [lanes(v4.collect()), lanes(v6.collect())] {
+        assert!(lanes.iter().all(|lane| *lane < LANES), "{lanes:?}");
+        let most = (0..LANES).map(|lane| lanes.iter().filter(|other| **other == lane).count());
+        assert!(most.max() <= Some(2), "{lanes:?}");
+    }
+    // Where it goes has no say.
+    let one = |destination| {
+        Addresses::V4 {
+            source: 7,
+            destination,
+        }
+        .lane()
+    };
+    assert_eq!(one(1), one(u32::MAX));
 }

@@ -70,9 +70,9 @@ fn steer(skb: Skb, packet: &Packet, target: Target, settings: Settings) -> Done 
     let up = match target {
         // Found already, or nobody is to be found.
         Target::Connection | Target::Gone => true,
-        Target::Reassembly => listener_is_up(listener),
+        Target::Reassembly => listener_is_up(listener, &packet.addresses),
         Target::Listener | Target::Resolver | Target::OwnResolver => {
-            assign_listener(skb.as_ptr().cast(), listener) == Assigned::Done
+            assign_listener(skb.as_ptr().cast(), listener, &packet.addresses) == Assigned::Done
         }
     };
     if !up {

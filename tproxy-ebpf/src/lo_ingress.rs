@@ -34,6 +34,6 @@ pub fn run(ctx: &TcContext) -> i32 {
         _ => return CONTINUE,
     }
     // With the proxy gone since, the packet ends here: it is marked, and no socket wants it.
-    let _ = assign_listener(skb.as_ptr().cast(), packet.listener());
+    let _ = assign_listener(skb.as_ptr().cast(), packet.listener(), &packet.addresses);
     CONTINUE
 }

@@ -84,7 +84,7 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
 #[inline(always)]
 fn steer(skb: Skb, framing: Framing, packet: &Packet, target: Target, settings: Settings) -> Done {
     if !matches!(target, Target::Connection | Target::Gone) {
-        if !listener_is_up(packet.listener()) {
+        if !listener_is_up(packet.listener(), &packet.addresses) {
             return down(packet, settings);
         }
         remember(packet);

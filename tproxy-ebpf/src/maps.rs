@@ -27,7 +27,7 @@ pub static COUNTERS: PerCpuArray<Counter> = PerCpuArray::pinned(Reason::COUNT as
 /// The proxy's sockets. Written by the proxy when it is ready; a socket that closes, and so a proxy
 /// that dies, leaves the map by itself. An empty slot is how the programs know that no proxy runs.
 #[map]
-pub static LISTENERS: SockMap = SockMap::pinned(Listener::ALL.len() as u32, 0);
+pub static LISTENERS: SockMap = SockMap::pinned(Listener::SLOTS, 0);
 
 /// Bypassed prefixes. Written by the commands and the configuration; the programs count hits in
 /// the values. Memory is used only for the entries that are there.

@@ -36,20 +36,20 @@ pub fn run(ctx: &SkLookupContext) -> u32 {
     // Also run whenever `lan_ingress` looks for the socket of a direct connection: one question is
     // enough then. Not counted, since the two uses look the same from here.
     } else if is_steered(&addresses, &ports(lookup)) {
-        assign(ctx, if v4 { Listener::Tcp4 } else { Listener::Tcp6 });
+        let listener = if v4 { Listener::Tcp4 } else { Listener::Tcp6 };
+        assign(ctx, listener, &addresses);
     }
     PASS
 }
 
 #[inline(always)]
 fn datagram(ctx: &SkLookupContext, addresses: &Addresses, v4: bool, interface: u32) {
+    let receiver = if v4 { Listener::Udp4 } else { Listener::Udp6 };
     match locality(addresses) {
         // A destination that is not the gateway's got here by the mark only, so it was steered.
         // The link may be the bridge that the LAN link is a port of, whose sources are its own.
         Locality::Foreign => {
-            if admitted(addresses, interface)
-                && assign(ctx, if v4 { Listener::Udp4 } else { Listener::Udp6 })
-            {
+            if admitted(addresses, interface) && assign(ctx, receiver, addresses) {
                 steered(ctx, addresses, interface);
             }
         }
@@ -64,7 +64,7 @@ fn datagram(ctx: &SkLookupContext, addresses: &Addresses, v4: bool, interface: u
                 && ports.destination == DNS_PORT.to_be()
                 && admitted(addresses, interface)
             {
-                if assign(ctx, if v4 { Listener::Udp4 } else { Listener::Udp6 }) {
+                if assign(ctx, receiver, addresses) {
                     steered(ctx, addresses, interface);
                 }
             } else if interface != LOOPBACK
@@ -96,8 +96,8 @@ fn steered(ctx: &SkLookupContext, addresses: &Addresses, interface: u32) {
 }
 
 #[inline(always)]
-fn assign(ctx: &SkLookupContext, listener: Listener) -> bool {
-    assign_listener(ctx.lookup.cast(), listener) == Assigned::Done
+fn assign(ctx: &SkLookupContext, listener: Listener, addresses: &Addresses) -> bool {
+    assign_listener(ctx.lookup.cast(), listener, addresses) == Assigned::Done
 }
 
 #[inline(always)]

@@ -111,10 +111,10 @@ pub enum Assigned {
     Down,
 }
 
-/// Gives the packet or the look-up at `ctx` to a listener of the proxy.
+/// Gives the packet or the look-up at `ctx` to a listener of the proxy, in the sender's lane.
 #[inline(always)]
-pub fn assign_listener(ctx: *mut c_void, listener: Listener) -> Assigned {
-    with_listener(listener, |sock| {
+pub fn assign_listener(ctx: *mut c_void, listener: Listener, addresses: &Addresses) -> Assigned {
+    with_listener(listener, addresses, |sock| {
         // SAFETY: both pointers are valid for the run of the program.
         let error = unsafe { bpf_sk_assign(ctx, sock, 0) };
         if error != 0 {
@@ -126,13 +126,23 @@ pub fn assign_listener(ctx: *mut c_void, listener: Listener) -> Assigned {
 
 /// Is there such a socket, that is: does a proxy run?
 #[inline(always)]
-pub fn listener_is_up(listener: Listener) -> bool {
-    with_listener(listener, |_| true) == Assigned::Done
+pub fn listener_is_up(listener: Listener, addresses: &Addresses) -> bool {
+    with_listener(listener, addresses, |_| true) == Assigned::Done
+}
+
+/// Where the socket is that serves the sender.
+#[inline(never)]
+fn slot(listener: Listener, addresses: &Addresses) -> u32 {
+    listener.slot(addresses.lane())
 }
 
 #[inline(always)]
-fn with_listener(listener: Listener, act: impl FnOnce(*mut c_void) -> bool) -> Assigned {
-    let key = listener as u32;
+fn with_listener(
+    listener: Listener,
+    addresses: &Addresses,
+    act: impl FnOnce(*mut c_void) -> bool,
+) -> Assigned {
+    let key = slot(listener, addresses);
     // SAFETY: the helper reads the key; the socket it returns is released on every path.
     unsafe {
         let sock = bpf_map_lookup_elem(

@@ -9,6 +9,7 @@
 //! | [`Iperf`] | iperf3 | throughput both ways, UDP loss |
 //! | [`UdpEcho`] | here | datagrams of any size at many ports, answered from the address asked |
 //! | [`TcpEcho`] | here | half-close, connection rates, something like SSH on the gateway, a banner |
+//! | [`OneByte`] | here | thousands of connections |
 //! | [`Danted`] | danted | SOCKS5 with user and password, CONNECT and UDP ASSOCIATE, both families |
 //! | [`Microsocks`] | microsocks | SOCKS5 with user and password, CONNECT only |
 //! | [`Tinyproxy`], [`Stunnel`] | tinyproxy, stunnel | HTTP's CONNECT with and without password and TLS |
@@ -22,6 +23,7 @@ mod files;
 mod http_proxy;
 mod iperf;
 mod nginx;
+mod one_byte;
 mod shadowsocks;
 mod socks;
 mod tcp_echo;
@@ -35,6 +37,7 @@ pub use files::{Content, Hasher, hash_file, hash_reader};
 pub use http_proxy::{Stunnel, Tinyproxy};
 pub use iperf::Iperf;
 pub use nginx::{Nginx, Request};
+pub use one_byte::OneByte;
 pub use shadowsocks::Shadowsocks;
 pub use socks::{Danted, Microsocks, PASSWORD, USER, V2ray};
 pub use tcp_echo::TcpEcho;

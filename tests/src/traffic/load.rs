@@ -1,15 +1,21 @@
-//! Short connections without a pause, of which none may fail.
+//! Many connections: short ones without a pause, of which none may fail, and thousands that stay.
 
 use std::{
+    io::{self, Read, Write},
+    net::{SocketAddr, TcpStream},
     sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 
 use super::echo;
-use crate::{Family, Lab, probe::at};
+use crate::{
+    Family, Lab,
+    probe::at,
+    wait::{SOON, patient},
+};
 
 /// How many threads make them.
 const WORKERS: u32 = 4;
@@ -64,4 +70,25 @@ pub fn under_load<T>(
         failed.len()
     );
     Ok((done, count))
+}
+
+/// So many connections from the namespace of this thread, in turn to each target. Each says `first` and has a byte for an
+/// answer.
+///
+/// # Errors
+/// When one of them does not come about.
+pub fn hold(targets: &[SocketAddr], count: usize, first: &[u8]) -> Result<Vec<TcpStream>> {
+    (0..count)
+        .map(|number| {
+            let target = targets[number % targets.len()];
+            let connect = || {
+                let mut stream = TcpStream::connect(target)?;
+                stream.set_read_timeout(Some(patient(SOON)))?;
+                stream.write_all(first)?;
+                stream.read_exact(&mut [0])?;
+                Ok::<_, io::Error>(stream)
+            };
+            connect().with_context(|| format!("opening connection {} of {count}", number + 1))
+        })
+        .collect()
 }

@@ -135,7 +135,7 @@ fn a_refused_assignment_is_a_message_with_its_error() {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
         bench
             .maps
-            .set_listener(Listener::Udp4, Some(socket.as_fd()))
+            .set_listener(Listener::Udp4, &[socket.as_fd()])
             .unwrap();
         let frame = frame(Kind::Udp, "203.0.113.1");
         // Without a listener for the programs nothing is kept.

@@ -13,7 +13,7 @@ use tproxy_userspace::control::doctor::{
     Files, Finding, Severity, Subject, Wanted, attached_links, examine, gather,
 };
 use tproxy_userspace::control::links::Snapshot;
-use tproxy_userspace::data::Budget;
+use tproxy_userspace::data::{Budget, ENOUGH_CONNECTIONS};
 
 use super::run::{DEFAULT_CONFIG, load, parse_patterns};
 use super::{DoctorArgs, output, small_runtime};
@@ -105,13 +105,11 @@ fn own_dns_servers(config: &Config) -> Vec<SocketAddr> {
 
 /// How many open files the configuration lets in.
 fn files(config: &Config) -> Files {
-    /// With no limit of connections there are as many as files; with fewer than these a house notices.
-    const ENOUGH: u32 = 1024;
-    let connections = config.tcp.max_connections.unwrap_or(ENOUGH).into();
+    let connections = config.tcp.max_connections.map(u64::from);
     let associations = config.udp.max_associations.into();
     Files {
         needed: Budget::files_for(connections, associations),
-        connections,
+        connections: connections.unwrap_or(ENOUGH_CONNECTIONS),
         associations,
     }
 }

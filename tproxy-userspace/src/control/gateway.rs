@@ -260,15 +260,15 @@ impl Gateway {
     /// [`Error::Bpf`].
     pub fn publish(
         &mut self,
-        sockets: &[(Listener, BorrowedFd<'_>)],
+        sockets: &[(Listener, Vec<BorrowedFd<'_>>)],
         reply_ports: (u16, u16),
     ) -> Result<(), Error> {
         let mut settings = self.maps.settings()?;
         settings.reply_port_v4 = reply_ports.0.to_be();
         settings.reply_port_v6 = reply_ports.1.to_be();
         self.maps.set_settings(settings)?;
-        for (listener, socket) in sockets {
-            self.maps.set_listener(*listener, Some(*socket))?;
+        for (listener, sockets) in sockets {
+            self.maps.set_listener(*listener, sockets)?;
         }
         Ok(())
     }
@@ -280,7 +280,7 @@ impl Gateway {
     /// [`Error::Bpf`].
     pub fn retract(&mut self) -> Result<(), Error> {
         for listener in Listener::ALL {
-            self.maps.set_listener(listener, None)?;
+            self.maps.set_listener(listener, &[])?;
         }
         // Who answers questions is gone for good, and whom they are for may be there.
         self.hijack_dns(false)

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{PoisonError, RwLock};
 
-use super::sockets::Sockets;
+use super::sockets::{Family, Sockets};
 
 /// Knows the proxy's own sockets and the gateway's own addresses.
 #[derive(Debug, Default)]
@@ -14,20 +14,20 @@ pub struct Guard {
     own: RwLock<BTreeSet<IpAddr>>,
 }
 
-/// The ports of the sockets of one kind. 0 for a family that is not there.
-#[derive(Clone, Copy, Debug, Default)]
+/// The ports of the sockets of one kind. None for a family that is not there.
+#[derive(Clone, Debug, Default)]
 struct Ports {
-    v4: u16,
-    v6: u16,
+    v4: Vec<u16>,
+    v6: Vec<u16>,
 }
 
 impl Ports {
-    fn has(self, address: SocketAddr) -> bool {
-        let port = match address.ip().to_canonical() {
-            IpAddr::V4(_) => self.v4,
-            IpAddr::V6(_) => self.v6,
+    fn has(&self, address: SocketAddr) -> bool {
+        let ports = match address.ip().to_canonical() {
+            IpAddr::V4(_) => &self.v4,
+            IpAddr::V6(_) => &self.v6,
         };
-        port != 0 && port == address.port()
+        ports.contains(&address.port())
     }
 }
 
@@ -35,13 +35,13 @@ impl Guard {
     /// `own` are the gateway's addresses.
     #[must_use]
     pub fn new(sockets: &Sockets, own: BTreeSet<IpAddr>) -> Self {
-        let ports = |port: fn(&super::sockets::Family) -> u16| Ports {
-            v4: port(&sockets.v4),
-            v6: sockets.v6.as_ref().map_or(0, port),
+        let ports = |ports: fn(&Family) -> Vec<u16>| Ports {
+            v4: ports(&sockets.v4),
+            v6: sockets.v6.as_ref().map(ports).unwrap_or_default(),
         };
         Self {
-            listeners: ports(|family| family.listener_address.port()),
-            receivers: ports(|family| family.receiver_address.port()),
+            listeners: ports(|family| family.listeners.iter().map(|one| one.1.port()).collect()),
+            receivers: ports(|family| vec![family.receiver_address.port()]),
             own: RwLock::new(own),
         }
     }
@@ -79,8 +79,14 @@ mod tests {
     #[test]
     fn every_form_of_an_own_address_with_the_listeners_port_is_the_listener() {
         let guard = Guard {
-            listeners: Ports { v4: 7000, v6: 7001 },
-            receivers: Ports { v4: 7002, v6: 0 },
+            listeners: Ports {
+                v4: vec![6000, 7000],
+                v6: vec![7001],
+            },
+            receivers: Ports {
+                v4: vec![7002],
+                v6: Vec::new(),
+            },
             own: RwLock::default(),
         };
         let own = ["192.0.2.1", "2001:db8::1"].map(|ip| ip.parse().expect("a literal"));

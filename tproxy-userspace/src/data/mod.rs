@@ -32,7 +32,7 @@ mod way;
 
 pub use self::check::{CheckSettings, CheckUrl};
 pub use self::exit::{GroupStatus, NamedGroup};
-pub use self::limits::{Budget, Limits};
+pub use self::limits::{Budget, ENOUGH_CONNECTIONS, Limits};
 pub use self::live::{Account, Bytes, Flow, FlowStatus};
 pub use self::outbound::{Outbound, OutboundError};
 pub use self::proxy::{DrainReport, Handed, Inheritance, Proxy};

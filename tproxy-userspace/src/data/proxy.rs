@@ -179,14 +179,18 @@ impl Proxy {
         let sockets = self.sockets.as_ref().map(Sockets::duplicate);
         let sockets = sockets.transpose().map_err(Error::Register)?;
         for family in sockets.into_iter().flat_map(Sockets::families) {
-            let listener = tcp::register(family.listener).map_err(Error::Register)?;
-            let accepting = Arc::clone(&self.tcp).accept(listener, family.listener_address);
-            self.accepting.push(tokio::spawn(accepting));
-            let receiver = UdpRelay::register(family.receiver, family.receiver_address);
-            let receiver = receiver.map_err(Error::Register)?;
-            self.receivers.push(Arc::clone(&receiver));
-            let receiving = Arc::clone(&self.udp).receive(receiver);
-            self.receiving.push(tokio::spawn(receiving));
+            for (listener, own) in family.listeners {
+                let listener = tcp::register(listener).map_err(Error::Register)?;
+                let accepting = Arc::clone(&self.tcp).accept(listener, own);
+                self.accepting.push(tokio::spawn(accepting));
+            }
+            for receiver in family.receivers {
+                let receiver = UdpRelay::register(receiver, family.receiver_address);
+                let receiver = receiver.map_err(Error::Register)?;
+                self.receivers.push(Arc::clone(&receiver));
+                let receiving = Arc::clone(&self.udp).receive(receiver);
+                self.receiving.push(tokio::spawn(receiving));
+            }
         }
         Ok(())
     }

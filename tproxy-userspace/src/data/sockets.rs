@@ -1,11 +1,17 @@
 //! The sockets that devices reach.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use nix::sys::socket::{SockType, getsockopt, sockopt};
+use tproxy_common::abi;
 
 use super::{Error, Limits};
 use crate::net::{NetError, SocketFactory};
+
+/// How many receivers each family has.
+const LANES: usize = abi::LANES as usize;
 
 /// The proxy's listeners and receivers, bound to loopback addresses: only what the kernel half assigns to
 /// them gets there from outside the machine.
@@ -15,12 +21,13 @@ pub struct Sockets {
     pub(super) v6: Option<Family>,
 }
 
-/// The two sockets of one address family.
+/// The sockets of one address family.
 #[derive(Debug)]
 pub(super) struct Family {
-    pub(super) listener: TcpListener,
-    pub(super) listener_address: SocketAddr,
-    pub(super) receiver: UdpSocket,
+    /// One for each lane, with its address. The first has the port that is configured.
+    pub(super) listeners: Vec<(TcpListener, SocketAddr)>,
+    /// One for each lane, all at the same address.
+    pub(super) receivers: Vec<UdpSocket>,
     pub(super) receiver_address: SocketAddr,
 }
 
@@ -48,28 +55,35 @@ impl Sockets {
         Ok(Self { v4, v6 })
     }
 
-    /// The sockets that another process had bound: listener and receiver for IPv4, then the same for IPv6 if the machine
-    /// has it.
+    /// The sockets that another process had bound, in any order but for that of the lanes.
     ///
     /// # Errors
     /// `InvalidData` when they are not those.
     pub fn from_files(files: Vec<OwnedFd>) -> io::Result<Self> {
-        let mut files = files.into_iter();
-        let mut family = || match (files.next(), files.next()) {
-            (Some(listener), Some(receiver)) => {
-                Family::of(listener.into(), receiver.into()).map(Some)
+        let (mut v4, mut v6) = (Family::empty(), Family::empty());
+        for file in files {
+            if getsockopt(&file, sockopt::SockType)? == SockType::Datagram {
+                let receiver = UdpSocket::from(file);
+                let address = receiver.local_addr()?;
+                let family = if address.is_ipv4() { &mut v4 } else { &mut v6 };
+                family.receiver_address = address;
+                family.receivers.push(receiver);
+            } else {
+                let listener = TcpListener::from(file);
+                let address = listener.local_addr()?;
+                let family = if address.is_ipv4() { &mut v4 } else { &mut v6 };
+                family.listeners.push((listener, address));
             }
-            _ => Ok(None),
-        };
-        let (v4, v6) = (family()?, family()?);
-        let v4 = v4.filter(|family| family.listener_address.is_ipv4());
-        let fits = v6
-            .as_ref()
-            .is_none_or(|family| family.listener_address.is_ipv6());
-        match v4 {
-            Some(v4) if fits => Ok(Self { v4, v6 }),
-            _ => Err(io::ErrorKind::InvalidData.into()),
         }
+        let whole = |family: &Family| !family.listeners.is_empty() && !family.receivers.is_empty();
+        let absent = |family: &Family| family.listeners.is_empty() && family.receivers.is_empty();
+        if !whole(&v4) || !(whole(&v6) || absent(&v6)) {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        Ok(Self {
+            v4,
+            v6: Some(v6).filter(whole),
+        })
     }
 
     /// The same sockets once more.
@@ -83,48 +97,47 @@ impl Sockets {
         })
     }
 
-    /// All of them, in the order of [`from_files`](Self::from_files).
+    /// All of them.
     #[must_use]
     pub fn files(&self) -> Vec<BorrowedFd<'_>> {
-        let sockets = [
-            self.tcp4_fd(),
-            self.udp4_fd(),
-            self.tcp6_fd(),
-            self.udp6_fd(),
-        ];
-        sockets.into_iter().flatten().collect()
+        [self.tcp4(), self.udp4(), self.tcp6(), self.udp6()].concat()
     }
 
-    /// Is this the port of all of them?
+    /// Is this the port that was configured for them?
     #[must_use]
     pub fn all_have(&self, port: u16) -> bool {
         let families = [Some(&self.v4), self.v6.as_ref()].into_iter().flatten();
-        let mut addresses = families.flat_map(|one| [one.listener_address, one.receiver_address]);
+        let mut addresses = families.flat_map(|one| {
+            let listener = one.listeners.first().map(|(_, address)| *address);
+            listener.into_iter().chain([one.receiver_address])
+        });
         addresses.all(|address| address.port() == port)
     }
 
-    /// The listener for IPv4.
+    /// The listeners for IPv4, by lane.
     #[must_use]
-    pub fn tcp4_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.v4.listener.as_fd())
+    pub fn tcp4(&self) -> Vec<BorrowedFd<'_>> {
+        self.v4.listeners.iter().map(|one| one.0.as_fd()).collect()
     }
 
-    /// The listener for IPv6. None on a machine without IPv6.
+    /// The listeners for IPv6, by lane. None on a machine without IPv6.
     #[must_use]
-    pub fn tcp6_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.v6.as_ref().map(|family| family.listener.as_fd())
+    pub fn tcp6(&self) -> Vec<BorrowedFd<'_>> {
+        let listeners = self.v6.iter().flat_map(|family| &family.listeners);
+        listeners.map(|one| one.0.as_fd()).collect()
     }
 
-    /// The receiver for IPv4.
+    /// The receivers for IPv4, by lane.
     #[must_use]
-    pub fn udp4_fd(&self) -> Option<BorrowedFd<'_>> {
-        Some(self.v4.receiver.as_fd())
+    pub fn udp4(&self) -> Vec<BorrowedFd<'_>> {
+        self.v4.receivers.iter().map(AsFd::as_fd).collect()
     }
 
-    /// The receiver for IPv6. None on a machine without IPv6.
+    /// The receivers for IPv6, by lane. None on a machine without IPv6.
     #[must_use]
-    pub fn udp6_fd(&self) -> Option<BorrowedFd<'_>> {
-        self.v6.as_ref().map(|family| family.receiver.as_fd())
+    pub fn udp6(&self) -> Vec<BorrowedFd<'_>> {
+        let receivers = self.v6.iter().flat_map(|family| &family.receivers);
+        receivers.map(AsFd::as_fd).collect()
     }
 
     /// The ports (plain numbers) that UDP replies leave from until the kernel half writes the right one,
@@ -144,19 +157,21 @@ impl Sockets {
 }
 
 impl Family {
-    fn of(listener: TcpListener, receiver: UdpSocket) -> io::Result<Self> {
-        Ok(Self {
-            listener_address: listener.local_addr()?,
-            receiver_address: receiver.local_addr()?,
-            listener,
-            receiver,
-        })
+    const fn empty() -> Self {
+        Self {
+            listeners: Vec::new(),
+            receivers: Vec::new(),
+            receiver_address: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
+        }
     }
 
     fn duplicate(&self) -> io::Result<Self> {
+        let listeners = self.listeners.iter();
+        let listeners = listeners.map(|(listener, address)| Ok((listener.try_clone()?, *address)));
+        let receivers = self.receivers.iter().map(UdpSocket::try_clone);
         Ok(Self {
-            listener: self.listener.try_clone()?,
-            receiver: self.receiver.try_clone()?,
+            listeners: listeners.collect::<io::Result<_>>()?,
+            receivers: receivers.collect::<io::Result<_>>()?,
             ..*self
         })
     }
@@ -166,13 +181,18 @@ impl Family {
         address: SocketAddr,
         limits: &Limits,
     ) -> Result<Self, NetError> {
-        let listener = factory.tcp_listener(address, limits.keepalive)?;
-        let receiver = factory.udp_receiver(address)?;
+        let any = SocketAddr::new(address.ip(), 0);
+        let listener = |lane| {
+            let address = if lane == 0 { address } else { any };
+            let listener = factory.tcp_listener(address, limits.keepalive)?;
+            let address = listener.local_addr().unwrap_or(address);
+            Ok((listener, address))
+        };
+        let (receivers, receiver_address) = factory.udp_receivers(address, LANES)?;
         Ok(Self {
-            listener_address: listener.local_addr().unwrap_or(address),
-            receiver_address: receiver.local_addr().unwrap_or(address),
-            listener,
-            receiver,
+            listeners: (0..LANES).map(listener).collect::<Result<_, _>>()?,
+            receivers,
+            receiver_address,
         })
     }
 }
@@ -194,11 +214,15 @@ mod tests {
         let sockets = Sockets::bind(&SocketFactory::default(), None, &Limits::default())?;
         let (v4, v6) = sockets.reply_ports();
         assert_ne!(v4, 0);
-        assert_eq!(sockets.tcp6_fd().is_some(), v6 != 0);
-        assert_eq!(sockets.udp6_fd().is_some(), v6 != 0);
+        let lanes = if v6 != 0 { (LANES, LANES) } else { (0, 0) };
+        assert_eq!((sockets.tcp6().len(), sockets.udp6().len()), lanes);
         for family in sockets.families() {
-            assert!(family.listener_address.ip().is_loopback());
+            assert!(family.listeners.iter().all(|one| one.1.ip().is_loopback()));
             assert!(family.receiver_address.ip().is_loopback());
+            let port = family.receiver_address.port();
+            for receiver in &family.receivers {
+                assert_eq!(receiver.local_addr().expect("bound").port(), port);
+            }
         }
         Ok(())
     }
@@ -214,17 +238,16 @@ mod tests {
         };
         let again = Sockets::from_files(files(&sockets)).expect("the same");
         assert_eq!(again.reply_ports(), sockets.reply_ports());
-        let addresses = |sockets: Sockets| -> Vec<_> {
+        let addresses = |sockets: Sockets| -> Vec<(Vec<_>, _)> {
             let families = sockets.families();
+            let listeners = |one: &Family| one.listeners.iter().map(|one| one.1).collect();
             families
-                .map(|one| (one.listener_address, one.receiver_address))
+                .map(|one| (listeners(&one), one.receiver_address))
                 .collect()
         };
-        let mut wrong = files(&sockets);
-        wrong.rotate_left(2);
-        if sockets.v6.is_some() {
-            assert!(Sockets::from_files(wrong).is_err(), "IPv6 first");
-        }
+        let mut without = files(&sockets);
+        without.truncate(LANES);
+        assert!(Sockets::from_files(without).is_err(), "no receiver");
         assert!(Sockets::from_files(Vec::new()).is_err());
         assert_eq!(
             addresses(again),
@@ -236,11 +259,11 @@ mod tests {
     #[test]
     fn a_configured_port_is_used_for_all_four() -> Result<(), Error> {
         let free = Sockets::bind(&SocketFactory::default(), None, &Limits::default())?;
-        let port = free.v4.listener_address.port();
+        let port = free.v4.receiver_address.port();
         drop(free);
         let sockets = Sockets::bind(&SocketFactory::default(), Some(port), &Limits::default())?;
         for family in sockets.families() {
-            assert_eq!(family.listener_address.port(), port);
+            assert_eq!(family.listeners[0].1.port(), port);
             assert_eq!(family.receiver_address.port(), port);
         }
         Ok(())

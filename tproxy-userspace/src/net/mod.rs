@@ -24,8 +24,8 @@ const BACKLOG: i32 = 4096;
 const API_BACKLOG: i32 = 64;
 /// How long a client of the control API may take for what it is sent.
 const API_PATIENCE: Duration = Duration::from_secs(30);
-/// Buffer of the two sockets that all devices share, in bytes: a burst of 128 of the largest datagrams.
-const SHARED_BUFFER: usize = 8 << 20;
+/// Buffer of a socket that several devices share, in bytes: a burst of 64 of the largest datagrams.
+const SHARED_BUFFER: usize = 4 << 20;
 /// Buffer of a socket that one device has for itself, in bytes.
 const OWN_BUFFER: usize = 1 << 20;
 /// Probes without an answer after which keepalive gives a connection up.
@@ -193,11 +193,44 @@ impl SocketFactory {
         Ok(socket.into())
     }
 
-    /// A transparent UDP socket that tells the original destination of each datagram.
+    /// So many transparent UDP sockets at one address, which is given as well. They tell the original destination of each
+    /// datagram. Who gets a datagram is for others to decide.
+    ///
+    /// They have no `SO_REUSEPORT`, as [`tcp_listener`](Self::tcp_listener) has none.
     ///
     /// # Errors
     /// As [`tcp_listener`](Self::tcp_listener).
-    pub fn udp_receiver(self, address: SocketAddr) -> Result<UdpSocket, NetError> {
+    pub fn udp_receivers(
+        self,
+        address: SocketAddr,
+        count: usize,
+    ) -> Result<(Vec<UdpSocket>, SocketAddr), NetError> {
+        let first = self.receiver(address, false)?;
+        let local = first.local_addr().unwrap_or(address);
+        let steps = Steps::new(Purpose::Receiver, local);
+        let share = |socket: &UdpSocket, on| {
+            let shared = SockRef::from(socket).set_reuse_address(on);
+            steps.did("setting options of", shared)
+        };
+        // Once it has a port that nobody else has, the others join it there.
+        share(&first, true)?;
+        let mut all = vec![first];
+        for _ in 1..count {
+            all.push(self.receiver(local, true)?);
+        }
+        // And nobody else does.
+        all.iter().try_for_each(|socket| share(socket, false))?;
+        Ok((all, local))
+    }
+
+    /// One alone.
+    #[cfg(test)]
+    pub(crate) fn udp_receiver(self, address: SocketAddr) -> Result<UdpSocket, NetError> {
+        let (mut all, _) = self.udp_receivers(address, 1)?;
+        Ok(all.remove(0))
+    }
+
+    fn receiver(self, address: SocketAddr, shared: bool) -> Result<UdpSocket, NetError> {
         let steps = Steps::new(Purpose::Receiver, address);
         let socket = self.socket(steps, Type::DGRAM, Protocol::UDP)?;
         steps.did("making transparent", set_transparent(&socket, address))?;
@@ -210,6 +243,7 @@ impl SocketFactory {
         let lost = setsockopt(&socket, sockopt::RxqOvfl, &1);
         steps.did("asking for losses on", lost)?;
         steps.did("sizing buffers of", set_buffers(&socket, SHARED_BUFFER))?;
+        steps.did("setting options of", socket.set_reuse_address(shared))?;
         steps.did("binding", socket.bind(&address.into()))?;
         Ok(socket.into())
     }
@@ -473,10 +507,9 @@ mod tests {
     #[test]
     fn an_error_names_the_step_the_socket_and_the_way_out() {
         let factory = SocketFactory::default();
-        let first = factory
-            .udp_receiver(loopback()[0])
+        let (_receivers, taken) = factory
+            .udp_receivers(loopback()[0], 3)
             .expect("loopback exists");
-        let taken = first.local_addr().expect("it is bound");
         let error = factory.udp_receiver(taken).expect_err("the port is taken");
         let text = error.to_string();
         assert!(text.starts_with("binding the UDP receiver (127.0.0.1:"));

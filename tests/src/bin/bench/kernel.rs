@@ -245,8 +245,8 @@ impl Bench {
             UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?,
             UdpSocket::bind((Ipv6Addr::LOCALHOST, 0))?,
         ];
-        maps.set_listener(Listener::Udp4, Some(sockets[0].as_fd()))?;
-        maps.set_listener(Listener::Udp6, Some(sockets[1].as_fd()))?;
+        maps.set_listener(Listener::Udp4, &[sockets[0].as_fd()])?;
+        maps.set_listener(Listener::Udp6, &[sockets[1].as_fd()])?;
         Ok(Self {
             programs,
             maps,

@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 use lab::{
     Family, Lab,
-    servers::Iperf,
+    servers::{Iperf, OneByte},
     traffic::{self, Test},
     usage,
     wait::{SOON, until},
@@ -25,10 +25,7 @@ use nix::pty::{Winsize, openpty};
 
 use crate::{
     lists::Line,
-    load::{
-        connections::{self, REQUEST, Server},
-        idle,
-    },
+    load::connections::{self, PORT, REQUEST},
     options::Options,
 };
 
@@ -50,7 +47,7 @@ pub fn measure(options: &Options) -> Result<Vec<Line>> {
         ns.sysctl(&[("net/ipv4/ip_local_port_range", "1024 65535")])?;
     }
     let iperf = Iperf::start(&lab.internet, Family::V4.far(1))?;
-    let server = Server::start(&lab.internet)?;
+    let server = OneByte::start(&lab.internet, PORT)?;
     // With rules by name, each flow has one; few associations leave files for connections.
     let proxy = lab.tproxy_configured(
         "[udp]\nmax_associations = 64\n[[outbound]]\nname = \"near\"\nurl = \"direct://\"\n\
@@ -59,7 +56,7 @@ pub fn measure(options: &Options) -> Result<Vec<Line>> {
     let targets = connections::targets(Family::V4);
     let open = lab
         .device
-        .enter(|| idle::open(&targets, FLOWS, REQUEST))??;
+        .enter(|| traffic::hold(&targets, FLOWS, REQUEST))??;
     let pid = proxy.process().pid();
     let intervals = if options.quick {
         QUICK_INTERVALS

@@ -191,16 +191,12 @@ pub(super) fn prepare(
     enforce(gateway, config, prefixes)?;
     let (servers, terms) = (upstream::prefixes(servers), upstream::terms());
     bypass::replace(gateway.maps(), &servers, &terms, Origin::Outbound)?;
-    let listeners: Vec<_> = Listener::ALL
-        .into_iter()
-        .zip([
-            sockets.tcp4_fd(),
-            sockets.tcp6_fd(),
-            sockets.udp4_fd(),
-            sockets.udp6_fd(),
-        ])
-        .filter_map(|(listener, socket)| socket.map(|socket| (listener, socket)))
-        .collect();
+    let listeners = [
+        (Listener::Tcp4, sockets.tcp4()),
+        (Listener::Tcp6, sockets.tcp6()),
+        (Listener::Udp4, sockets.udp4()),
+        (Listener::Udp6, sockets.udp6()),
+    ];
     Ok(gateway.publish(&listeners, sockets.reply_ports())?)
 }
 

@@ -11,7 +11,7 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockMap};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tproxy_common::abi::{
     self, ABI_VERSION, BYPASS_CAPACITY, Bypass, Counter, EXEMPT_CAPACITY, Exempt, ExemptKey,
-    ExemptMarks, LOCALS_CAPACITY, Link, Listener, Local, NOTE_BYTES, Note, NoteKey, Reason,
+    ExemptMarks, LANES, LOCALS_CAPACITY, Link, Listener, Local, NOTE_BYTES, Note, NoteKey, Reason,
     SOURCES_CAPACITY, Settings, SourceV4, SourceV6, Traffic,
 };
 use tproxy_common::trace::TraceFilter;
@@ -190,25 +190,29 @@ impl Maps {
         Reason::ALL.iter().map(read).collect()
     }
 
-    /// Publishes one of the proxy's sockets, or takes it back: with none, no proxy runs for the
-    /// programs.
+    /// Publishes the sockets of one kind, by lane, or takes them back: with none, no proxy runs for the programs. If there are
+    /// fewer than lanes, lanes share them.
     ///
     /// # Errors
     /// [`Error::Map`].
     pub fn set_listener(
         &mut self,
         listener: Listener,
-        socket: Option<BorrowedFd<'_>>,
+        sockets: &[BorrowedFd<'_>],
     ) -> Result<(), Error> {
-        let key = listener as u32;
-        match socket {
-            Some(socket) => self
-                .listeners
-                .set(key, &socket, 0)
-                .map_err(failed("publishing a socket", abi::map::LISTENERS)),
-            None => absent_is_fine(self.listeners.clear_index(&key))
-                .map_err(failed("removing a socket", abi::map::LISTENERS)),
+        let mut sockets = sockets.iter().cycle();
+        for lane in 0..LANES {
+            let key = listener.slot(lane);
+            match sockets.next() {
+                Some(socket) => self
+                    .listeners
+                    .set(key, socket, 0)
+                    .map_err(failed("publishing a socket", abi::map::LISTENERS))?,
+                None => absent_is_fine(self.listeners.clear_index(&key))
+                    .map_err(failed("removing a socket", abi::map::LISTENERS))?,
+            }
         }
+        Ok(())
     }
 
     /// The attached links by interface index.

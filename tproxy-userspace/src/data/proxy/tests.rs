@@ -7,7 +7,7 @@ fn start() -> (Proxy, std::net::SocketAddr) {
     let factory = SocketFactory::default();
     let limits = Limits::default();
     let sockets = Sockets::bind(&factory, None, &limits).expect("root");
-    let own = sockets.v4.listener_address;
+    let own = sockets.v4.listeners[0].1;
     let upstream = Upstream {
         router: Router::fixed("direct://"),
         resolver: Resolver::system(factory),

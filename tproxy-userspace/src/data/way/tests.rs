@@ -205,11 +205,11 @@ fn guarded() -> (Sockets, Guard) {
 #[tokio::test]
 async fn an_outbound_that_leads_to_the_own_listener_is_refused() {
     let (sockets, guard) = guarded();
-    let v4 = sockets.v4.listener_address.port();
+    let v4 = sockets.v4.listeners[0].1.port();
     let v6 = sockets
         .v6
         .as_ref()
-        .map(|family| family.listener_address.port());
+        .map(|family| family.listeners[0].1.port());
     let dns = TestDns::start(&["192.0.2.1", "127.0.0.1"], 60).await;
     let resolver = dns.resolver();
     let hosts = [
@@ -272,7 +272,7 @@ async fn dial(dialer: &Dialer, way: &Way) -> Result<Stream, DialError> {
 #[tokio::test]
 async fn a_name_that_comes_to_mean_the_own_listener_is_not_dialled() {
     let (sockets, guard) = guarded();
-    let own = sockets.v4.listener_address;
+    let own = sockets.v4.listeners[0].1;
     let dialer = dialer(guard, Duration::from_secs(10));
     let error = dial(&dialer, &socks_way(vec![own])).await;
     let error = error.expect_err("a loop");
@@ -282,8 +282,11 @@ async fn a_name_that_comes_to_mean_the_own_listener_is_not_dialled() {
         text.contains(&own.to_string()) && text.contains(NAMED),
         "{text}"
     );
-    sockets.v4.listener.set_nonblocking(true).expect("a flag");
-    let nobody = sockets.v4.listener.accept().map(drop);
+    sockets.v4.listeners[0]
+        .0
+        .set_nonblocking(true)
+        .expect("a flag");
+    let nobody = sockets.v4.listeners[0].0.accept().map(drop);
     assert_eq!(
         nobody.map_err(|error| error.kind()),
         Err(std::io::ErrorKind::WouldBlock)

@@ -1,24 +1,18 @@
 //! New TCP connections: connect, say something, one byte back, close.
 
 use std::{
-    collections::HashMap,
     io::{ErrorKind, Read, Write},
-    net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
+    net::{SocketAddr, TcpStream},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use lab::{Family, Namespace, addr::FAR_COUNT};
+use lab::{Family, Namespace, addr::FAR_COUNT, servers::OneByte};
 use nix::{
     errno::Errno,
     sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
 use super::Exchanges;
 use crate::stage::Stage;
@@ -29,8 +23,9 @@ pub const BYTE: &[u8] = &[1];
 pub const REQUEST: &[u8] =
     b"GET / HTTP/1.1\r\nHost: www.bench.test\r\nUser-Agent: bench\r\nAccept: */*\r\n\r\n";
 
-const PORT: u16 = 8000;
-/// How often a loop looks at clock and stop flag when nothing happens.
+/// The port of the server.
+pub const PORT: u16 = 8000;
+/// How often a loop looks at the clock when nothing happens.
 const TICK_MS: u8 = 50;
 /// A connection that takes longer than this is given up and counted as lost.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -40,97 +35,6 @@ pub fn targets(family: Family) -> Vec<SocketAddr> {
     (1..=FAR_COUNT)
         .map(|n| SocketAddr::new(family.far(n), PORT))
         .collect()
-}
-
-/// Answers whatever comes together with a byte, any number of connections on one thread.
-#[derive(Debug)]
-pub struct Server {
-    stop: Arc<AtomicBool>,
-    thread: Option<thread::JoinHandle<Result<()>>>,
-}
-
-impl Server {
-    /// Starts it, at all addresses.
-    ///
-    /// # Errors
-    /// When the port is taken.
-    pub fn start(ns: &Namespace) -> Result<Self> {
-        let address = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), PORT);
-        let listen = || -> std::io::Result<Socket> {
-            let socket = Socket::new(Domain::IPV6, Type::STREAM, Some(Protocol::TCP))?;
-            socket.set_reuse_address(true)?;
-            socket.set_nonblocking(true)?;
-            socket.bind(&address.into())?;
-            socket.listen(4096)?;
-            Ok(socket)
-        };
-        let listener = ns
-            .enter(listen)?
-            .with_context(|| format!("listening at TCP port {PORT} in {}", ns.name()))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
-        let thread = thread::spawn(move || serve(&listener.into(), &stopped));
-        Ok(Self {
-            stop,
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        match self.thread.take().map(thread::JoinHandle::join) {
-            Some(Ok(Err(error))) => eprintln!("the connection server failed: {error:#}"),
-            Some(Err(_)) => eprintln!("the connection server panicked"),
-            Some(Ok(Ok(()))) | None => {}
-        }
-    }
-}
-
-fn serve(listener: &TcpListener, stop: &AtomicBool) -> Result<()> {
-    const LISTENER: u64 = 0;
-    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    epoll.add(listener, EpollEvent::new(EpollFlags::EPOLLIN, LISTENER))?;
-    let mut open: HashMap<u64, TcpStream> = HashMap::new();
-    let mut number = LISTENER;
-    let mut events = [EpollEvent::empty(); 256];
-    while !stop.load(Ordering::Relaxed) {
-        for event in wait(&epoll, &mut events)? {
-            if event.data() != LISTENER {
-                if let Some(stream) = open.get_mut(&event.data())
-                    && !answer(stream)
-                {
-                    open.remove(&event.data());
-                }
-                continue;
-            }
-            loop {
-                match listener.accept() {
-                    Ok((stream, _)) => {
-                        stream.set_nonblocking(true)?;
-                        number += 1;
-                        epoll.add(&stream, EpollEvent::new(EpollFlags::EPOLLIN, number))?;
-                        open.insert(number, stream);
-                    }
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                    // Reset before it was accepted.
-                    Err(error) if error.kind() == ErrorKind::ConnectionAborted => {}
-                    Err(error) => return Err(error).context("accepting"),
-                }
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Is the connection still to be kept?
-fn answer(stream: &mut TcpStream) -> bool {
-    match stream.read(&mut [0; 512]) {
-        Ok(0) => false,
-        Ok(_) => stream.write_all(BYTE).is_ok(),
-        Err(error) => error.kind() == ErrorKind::WouldBlock,
-    }
 }
 
 fn wait<'a>(epoll: &Epoll, events: &'a mut [EpollEvent]) -> Result<&'a [EpollEvent]> {
@@ -153,7 +57,7 @@ pub fn run(
     first: &[u8],
     time: Duration,
 ) -> Result<Exchanges> {
-    let server = Server::start(&stage.lab.internet)?;
+    let server = OneByte::start(&stage.lab.internet, PORT)?;
     let targets = targets(family);
     let exchanges = client.enter(|| Client::new(&targets, first)?.run(at_once, time))??;
     drop(server);

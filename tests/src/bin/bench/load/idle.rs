@@ -1,16 +1,14 @@
 //! Connections that do nothing.
 
 use std::{
-    io::{Read, Write},
-    net::{SocketAddr, TcpStream},
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use lab::{Family, Namespace, usage};
+use lab::{Family, Namespace, servers::OneByte, traffic, usage};
 
-use super::connections::{self, BYTE, Server};
+use super::connections::{self, BYTE, PORT};
 use crate::{
     rows::{FILES, LOADED, REST, Readings},
     stage::Stage,
@@ -26,10 +24,10 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// When the proxy cannot hold them all, or has none.
 pub fn run(stage: &Stage, client: &Namespace, family: Family, count: usize) -> Result<Readings> {
     let pid = stage.relay().context("nothing relays here")?;
-    let server = Server::start(&stage.lab.internet)?;
+    let server = OneByte::start(&stage.lab.internet, PORT)?;
     let targets = connections::targets(family);
     let (rest, files) = (settled_kib(pid)?, usage::open_files(pid)?);
-    let open = client.enter(|| open(&targets, count, BYTE))??;
+    let open = client.enter(|| traffic::hold(&targets, count, BYTE))??;
     let (loaded, files_now) = (settled_kib(pid)?, usage::open_files(pid)?);
     drop(open);
     drop(server);
@@ -41,27 +39,6 @@ pub fn run(stage: &Stage, client: &Namespace, family: Family, count: usize) -> R
             files_now.saturating_sub(files) as f64 / count as f64,
         ),
     ])
-}
-
-/// So many connections, each of which says something and has a byte for an answer.
-///
-/// # Errors
-/// When one of them does not come about.
-pub fn open(targets: &[SocketAddr], count: usize, first: &[u8]) -> Result<Vec<TcpStream>> {
-    (0..count)
-        .map(|number| {
-            let target = targets[number % targets.len()];
-            let patience = Some(Duration::from_secs(10));
-            let connect = || {
-                let mut stream = TcpStream::connect(target)?;
-                stream.set_read_timeout(patience)?;
-                stream.write_all(first)?;
-                stream.read_exact(&mut [0])?;
-                Ok::<_, std::io::Error>(stream)
-            };
-            connect().with_context(|| format!("opening connection {} of {count}", number + 1))
-        })
-        .collect()
 }
 
 /// Resident memory when it does not change any more.
