@@ -15,6 +15,7 @@ use super::sync::{Attachment, LocalKind, Roles, Selection, Via, Wanted, diff, di
 use super::sysctl::{self, Store};
 use super::{Netlink, cgroup, qdisc, route};
 use crate::config;
+use crate::step::{Step, step};
 
 const LOOPBACK: &str = "lo";
 const ACCEPT_LOCAL: &str = "net/ipv4/conf/lo/accept_local";
@@ -149,10 +150,13 @@ impl Gateway {
         let mut settings = maps.settings()?;
         settings.netns_cookie = place.cookie();
         maps.set_settings(settings)?;
+        step(Step::StartPinned);
         for warning in route::install(netlink).await?.warnings {
             tracing::warn!("{warning}");
         }
+        step(Step::StartRouted);
         programs.attach_lookup()?;
+        step(Step::StartLookup);
         Ok((programs, maps))
     }
 
@@ -302,6 +306,7 @@ impl Gateway {
     pub async fn sync(&mut self, wanted: &Wanted, snapshot: &Snapshot) -> Result<Synced, Error> {
         self.sync_locals(&wanted.locals)?;
         self.sync_sources(&wanted.sources)?;
+        step(Step::StartSources);
         let mut synced = Synced::default();
         let own_traffic = wanted.attach.values().any(|link| link.roles.wan);
         if own_traffic && let Err(error) = self.begin_own_traffic() {
@@ -436,6 +441,7 @@ impl Gateway {
         let was_there =
             self.programs
                 .attach_link(index, &wanted.name, ethernet, wanted.roles, way)?;
+        step(Step::StartAttached);
         let kept = Link::LAN_STAYS | Link::WAN_STAYS | Link::CLSACT_WAS_THERE;
         let mut flags = flags_of(wanted.roles) | before.unwrap_or(0) & kept;
         if way == AttachWay::Clsact {
@@ -447,6 +453,7 @@ impl Gateway {
         self.maps.set_link(index, Some(Link { flags }))?;
         self.attached
             .insert(index, (wanted.name.clone(), wanted.roles));
+        step(Step::StartNoted);
         Ok(())
     }
 
@@ -559,6 +566,7 @@ async fn detach_roles(
 ) -> Result<(), Error> {
     let AttachedLink { index, name, .. } = link;
     bpf::detach_link(place.pins(), *index, name, roles, link.way())?;
+    step(Step::StopDetached);
     let gone = |via: Via| {
         via.link == *index
             && if via.own {
@@ -615,11 +623,16 @@ fn end_own_traffic(place: &Place) -> Result<(), Error> {
 
 /// Removes everything that is left of a gateway whose links are detached, but the folders.
 async fn clear(place: &Place, netlink: &Netlink) -> Result<(), Error> {
+    step(Step::StopUnlinked);
     let mut result = bpf::remove_pins(place.pins()).map_err(Error::from);
+    step(Step::StopUnpinned);
     result = result.and(masquerade::remove(place).map(drop).map_err(Error::from));
     result = result.and(route::remove(netlink).await.map(drop).map_err(Error::from));
+    step(Step::StopUnrouted);
     result = result.and(cgroup::remove_own(place.namespace()).map_err(Error::from));
-    result.and(Store::new(place).restore_all().map_err(Error::from))
+    result = result.and(Store::new(place).restore_all().map_err(Error::from));
+    step(Step::StopRestored);
+    result
 }
 
 /// What is masqueraded goes on to be for the links that are left.
