@@ -40,6 +40,8 @@ pub struct Packet {
     pub source: SocketAddr,
     /// Where it goes.
     pub target: SocketAddr,
+    /// Does it begin a connection, or need none? Neither later segments of TCP nor ICMP.
+    new: bool,
     /// The whole frame.
     bytes: Vec<u8>,
 }
@@ -58,6 +60,11 @@ impl Packet {
             ),
             LaxNetSlice::Arp(_) => return None,
         };
+        let new = match &packet.transport {
+            Some(TransportSlice::Tcp(tcp)) => tcp.syn() && !tcp.ack(),
+            Some(TransportSlice::Udp(_)) | None => true,
+            Some(_) => false,
+        };
         let (from, to) = match packet.transport {
             Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port()),
             Some(TransportSlice::Tcp(tcp)) => (tcp.source_port(), tcp.destination_port()),
@@ -66,8 +73,15 @@ impl Packet {
         Some(Self {
             source: SocketAddr::new(source, from),
             target: SocketAddr::new(target, to),
+            new,
             bytes: bytes.to_vec(),
         })
+    }
+
+    /// Does it begin a connection, or need none? Neither later segments of TCP nor ICMP.
+    #[must_use]
+    pub const fn is_new(&self) -> bool {
+        self.new
     }
 
     /// Is it to or from this address?
@@ -261,6 +275,7 @@ mod tests {
         Packet {
             source: nowhere,
             target: nowhere,
+            new: true,
             bytes: bytes.to_vec(),
         }
     }

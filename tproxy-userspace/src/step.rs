@@ -2,10 +2,11 @@
 //!
 //! What a gateway leaves when it dies half-way is a promise to the devices behind it. So the program that is tried is the
 //! one that ships: with `TPROXY_BPF_FAULT=STEP=kill` in its environment it kills itself when it comes to that step, with
-//! `=stop` it stops until SIGCONT. Without it a step is an event in the log, and only at the level debug.
+//! `=stop` it stops until SIGCONT, and with `STEP:2=` it does so when it comes there for the second time. Without it a step is an event in the log, and only at the level debug.
 
 use std::fmt::{self, Display, Formatter};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::sys::signal::{Signal, raise};
 
@@ -59,10 +60,10 @@ steps! {
     StartServing = "start-serving",
     /// The maps hold the gateway's addresses and the sources that may use it.
     StartSources = "start-sources",
-    /// Programs are at a link, which is not noted yet.
-    StartAttached = "start-attached",
-    /// The link is noted.
+    /// A link is noted, at which there is no program yet.
     StartNoted = "start-noted",
+    /// Programs are at the link.
+    StartAttached = "start-attached",
     /// All links are attached.
     StartLinked = "start-linked",
     /// All is there, and nobody has been told.
@@ -135,13 +136,18 @@ impl Display for Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Fault {
     step: Step,
+    /// The how manieth time it is meant, from 1.
+    time: u32,
     signal: Signal,
 }
+
+/// How often the process has come to the step of the fault.
+static TIMES: AtomicU32 = AtomicU32::new(0);
 
 /// What [`VARIABLE`] says is not understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{VARIABLE} is for tests, and {text:?} is no fault: write STEP=kill or STEP=stop, where STEP is one of {}",
+    "{VARIABLE} is for tests, and {text:?} is no fault: write STEP=kill, STEP=stop, or STEP:N=… for the Nth time, where STEP is one of {}",
     names()
 )]
 pub struct Unknown {
@@ -162,8 +168,9 @@ impl Fault {
                 "stop" => Signal::SIGSTOP,
                 _ => return None,
             };
-            let step = Step::find(step)?;
-            Some(Self { step, signal })
+            let (step, time) = step.split_once(':').unwrap_or((step, "1"));
+            let (step, time) = (Step::find(step)?, time.parse().ok()?);
+            Some(Self { step, time, signal })
         };
         read().ok_or_else(|| Unknown {
             text: text.to_owned(),
@@ -187,7 +194,7 @@ pub fn arm() -> Result<(), Unknown> {
 
 /// Warns of a fault that is to come. To be called when there is a log.
 pub fn warn() {
-    if let Some(Fault { step, signal }) = FAULT.get() {
+    if let Some(Fault { step, signal, .. }) = FAULT.get() {
         tracing::warn!("{VARIABLE} is set, which is for tests: {signal} at the step {step}");
     }
 }
@@ -197,6 +204,7 @@ pub fn step(step: Step) {
     tracing::debug!("step: {step}");
     if let Some(fault) = FAULT.get()
         && fault.step == step
+        && TIMES.fetch_add(1, Ordering::Relaxed) + 1 == fault.time
     {
         // By the thread itself: it goes no further, while a signal to the process may be another thread's to take.
         if let Err(error) = raise(fault.signal) {
@@ -220,16 +228,22 @@ mod tests {
 
     #[test]
     fn a_fault_is_a_step_and_a_signal() {
-        let fault = |step, signal| Ok(Fault { step, signal });
+        let fault = |step, time, signal| Ok(Fault { step, time, signal });
         assert_eq!(
             Fault::parse("start-pinned=kill"),
-            fault(Step::StartPinned, Signal::SIGKILL)
+            fault(Step::StartPinned, 1, Signal::SIGKILL)
         );
         assert_eq!(
-            Fault::parse("stop-drained=stop"),
-            fault(Step::StopDrained, Signal::SIGSTOP)
+            Fault::parse("stop-detached:2=stop"),
+            fault(Step::StopDetached, 2, Signal::SIGSTOP)
         );
-        for text in ["", "start-pinned", "start-pinned=end", "begin=kill"] {
+        for text in [
+            "",
+            "start-pinned",
+            "start-pinned=end",
+            "start-pinned:x=kill",
+            "begin=kill",
+        ] {
             let error = Fault::parse(text).expect_err(text).to_string();
             assert!(error.contains(&format!("{text:?}")), "{error}");
             assert!(error.contains("heir-asked, heir-loaded"), "{error}");

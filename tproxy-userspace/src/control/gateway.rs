@@ -438,22 +438,37 @@ impl Gateway {
         }
         // A link that is held already stays held that way, or it would be held both ways.
         let way = before.map_or(self.way, |flags| way_of(Link { flags }));
-        let was_there =
-            self.programs
-                .attach_link(index, &wanted.name, ethernet, wanted.roles, way)?;
-        step(Step::StartAttached);
         let kept = Link::LAN_STAYS | Link::WAN_STAYS | Link::CLSACT_WAS_THERE;
         let mut flags = flags_of(wanted.roles) | before.unwrap_or(0) & kept;
         if way == AttachWay::Clsact {
             flags |= Link::CLSACT;
-            if before.is_none() && was_there {
+            if before.is_none() && qdisc::has_clsact(&self.netlink, index, &wanted.name).await? {
                 flags |= Link::CLSACT_WAS_THERE;
             }
         }
+        // First: filters have no pins, so if this process is killed it is by the note that they are found.
         self.maps.set_link(index, Some(Link { flags }))?;
+        step(Step::StartNoted);
+        let attached = self
+            .programs
+            .attach_link(index, &wanted.name, ethernet, wanted.roles, way);
+        if let Err(error) = attached {
+            // The first failure is the one to tell.
+            let _ = match before {
+                Some(flags) => self
+                    .maps
+                    .set_link(index, Some(Link { flags }))
+                    .map_err(Error::from),
+                None => {
+                    let link = Link { flags };
+                    self.detach(index, &wanted.name, link, wanted.roles).await
+                }
+            };
+            return Err(error.into());
+        }
         self.attached
             .insert(index, (wanted.name.clone(), wanted.roles));
-        step(Step::StartNoted);
+        step(Step::StartAttached);
         Ok(())
     }
 

@@ -1,0 +1,6 @@
+//! Faults: what devices see, what leaves by the WAN link and what is left, when the program or the machine around it fails.
+//!
+//! `cargo xtask test faults` tries all of them and prints the table. Otherwise each kind is tried where most can go wrong.
+
+#[path = "faults/steps.rs"]
+mod steps;
