@@ -42,6 +42,8 @@ pub struct Packet {
     pub target: SocketAddr,
     /// Does it begin a connection, or need none? Neither later segments of TCP nor ICMP.
     new: bool,
+    /// Is it of ICMP, which no policy sends to a proxy?
+    icmp: bool,
     /// The whole frame.
     bytes: Vec<u8>,
 }
@@ -65,6 +67,10 @@ impl Packet {
             Some(TransportSlice::Udp(_)) | None => true,
             Some(_) => false,
         };
+        let icmp = matches!(
+            packet.transport,
+            Some(TransportSlice::Icmpv4(_) | TransportSlice::Icmpv6(_))
+        );
         let (from, to) = match packet.transport {
             Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port()),
             Some(TransportSlice::Tcp(tcp)) => (tcp.source_port(), tcp.destination_port()),
@@ -74,6 +80,7 @@ impl Packet {
             source: SocketAddr::new(source, from),
             target: SocketAddr::new(target, to),
             new,
+            icmp,
             bytes: bytes.to_vec(),
         })
     }
@@ -82,6 +89,12 @@ impl Packet {
     #[must_use]
     pub const fn is_new(&self) -> bool {
         self.new
+    }
+
+    /// Is it of ICMP, which no policy sends to a proxy?
+    #[must_use]
+    pub const fn is_icmp(&self) -> bool {
+        self.icmp
     }
 
     /// Is it to or from this address?
@@ -276,6 +289,7 @@ mod tests {
             source: nowhere,
             target: nowhere,
             new: true,
+            icmp: false,
             bytes: bytes.to_vec(),
         }
     }

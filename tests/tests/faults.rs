@@ -2,5 +2,11 @@
 //!
 //! `cargo xtask test faults` tries all of them and prints the table. Otherwise each kind is tried where most can go wrong.
 
+#[path = "faults/network.rs"]
+mod network;
+#[path = "faults/resources.rs"]
+mod resources;
 #[path = "faults/steps.rs"]
 mod steps;
+#[path = "faults/upstream.rs"]
+mod upstream;

@@ -169,6 +169,21 @@ impl Scene {
     /// # Errors
     /// What fared otherwise.
     pub fn look(&self, expected: Sight) -> Result<Look> {
+        thread::scope(|scope| {
+            let ssh = scope.spawn(|| self.gateway_answers());
+            let look = self.look_out(expected);
+            let ssh = ssh.join().unwrap_or_else(panicked);
+            let look = look?;
+            ssh.context("the gateway's own addresses")?;
+            Ok(look)
+        })
+    }
+
+    /// The same, and the gateway's own addresses are not asked for.
+    ///
+    /// # Errors
+    /// As [`Scene::look`].
+    pub fn look_out(&self, expected: Sight) -> Result<Look> {
         let (device, gateway) = (&self.lab.device, &self.lab.gateway);
         let mut held = Vec::new();
         thread::scope(|scope| -> Result<()> {
@@ -179,7 +194,6 @@ impl Scene {
             let own = expected
                 .own
                 .map(|own| scope.spawn(move || self.tcp(gateway, Family::V4, own)));
-            let ssh = scope.spawn(move || self.gateway_answers());
             let join = |what: &str, wanted: Seen, seen: Seen| -> Result<()> {
                 ensure!(seen == wanted, "{what}: {seen:?}, not {wanted:?}");
                 Ok(())
@@ -188,7 +202,6 @@ impl Scene {
             let tcp = tcp.map(|thread| thread.join().unwrap_or_else(panicked));
             let udp = udp.map(|thread| thread.join().unwrap_or_else(panicked));
             let own = own.map(|thread| thread.join().unwrap_or_else(panicked));
-            let ssh = ssh.join().unwrap_or_else(panicked);
             for (family, seen) in Family::BOTH.into_iter().zip(tcp) {
                 let (seen, stream) = seen?;
                 join(
@@ -210,7 +223,7 @@ impl Scene {
                 join("TCP of the gateway", wanted, seen)?;
                 held.extend(stream);
             }
-            ssh.context("the gateway's own addresses")
+            Ok(())
         })?;
         Ok(Look {
             sight: expected,

@@ -23,8 +23,10 @@ pub use table::{Row, whole};
 pub use wan::{Leaves, Trickle, Wan};
 
 use crate::{
-    Builder, Family, Lab, Process, Snapshot,
+    Builder, Family, Lab, Output, Process, Snapshot,
+    gateway::binary,
     probe::at,
+    process,
     servers::{TcpEcho, UdpEcho},
     traffic::connect,
     wait::{SOON, until},
@@ -192,7 +194,7 @@ impl Scene {
     pub fn config(&self, policy: Policy, more: &str) -> String {
         format!(
             "on_proxy_down = \"{}\"\n[lan]\ninterfaces = [\"{}\"]\n[wan]\ninterfaces = [\"default\"]\n\
-             [proxy]\ndrain = \"500ms\"\n{more}",
+             [proxy]\ndrain = \"30s\"\n[udp]\nidle = \"1s\"\n{more}",
             policy.word(),
             self.lab.lan()
         )
@@ -229,6 +231,49 @@ impl Scene {
         let process = self.spawn(&["run", "-c", config], fault)?;
         process.wait_for_line("ready", 2 * SOON)?;
         Ok(process)
+    }
+}
+
+impl Scene {
+    /// Starts `tproxy-bpf run` with mounts of its own, after a script of the shell has changed them.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn run_behind(&self, mounts: &str, config: &str) -> Result<Process> {
+        let mut command = self.lab.gateway.command("unshare");
+        let script = format!("{mounts}\nexec \"$0\" run -c \"$1\"");
+        command.args(["--mount", "sh", "-ec", &script]);
+        command.arg(binary()?).arg(config);
+        command.env("TPROXY_BPF_LOG_FORMAT", "human");
+        let process = Process::spawn(command)?;
+        process.wait_for_line("ready", 2 * SOON)?;
+        Ok(process)
+    }
+
+    /// Runs a command on the gateway with the mounts of a process.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn beside(&self, process: &Process, argv: &[&str]) -> Result<Output> {
+        let mut command = self.lab.gateway.command("nsenter");
+        command.arg(format!("--target={}", process.pid()));
+        command.args(["--mount", "--"]).args(argv);
+        process::run(command, 3 * SOON)
+    }
+
+    /// The same for `tproxy-bpf`, which is to refuse with exit code 1 and a message that holds all of these.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn refused_beside(&self, by: &Process, args: &[&str], words: &[&str]) -> Result<()> {
+        let program = binary()?;
+        let program = program.to_str().context("a path in UTF-8")?;
+        let output = self.beside(by, &[&[program], args].concat())?;
+        ensure!(output.code() == Some(1), "{output:?}");
+        for word in words {
+            ensure!(output.stderr.contains(word), "{}", output.stderr);
+        }
+        Ok(())
     }
 }
 

@@ -53,7 +53,10 @@ impl Wan {
         let mut leaves = Leaves::default();
         for packet in self.capture.stop()? {
             let (source, target) = (packet.source, packet.target);
-            if !is_far(target.ip()) || self.old.contains(&source.port()) && source.port() != 0 {
+            if packet.is_icmp()
+                || !is_far(target.ip())
+                || self.old.contains(&source.port()) && source.port() != 0
+            {
                 continue;
             }
             let by = |address: fn(Family) -> IpAddr| {
@@ -62,7 +65,7 @@ impl Wan {
                     .any(|family| source.ip() == address(family))
             };
             leaves.device |= by(Family::device);
-            leaves.gateway |= by(Family::gateway_wan) && packet.is_new();
+            leaves.gateway |= !by(Family::device) && packet.is_new();
         }
         Ok(leaves)
     }

@@ -96,7 +96,6 @@ fn detach_tells(scene: &Scene, process: &Process) -> Result<()> {
     if fs::read_to_string(lock).is_ok_and(|holder| holder.trim() == pid) {
         let kill = format!("kill -CONT {pid}");
         scene.lab.refused(&["detach"], 1, &["is stopped", &kill])?;
-        scene.lab.refused(&["flows"], 1, &["is stopped", &kill])?;
     }
     Ok(())
 }

@@ -560,8 +560,12 @@ fn lan_links(maps: &Maps) -> Result<Vec<u32>, Error> {
 /// # Errors
 /// [`Error::Bpf`].
 pub fn links(maps: &Maps, snapshot: &Snapshot) -> Result<Vec<AttachedLink>, Error> {
-    let links = maps.links()?.into_iter();
-    let devices = links.filter(|(_, link)| !roles_of(*link).loopback);
+    let mut links = maps.links()?;
+    // In the order in which they were attached.
+    links.sort_by_key(|(index, _)| *index);
+    let devices = links
+        .into_iter()
+        .filter(|(_, link)| !roles_of(*link).loopback);
     Ok(devices
         .map(|(index, link)| AttachedLink {
             index,

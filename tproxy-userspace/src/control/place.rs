@@ -20,6 +20,7 @@ use serde::Serialize;
 
 pub use self::edit::{EditLock, Editing};
 use super::{Error, cgroup};
+use crate::observe::process::{Life, life};
 
 /// Where the BPF file system is by custom.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -329,7 +330,12 @@ impl Place {
                 Err(TryLockError::WouldBlock) => {
                     let holder = read_pid(&path).map_or_else(
                         || "another process".to_owned(),
-                        |pid| format!("process {pid}"),
+                        |pid| match life(pid) {
+                            Life::Stopped => format!(
+                                "process {pid}, which is stopped (`kill -CONT {pid}` lets it go on),"
+                            ),
+                            _ => format!("process {pid}"),
+                        },
                     );
                     return Err(Error::Locked {
                         path,
