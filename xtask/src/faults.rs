@@ -103,10 +103,12 @@ struct Outcome {
     left: String,
 }
 
+/// By place and fault: what came of it with `pass`, and with `drop`.
+type Part = BTreeMap<(String, String), [Option<Outcome>; 2]>;
+
 /// The table as Markdown. Rows: part, place, fault, policy, what is seen, what leaves, what then, what is left.
 fn table(rows: &str, machine: &str) -> String {
-    let mut parts: BTreeMap<usize, BTreeMap<(String, String), [Option<Outcome>; 2]>> =
-        BTreeMap::new();
+    let mut parts = BTreeMap::<usize, Part>::new();
     for line in rows.lines() {
         let [part, place, fault, policy, sees, leaves, then, left] =
             line.split('\t').collect::<Vec<_>>()[..]

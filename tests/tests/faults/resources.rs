@@ -210,6 +210,9 @@ fn full_disk(policy: Policy) -> Result<()> {
             .with_context(|| format!("{args:?}"))?;
     }
     assert_eq!(lab.bypass_list()?, set);
+    let find = format!("find /run '{etc}' -name '*.new'");
+    let half = scene.beside(&process, &["sh", "-c", &find])?.ok()?.stdout;
+    assert_eq!(half, "", "what was written half is left");
     let expected = Sight::all(Seen::Proxied);
     let wan = scene.wan()?;
     scene.look(expected)?;

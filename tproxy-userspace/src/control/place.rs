@@ -208,7 +208,10 @@ impl Place {
             out.sync_all()?;
             fs::rename(&new, file)
         };
-        write().map_err(Error::file("write", file))
+        // Half of it is of no use, and nobody would know whose it is.
+        write()
+            .inspect_err(|_| drop(fs::remove_file(&new)))
+            .map_err(Error::file("write", file))
     }
 
     /// Waits for the lock that every command holds while it changes state. Blocks the thread, for
