@@ -40,6 +40,10 @@ pub struct Packet {
     pub source: SocketAddr,
     /// Where it goes.
     pub target: SocketAddr,
+    /// Does it begin a connection, or need none? Neither later segments of TCP nor ICMP.
+    new: bool,
+    /// Is it of ICMP, which no policy sends to a proxy?
+    icmp: bool,
     /// The whole frame.
     bytes: Vec<u8>,
 }
@@ -58,6 +62,15 @@ impl Packet {
             ),
             LaxNetSlice::Arp(_) => return None,
         };
+        let new = match &packet.transport {
+            Some(TransportSlice::Tcp(tcp)) => tcp.syn() && !tcp.ack(),
+            Some(TransportSlice::Udp(_)) | None => true,
+            Some(_) => false,
+        };
+        let icmp = matches!(
+            packet.transport,
+            Some(TransportSlice::Icmpv4(_) | TransportSlice::Icmpv6(_))
+        );
         let (from, to) = match packet.transport {
             Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port()),
             Some(TransportSlice::Tcp(tcp)) => (tcp.source_port(), tcp.destination_port()),
@@ -66,8 +79,22 @@ impl Packet {
         Some(Self {
             source: SocketAddr::new(source, from),
             target: SocketAddr::new(target, to),
+            new,
+            icmp,
             bytes: bytes.to_vec(),
         })
+    }
+
+    /// Does it begin a connection, or need none? Neither later segments of TCP nor ICMP.
+    #[must_use]
+    pub const fn is_new(&self) -> bool {
+        self.new
+    }
+
+    /// Is it of ICMP, which no policy sends to a proxy?
+    #[must_use]
+    pub const fn is_icmp(&self) -> bool {
+        self.icmp
     }
 
     /// Is it to or from this address?
@@ -261,6 +288,8 @@ mod tests {
         Packet {
             source: nowhere,
             target: nowhere,
+            new: true,
+            icmp: false,
             bytes: bytes.to_vec(),
         }
     }

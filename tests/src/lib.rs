@@ -9,6 +9,7 @@ pub mod addr;
 pub mod api;
 pub mod browser;
 pub mod capture;
+pub mod faults;
 pub mod foreign;
 pub mod forger;
 pub mod gateway;

@@ -167,7 +167,17 @@ fn attached(ns: &Namespace) -> Result<BTreeSet<String>> {
             }
         }
     }
-    let links: Value = ns.run(&["bpftool", "-j", "link"])?.json()?;
+    // A link of somebody else that is just being made or going makes it fail.
+    let mut last = String::new();
+    let links: Value = until("bpftool to list all links", SOON, || {
+        let shown = ns.try_run(&["bpftool", "-j", "link"])?;
+        last.clone_from(&shown.stdout);
+        match shown.code() {
+            Some(0) => shown.json().map(Some),
+            _ => Ok(None),
+        }
+    })
+    .with_context(|| last)?;
     for link in links.as_array().into_iter().flatten() {
         if link["netns_ino"].as_u64() == Some(ns.inode()) {
             all.insert(format!("netns {link}"));

@@ -5,6 +5,7 @@ mod book;
 mod bpf_toolchain;
 mod dist;
 mod elf;
+mod faults;
 mod fuzz;
 mod lint;
 mod run;
@@ -47,8 +48,11 @@ enum Verb {
         arguments: Vec<String>,
     },
     /// Tests everything, the parts that need root included, and sums up in one line.
+    ///
+    /// `test faults` tries every fault that there is a test for, which takes some minutes, and prints the table of what
+    /// devices see; it is also in target/faults.md.
     Test {
-        /// Only the tests whose name contains one of these.
+        /// Only the tests whose name contains one of these. `faults` alone: all faults, and the table.
         filters: Vec<String>,
     },
     /// Tests on Linux 6.1, in a virtual machine that needs nothing of this one's processor.
@@ -95,6 +99,7 @@ fn dispatch(verb: Verb) -> Result<ExitCode> {
         }
         Verb::Run { once, arguments } if arguments.is_empty() => run::show(once),
         Verb::Run { arguments, .. } => run::here(&arguments),
+        Verb::Test { filters } if filters == [faults::WORD] => faults::all(),
         Verb::Test { filters } => test::all(&filters),
         Verb::Vm(options) => vm::run(&options),
         Verb::Lint => lint::all(),

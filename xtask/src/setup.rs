@@ -104,6 +104,8 @@ const LAB: &[Package] = &[
         "a small Debian to install the package in",
     ),
     package("tmux", "tmux", "a terminal for `tproxy-bpf top`"),
+    package("strace", "strace", "system calls that fail"),
+    package("util-linux", "prlimit", "limits of a process that runs"),
 ];
 
 const VM: &[Package] = &[

@@ -41,7 +41,7 @@ pub fn all(filters: &[String]) -> Result<ExitCode> {
 }
 
 /// A cargo command that runs test programs, as root.
-fn tests(verb: &[&str]) -> Result<Command> {
+pub fn tests(verb: &[&str]) -> Result<Command> {
     let mut command = shell::cargo(verb);
     command
         .args(HOST)
@@ -53,13 +53,19 @@ fn tests(verb: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-fn with_nextest(filters: &[String]) -> Result<Counts> {
+/// The same for a verb that may be of the project's own folder.
+pub fn with_own_tools(verb: &[&str]) -> Result<Command> {
     // Cargo finds its own programs by PATH alone.
     let own = crate::bpf_toolchain::tools(&shell::root()).join("bin");
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths(std::env::split_paths(&path).chain([own]))
         .context("PATH cannot be extended")?;
+    let mut command = tests(verb)?;
+    command.env("PATH", path);
+    Ok(command)
+}
 
+fn with_nextest(filters: &[String]) -> Result<Counts> {
     let report = shell::target().join("nextest/default/junit.xml");
     // An old report must not count when the build fails.
     match fs::remove_file(&report) {
@@ -68,10 +74,9 @@ fn with_nextest(filters: &[String]) -> Result<Counts> {
         }
         _ => {}
     }
-    let mut run = tests(&["nextest", "run"])?;
+    let mut run = with_own_tools(&["nextest", "run"])?;
     run.args(["--no-fail-fast", "--no-tests=pass"])
-        .args(filters)
-        .env("PATH", &path);
+        .args(filters);
     let success = shell::status(&mut run)?.success();
     let mut counts = match fs::read_to_string(&report) {
         Ok(text) => Counts::from_junit(&text)
@@ -80,13 +85,12 @@ fn with_nextest(filters: &[String]) -> Result<Counts> {
     };
     counts.note_exit(success);
     if filters.is_empty() && success {
-        let mut list = tests(&["nextest", "list"])?;
+        let mut list = with_own_tools(&["nextest", "list"])?;
         list.args([
             "--run-ignored=only",
             "--message-format=oneline",
             "--cargo-quiet",
         ])
-        .env("PATH", &path)
         .stderr(Stdio::inherit());
         let output = list.output().context("listing the ignored tests failed")?;
         counts.skipped += String::from_utf8_lossy(&output.stdout).lines().count();

@@ -98,15 +98,19 @@ fn replace(file: &Path, before: &Path, text: &str) -> io::Result<()> {
         Err(_) => fs::Permissions::from_mode(0o600),
     };
     let new = with_suffix(file, "new");
-    let mut out = File::create(&new)?;
-    out.set_permissions(permissions)?;
-    out.write_all(text.as_bytes())?;
-    out.sync_all()?;
-    match fs::copy(file, before) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    fs::rename(&new, file)
+    let write = || {
+        let mut out = File::create(&new)?;
+        out.set_permissions(permissions)?;
+        out.write_all(text.as_bytes())?;
+        out.sync_all()?;
+        match fs::copy(file, before) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        fs::rename(&new, file)
+    };
+    // Half of it would take the room that there is too little of.
+    write().inspect_err(|_| drop(fs::remove_file(&new)))
 }
 
 fn with_suffix(file: &Path, suffix: &str) -> PathBuf {

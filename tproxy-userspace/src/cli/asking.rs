@@ -6,6 +6,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tproxy_userspace::control::place::Place;
+use tproxy_userspace::observe::process::{Life, life};
 use tproxy_userspace::observe::socket::{Request, ask, ask_bytes};
 
 /// The proxy's answer. `doing` is what the person wants, as the beginning of a sentence; an answer that says what is wrong is
@@ -40,8 +41,19 @@ pub fn asked_as<T: DeserializeOwned>(
 
 /// A proxy must run here.
 fn must_run(place: &Place, doing: &str) -> Result<()> {
-    if place.proxy_pid().is_none() {
+    let Some(pid) = place.proxy_pid() else {
         bail!("{doing} failed: no proxy runs here; start one with `tproxy-bpf run`");
+    };
+    can_answer(pid).with_context(|| format!("{doing} failed"))
+}
+
+/// Says at once what is wrong with a proxy that is stopped: it would be asked in vain.
+pub fn can_answer(pid: u32) -> Result<()> {
+    if life(pid) == Life::Stopped {
+        bail!(
+            "the proxy (process {pid}) is stopped, by a signal, Ctrl-Z or a debugger, and answers nobody, so new connections \
+             wait; `kill -CONT {pid}` lets it go on, `kill -KILL {pid}` ends it, and then `tproxy-bpf detach` removes what is left"
+        );
     }
     Ok(())
 }

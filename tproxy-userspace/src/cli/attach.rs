@@ -17,6 +17,7 @@ use tproxy_userspace::control::sync::{Selection, wanted};
 use tproxy_userspace::control::{Netlink, preflight};
 use tproxy_userspace::observe::socket::{Request, ask};
 
+use super::asking::can_answer;
 use super::run::{load, parse_patterns, policy};
 use super::session::{select, way};
 use super::{AttachArgs, DetachArgs, Role, lists, output, small_runtime};
@@ -129,6 +130,7 @@ async fn put_up(
 pub fn detach(args: &DetachArgs) -> Result<ExitCode> {
     let place = Place::current()?;
     if let Some(pid) = place.proxy_pid() {
+        can_answer(pid)?;
         let detached = detach_running(&place, pid, &args.links);
         // One that was killed may hold its lock for a moment longer, as may a program that it was about to start.
         if detached.is_ok() || !ends(&place, pid, DEATH) {

@@ -42,6 +42,7 @@ use tproxy_userspace::control::place::Place;
 use tproxy_userspace::observe::log::Format;
 use tproxy_userspace::policy::prefix;
 use tproxy_userspace::policy::source::Source;
+use tproxy_userspace::step;
 
 use self::explain::{Destination, SentBy};
 
@@ -453,7 +454,8 @@ struct DoctorArgs {
 pub fn main() -> ExitCode {
     // clap itself ends with 2 on wrong usage.
     let cli = Cli::parse();
-    match dispatch(cli.command) {
+    let armed = step::arm().map_err(anyhow::Error::from);
+    match armed.and_then(|()| dispatch(cli.command)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("tproxy-bpf: {}", output::one_message(&error));

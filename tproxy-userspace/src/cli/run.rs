@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use tproxy_userspace::config::{Config, OnProxyDown, Outbound, Refusal};
 use tproxy_userspace::control::gateway;
 use tproxy_userspace::observe::log::Log;
+use tproxy_userspace::step;
 
 use super::{Policy, RunArgs, session, small_runtime};
 
@@ -21,6 +22,7 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         args.log_format.unwrap_or(first.log.format),
         first.log.directives(),
     );
+    step::warn();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

@@ -16,6 +16,7 @@ use tproxy_userspace::control::place::Place;
 use tproxy_userspace::control::{Netlink, route};
 use tproxy_userspace::observe::socket::{Request, ask};
 
+use super::asking::can_answer;
 use super::exempt::Force;
 use super::{ReadArgs, output, small_runtime};
 
@@ -88,15 +89,15 @@ fn read(place: &Place) -> Result<Status> {
     })?;
     let pid = place.proxy_pid();
     let mut warnings = routes.warnings.clone();
-    let detail = pid.and_then(
-        |_| match ask(&place.control_socket(), &Request::Status, PATIENCE) {
-            Ok(detail) => Some(detail),
-            Err(error) => {
-                warnings.push(error.to_string());
-                None
-            }
-        },
-    );
+    let detail = pid.and_then(|pid| {
+        let asked = can_answer(pid).and_then(|()| {
+            let asked = ask(&place.control_socket(), &Request::Status, PATIENCE);
+            asked.map_err(anyhow::Error::from)
+        });
+        asked
+            .inspect_err(|error| warnings.push(error.to_string()))
+            .ok()
+    });
     let mut status = Status {
         attached: false,
         links: Vec::new(),

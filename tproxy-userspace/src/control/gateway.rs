@@ -15,6 +15,7 @@ use super::sync::{Attachment, LocalKind, Roles, Selection, Via, Wanted, diff, di
 use super::sysctl::{self, Store};
 use super::{Netlink, cgroup, qdisc, route};
 use crate::config;
+use crate::step::{Step, step};
 
 const LOOPBACK: &str = "lo";
 const ACCEPT_LOCAL: &str = "net/ipv4/conf/lo/accept_local";
@@ -149,10 +150,13 @@ impl Gateway {
         let mut settings = maps.settings()?;
         settings.netns_cookie = place.cookie();
         maps.set_settings(settings)?;
+        step(Step::StartPinned);
         for warning in route::install(netlink).await?.warnings {
             tracing::warn!("{warning}");
         }
+        step(Step::StartRouted);
         programs.attach_lookup()?;
+        step(Step::StartLookup);
         Ok((programs, maps))
     }
 
@@ -302,6 +306,7 @@ impl Gateway {
     pub async fn sync(&mut self, wanted: &Wanted, snapshot: &Snapshot) -> Result<Synced, Error> {
         self.sync_locals(&wanted.locals)?;
         self.sync_sources(&wanted.sources)?;
+        step(Step::StartSources);
         let mut synced = Synced::default();
         let own_traffic = wanted.attach.values().any(|link| link.roles.wan);
         if own_traffic && let Err(error) = self.begin_own_traffic() {
@@ -433,20 +438,37 @@ impl Gateway {
         }
         // A link that is held already stays held that way, or it would be held both ways.
         let way = before.map_or(self.way, |flags| way_of(Link { flags }));
-        let was_there =
-            self.programs
-                .attach_link(index, &wanted.name, ethernet, wanted.roles, way)?;
         let kept = Link::LAN_STAYS | Link::WAN_STAYS | Link::CLSACT_WAS_THERE;
         let mut flags = flags_of(wanted.roles) | before.unwrap_or(0) & kept;
         if way == AttachWay::Clsact {
             flags |= Link::CLSACT;
-            if before.is_none() && was_there {
+            if before.is_none() && qdisc::has_clsact(&self.netlink, index, &wanted.name).await? {
                 flags |= Link::CLSACT_WAS_THERE;
             }
         }
+        // First: filters have no pins, so if this process is killed it is by the note that they are found.
         self.maps.set_link(index, Some(Link { flags }))?;
+        step(Step::StartNoted);
+        let attached = self
+            .programs
+            .attach_link(index, &wanted.name, ethernet, wanted.roles, way);
+        if let Err(error) = attached {
+            // The first failure is the one to tell.
+            let _ = match before {
+                Some(flags) => self
+                    .maps
+                    .set_link(index, Some(Link { flags }))
+                    .map_err(Error::from),
+                None => {
+                    let link = Link { flags };
+                    self.detach(index, &wanted.name, link, wanted.roles).await
+                }
+            };
+            return Err(error.into());
+        }
         self.attached
             .insert(index, (wanted.name.clone(), wanted.roles));
+        step(Step::StartAttached);
         Ok(())
     }
 
@@ -538,8 +560,12 @@ fn lan_links(maps: &Maps) -> Result<Vec<u32>, Error> {
 /// # Errors
 /// [`Error::Bpf`].
 pub fn links(maps: &Maps, snapshot: &Snapshot) -> Result<Vec<AttachedLink>, Error> {
-    let links = maps.links()?.into_iter();
-    let devices = links.filter(|(_, link)| !roles_of(*link).loopback);
+    let mut links = maps.links()?;
+    // In the order in which they were attached.
+    links.sort_by_key(|(index, _)| *index);
+    let devices = links
+        .into_iter()
+        .filter(|(_, link)| !roles_of(*link).loopback);
     Ok(devices
         .map(|(index, link)| AttachedLink {
             index,
@@ -559,6 +585,7 @@ async fn detach_roles(
 ) -> Result<(), Error> {
     let AttachedLink { index, name, .. } = link;
     bpf::detach_link(place.pins(), *index, name, roles, link.way())?;
+    step(Step::StopDetached);
     let gone = |via: Via| {
         via.link == *index
             && if via.own {
@@ -615,11 +642,16 @@ fn end_own_traffic(place: &Place) -> Result<(), Error> {
 
 /// Removes everything that is left of a gateway whose links are detached, but the folders.
 async fn clear(place: &Place, netlink: &Netlink) -> Result<(), Error> {
+    step(Step::StopUnlinked);
     let mut result = bpf::remove_pins(place.pins()).map_err(Error::from);
+    step(Step::StopUnpinned);
     result = result.and(masquerade::remove(place).map(drop).map_err(Error::from));
     result = result.and(route::remove(netlink).await.map(drop).map_err(Error::from));
+    step(Step::StopUnrouted);
     result = result.and(cgroup::remove_own(place.namespace()).map_err(Error::from));
-    result.and(Store::new(place).restore_all().map_err(Error::from))
+    result = result.and(Store::new(place).restore_all().map_err(Error::from));
+    step(Step::StopRestored);
+    result
 }
 
 /// What is masqueraded goes on to be for the links that are left.

@@ -20,6 +20,7 @@ use serde::Serialize;
 
 pub use self::edit::{EditLock, Editing};
 use super::{Error, cgroup};
+use crate::observe::process::{Life, life};
 
 /// Where the BPF file system is by custom.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -207,7 +208,10 @@ impl Place {
             out.sync_all()?;
             fs::rename(&new, file)
         };
-        write().map_err(Error::file("write", file))
+        // Half of it is of no use, and nobody would know whose it is.
+        write()
+            .inspect_err(|_| drop(fs::remove_file(&new)))
+            .map_err(Error::file("write", file))
     }
 
     /// Waits for the lock that every command holds while it changes state. Blocks the thread, for
@@ -329,7 +333,12 @@ impl Place {
                 Err(TryLockError::WouldBlock) => {
                     let holder = read_pid(&path).map_or_else(
                         || "another process".to_owned(),
-                        |pid| format!("process {pid}"),
+                        |pid| match life(pid) {
+                            Life::Stopped => format!(
+                                "process {pid}, which is stopped (`kill -CONT {pid}` lets it go on),"
+                            ),
+                            _ => format!("process {pid}"),
+                        },
                     );
                     return Err(Error::Locked {
                         path,

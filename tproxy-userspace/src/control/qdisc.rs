@@ -5,6 +5,28 @@ use rtnetlink::packet_route::tc::{TcHandle, TcMessage};
 
 use super::{Error, Netlink, NetlinkError};
 
+/// Has a link the clsact qdisc, or the older ingress, which has the same place?
+///
+/// # Errors
+/// [`Error::Netlink`].
+pub async fn has_clsact(netlink: &Netlink, index: u32, name: &str) -> Result<bool, Error> {
+    let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::default());
+    let all = netlink.dump(&request).await;
+    let all = all.map_err(Error::netlink(
+        "list",
+        format!("the queueing disciplines of {name}"),
+    ))?;
+    // struct tcmsg (linux/rtnetlink.h): the link at 4, the parent at 12.
+    let word = |bytes: &[u8], at: usize| {
+        let word = bytes.get(at..at + 4)?;
+        Some(u32::from_ne_bytes(word.try_into().ok()?))
+    };
+    let place = u32::from(TcHandle::CLSACT);
+    Ok(all
+        .iter()
+        .any(|bytes| word(bytes, 4) == Some(index) && word(bytes, 12) == Some(place)))
+}
+
 /// Removes the clsact qdisc of a link, unless it holds a filter of somebody else by now. One that is
 /// gone, maybe with its link, needs no removing.
 ///

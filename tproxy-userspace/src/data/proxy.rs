@@ -279,9 +279,15 @@ impl Proxy {
     /// Associations have no end of their own, so they are relayed for as long as connections are, then closed.
     /// Processes that were taken over from end in the same way, and are waited for.
     pub async fn drain(mut self, limit: Duration) -> DrainReport {
-        self.sockets = None;
-        for task in &self.accepting {
+        for task in self.accepting.drain(..) {
             task.abort();
+            let _ = task.await;
+        }
+        // The device has its connection already: the kernel made it while the proxy was still to have it.
+        for family in self.sockets.take().into_iter().flat_map(Sockets::families) {
+            for (listener, own) in &family.listeners {
+                self.tcp.admit_waiting(listener, *own);
+            }
         }
         self.udp.refuse_new();
         let predecessors = self.udp.predecessors.end(limit);

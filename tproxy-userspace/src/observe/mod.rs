@@ -3,7 +3,7 @@
 pub mod api;
 pub mod log;
 pub mod metrics;
-mod process;
+pub mod process;
 pub mod service;
 pub mod socket;
 pub mod unit;

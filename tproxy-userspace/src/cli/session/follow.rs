@@ -6,6 +6,7 @@ use tproxy_common::abi::Origin;
 use tproxy_userspace::config::Config;
 use tproxy_userspace::control::place::Place;
 use tproxy_userspace::control::{bypass, cgroup, exempt, preflight};
+use tproxy_userspace::step::{Step, step};
 
 use super::super::lists::Lists;
 use super::super::{api, upstream};
@@ -43,6 +44,7 @@ impl Session<'_> {
         exempt::check(&config.exempt)?;
         preflight::check_links(&selection(&config), &self.snapshot)?;
         let listening = api::prepare(&self.teller, &config)?;
+        step(Step::ReloadRead);
         for (key, differs) in [
             ("[tcp]", config.tcp != self.config.tcp),
             ("[udp]", config.udp != self.config.udp),
@@ -62,6 +64,7 @@ impl Session<'_> {
         }
         let before = std::mem::replace(&mut self.config, config);
         self.lists = lists;
+        step(Step::ReloadHeld);
         self.teller.listen(listening);
         self.teller.tell(api::facts(&self.config));
         if before.log != self.config.log {
@@ -75,6 +78,7 @@ impl Session<'_> {
         self.reconsider_names()?;
         let synced = self.sync().await?;
         self.tell(&synced);
+        step(Step::ReloadLinked);
         Ok(())
     }
 
@@ -89,8 +93,11 @@ impl Session<'_> {
             self.learned = self.proxy.set_dns(dns.as_ref())?;
             self.dns = dns;
         }
+        step(Step::ReloadRouted);
         let _lock = self.place.lock()?;
-        enforce(&mut self.gateway, config, &lists.bypass)
+        enforce(&mut self.gateway, config, &lists.bypass)?;
+        step(Step::ReloadEnforced);
+        Ok(())
     }
 
     pub(super) fn sweep(&mut self) -> Result<()> {

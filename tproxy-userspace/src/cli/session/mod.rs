@@ -30,6 +30,7 @@ use tproxy_userspace::observe::api::{Asked, Teller};
 use tproxy_userspace::observe::log::Log;
 use tproxy_userspace::observe::service::{Event, Manager};
 use tproxy_userspace::observe::socket::Request;
+use tproxy_userspace::step::{Step, step};
 
 use self::follow::{cgroups_changed, watch_cgroups};
 use self::learn::{Names, announced};
@@ -124,6 +125,7 @@ pub async fn run(
     let snapshot = watch.next().await?;
     preflight::check_links(&selection(&config), &snapshot)?;
     let own = upstream::own_addresses(&snapshot);
+    step(Step::StartChecked);
     let testator = match takeover {
         true => Testator::ask(&place).await?,
         false => None,
@@ -139,6 +141,7 @@ pub async fn run(
         (begun, presence)
     } else {
         let presence = Presence::new(&place, log)?;
+        step(Step::StartLocked);
         let opened = tokio::select! {
             opened = upstream::open(&config, routing, own, None) => opened.map(Some),
             () = signals.stop() => Ok(None),
@@ -209,6 +212,7 @@ pub async fn run(
             Ok(()) => {
                 session.show();
                 session.teller.listen(listening);
+                step(Step::StartLinked);
                 presence
             }
             Err(error) => {
@@ -218,6 +222,7 @@ pub async fn run(
         },
     };
     session.follow_cgroups();
+    step(Step::StartReady);
     session.tell_ready();
     match session.serve(&mut signals, presence).await {
         Ended::Stopped(presence, result) => {
@@ -430,9 +435,11 @@ impl Session<'_> {
     /// Takes the sockets back, drains, detaches. A second signal ends the draining.
     async fn stop(mut self, signals: &mut Signals, presence: Presence) {
         self.tell_stopping();
+        step(Step::StopAsked);
         if let Err(error) = self.gateway.retract() {
             tracing::error!("{error}");
         }
+        step(Step::StopRetracted);
         let limit = self.config.proxy.drain;
         let live = self.proxy.stats().connections;
         if live > 0 {
@@ -445,6 +452,7 @@ impl Session<'_> {
             report = self.proxy.drain(limit) => tracing::info!("{report}"),
             () = signals.stop() => tracing::info!("connections were cut"),
         }
+        step(Step::StopDrained);
         close(Some(self.gateway), &self.place, &self.snapshot, presence).await;
     }
 }

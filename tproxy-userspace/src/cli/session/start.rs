@@ -22,6 +22,7 @@ use tproxy_userspace::data::{Inheritance, Limits, Proxy, Sockets, Upstream};
 use tproxy_userspace::net::SocketFactory;
 use tproxy_userspace::observe::api::{Asked, Server, Teller};
 use tproxy_userspace::observe::log::Log;
+use tproxy_userspace::step::{Step, step};
 
 use super::super::run::policy;
 use super::super::upstream;
@@ -142,6 +143,7 @@ pub(super) async fn start(
     place: &Place,
     kernel: KernelVersion,
 ) -> Result<Begun, (Option<Gateway>, anyhow::Error)> {
+    step(Step::StartBound);
     let gateway = open_gateway(place, kernel).await;
     let mut gateway = gateway.map_err(|error| (None, error))?;
     // Of a proxy that was killed.
@@ -177,6 +179,7 @@ pub(super) fn serve_on(
     let factory = SocketFactory::default();
     let proxy = Proxy::start(sockets, ready, &limits(config), factory, inheritance)?;
     let learned = proxy.set_dns(upstream::dns(config).as_ref())?;
+    step(Step::StartServing);
     Ok((proxy, learned))
 }
 
@@ -191,13 +194,16 @@ pub(super) fn prepare(
     enforce(gateway, config, prefixes)?;
     let (servers, terms) = (upstream::prefixes(servers), upstream::terms());
     bypass::replace(gateway.maps(), &servers, &terms, Origin::Outbound)?;
+    step(Step::StartEnforced);
     let listeners = [
         (Listener::Tcp4, sockets.tcp4()),
         (Listener::Tcp6, sockets.tcp6()),
         (Listener::Udp4, sockets.udp4()),
         (Listener::Udp6, sockets.udp6()),
     ];
-    Ok(gateway.publish(&listeners, sockets.reply_ports())?)
+    gateway.publish(&listeners, sockets.reply_ports())?;
+    step(Step::StartPublished);
+    Ok(())
 }
 
 /// Puts policy, bypass set and settings of the machine into force, at the start and by a reload.
@@ -229,6 +235,7 @@ pub(super) async fn close(
                 let maps = gateway.maps();
                 let spared = bypass::replace(maps, &[], &Terms::default(), Origin::Outbound);
                 let unlearned = unlearn_all(maps);
+                step(Step::StopUnspared);
                 gateway.close(snapshot, lock).await?;
                 spared?;
                 unlearned?;

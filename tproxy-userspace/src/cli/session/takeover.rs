@@ -26,6 +26,8 @@ use tproxy_userspace::data::{Handed, Inheritance, Inherited, Sockets, Upstream};
 use tproxy_userspace::net::pass;
 use tproxy_userspace::observe::api::Prepared;
 use tproxy_userspace::observe::log::Log;
+use tproxy_userspace::observe::process::{Life, life};
+use tproxy_userspace::step::{Step, step};
 
 use super::super::api;
 use super::Session;
@@ -155,6 +157,7 @@ impl Heir {
         let mut files = sockets.files();
         files.push(lock.file());
         say(&mut heir.stream, &hello, &files).await?;
+        step(Step::TestatorGreeted);
         Ok(heir)
     }
 
@@ -244,6 +247,7 @@ impl Testator {
         }
         let lock = files.pop().context("it gave no files")?;
         let sockets = Sockets::from_files(files).context("it gave no sockets")?;
+        step(Step::HeirAsked);
         let testator = Self {
             stream,
             pid: hello.pid,
@@ -301,10 +305,14 @@ impl Testator {
         let mut gateway = open_gateway(place, kernel).await?;
         // From the next word on, what is new waits for this process.
         gateway.load_programs()?;
+        step(Step::HeirLoaded);
         let (inheritance, state) = self.commit().await?;
+        step(Step::HeirCommitted);
         let presence = Presence::with_lock(place, lock, log)?;
+        step(Step::HeirPresent);
         let served = serve_on(&mut gateway, config, opened, prefixes, inheritance);
         let (proxy, learned) = served?;
+        step(Step::HeirServing);
         let begun = Begun {
             gateway,
             proxy,
@@ -343,13 +351,16 @@ impl Session<'_> {
         }
         // The other one listens at the same paths.
         presence.close_doors();
+        step(Step::TestatorClosed);
         let given = async {
             let (inheritance, handed) = self.proxy.hand_over().await?;
+            step(Step::TestatorHanded);
             heir.give(inheritance, self.state()).await?;
             anyhow::Ok(handed)
         };
         match given.await {
             Ok(handed) => {
+                step(Step::TestatorReplaced);
                 tracing::info!("{} has taken over", heir.name());
                 return Some(handed);
             }
@@ -407,7 +418,15 @@ impl Session<'_> {
         let presence = gone_on.map(|()| presence)?;
         self.show();
         self.teller.listen(listening);
-        testator.done().await?;
+        step(Step::HeirLinked);
+        match testator.done().await {
+            // It was killed in the meantime, so it serves no more.
+            Err(_) if life(pid) == Life::Gone => {
+                tracing::warn!("process {pid} has died while this one took over from it");
+            }
+            done => done?,
+        }
+        step(Step::HeirDone);
         tracing::info!("taken over from process {pid}, which ends when its connections do");
         Ok(presence)
     }

@@ -252,7 +252,7 @@ impl Programs {
     }
 
     /// Attaches the programs of a link, or puts the new programs in the place of those that are
-    /// there. Returns whether a clsact qdisc was there before (with tcx there is none to look for).
+    /// there.
     ///
     /// # Errors
     /// [`Error::Program`] before anything is attached; [`Error::Attach`], [`Error::Pin`]: what was attached until then
@@ -264,7 +264,7 @@ impl Programs {
         ethernet: bool,
         roles: Roles,
         way: AttachWay,
-    ) -> Result<bool, Error> {
+    ) -> Result<(), Error> {
         let hooks = hooks(roles, ethernet);
         for hook in &hooks {
             let name = hook.program;
@@ -272,7 +272,7 @@ impl Programs {
                 .map_err(|source| Error::Program { name, source })?;
         }
         let attached = match way {
-            AttachWay::Tcx => self.attach_tcx(index, name, &hooks).map(|()| true),
+            AttachWay::Tcx => self.attach_tcx(index, name, &hooks),
             AttachWay::Clsact => self.attach_clsact(name, &hooks),
         };
         if attached.is_err() {
@@ -317,11 +317,10 @@ impl Programs {
         Ok(())
     }
 
-    fn attach_clsact(&mut self, name: &str, hooks: &[Hook]) -> Result<bool, Error> {
-        let was_there = match qdisc_add_clsact(name) {
-            Ok(()) => false,
-            Err(TcError::AlreadyAttached) => true,
-            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => true,
+    fn attach_clsact(&mut self, name: &str, hooks: &[Hook]) -> Result<(), Error> {
+        match qdisc_add_clsact(name) {
+            Ok(()) | Err(TcError::AlreadyAttached) => {}
+            Err(TcError::NetlinkError(error)) if error.raw_os_error() == Some(libc::EEXIST) => {}
             Err(error) => {
                 return Err(Error::Attach {
                     program: "the clsact qdisc",
@@ -329,7 +328,7 @@ impl Programs {
                     source: error.into(),
                 });
             }
-        };
+        }
         for hook in hooks {
             let failed = |source| Error::Attach {
                 program: hook.program,
@@ -355,7 +354,7 @@ impl Programs {
             // Dropping it would detach it, and it must outlive this process.
             std::mem::forget(program.take_link(id).map_err(failed)?);
         }
-        Ok(was_there)
+        Ok(())
     }
 }
 
@@ -383,13 +382,15 @@ pub fn detach_link(
                     hook.handle,
                     None,
                 ) {
-                    Ok(link) => {
-                        aya::programs::links::Link::detach(link).map_err(|source| Error::Detach {
+                    Ok(link) => match aya::programs::links::Link::detach(link) {
+                        // Whoever was to attach it did not come so far.
+                        Err(ProgramError::NetlinkError(error)) if is_missing(&error) => Ok(()),
+                        detached => detached.map_err(|source| Error::Detach {
                             program: hook.program,
                             link: name.into(),
                             source,
-                        })
-                    }
+                        }),
+                    },
                     Err(_) => Ok(()),
                 }
             }
@@ -397,6 +398,14 @@ pub fn detach_link(
         result = result.and(detached);
     }
     result
+}
+
+/// No such filter, or no clsact qdisc that could have one.
+fn is_missing(error: &aya::sys::NetlinkError) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::EINVAL | libc::ENODEV)
+    )
 }
 
 /// Marks no more sockets.

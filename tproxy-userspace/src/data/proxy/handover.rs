@@ -96,6 +96,8 @@ impl Proxy {
                     let _ = timeout(limit, channel.closed()).await;
                 }
                 None => {
+                    // Nobody hands datagrams on any more, and while a socket for them is open the programs steer to it.
+                    self.udp.close_all();
                     let seconds = alone.as_secs();
                     tracing::warn!(
                         "the process that took over is gone: this one ends in up to {seconds} s"

@@ -83,6 +83,19 @@ impl TcpRelay {
         }
     }
 
+    /// Takes in what the kernel has made and nobody has accepted yet. The listener does not block.
+    pub fn admit_waiting(self: &Arc<Self>, listener: &std::net::TcpListener, own: SocketAddr) {
+        while let Ok((device, client)) = listener.accept() {
+            let device = device
+                .set_nonblocking(true)
+                .and_then(|()| TcpStream::from_std(device));
+            match device {
+                Ok(device) => self.admit(device, client, own),
+                Err(error) => tracing::debug!(%error, "a connection that waited was refused"),
+            }
+        }
+    }
+
     /// Takes a connection in, or refuses it with RST.
     fn admit(self: &Arc<Self>, device: TcpStream, client: SocketAddr, own: SocketAddr) {
         // Without the original destination there is nowhere to go; only a connection reset since has none.
