@@ -10,3 +10,4 @@ pub mod import;
 pub mod net;
 pub mod observe;
 pub mod policy;
+pub mod privileges;
