@@ -2,13 +2,17 @@
 
 use std::{
     fs,
-    os::unix::{fs::PermissionsExt, process::CommandExt},
+    io::{self, Read as _, Write as _},
+    net::{SocketAddr, TcpListener, TcpStream},
+    os::unix::fs::PermissionsExt,
     path::Path,
+    thread,
 };
 
 use anyhow::{Context, Result, ensure};
 use lab::{
     Family, Far, Lab, Snapshot, Tproxy,
+    probe::{self, at},
     process::{Output, run},
     wait::{SOON, until},
     ways::soon,
@@ -325,5 +329,115 @@ fn members_of_the_group_use_the_socket_and_nobody_else_does() -> Result<()> {
     let proxy = lab.tproxy_configured("")?;
     let socket = lab.state().join("control.sock");
     assert_eq!(fs::metadata(socket)?.permissions().mode() & 0o777, 0o600);
+    proxy.stop()
+}
+
+/// A SOCKS5 server that takes nobody's password.
+fn refuses_passwords(lab: &Lab, address: SocketAddr) -> Result<()> {
+    let listener = lab.internet.enter(|| TcpListener::bind(address))??;
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let refuse = |mut stream: TcpStream| -> io::Result<()> {
+                let mut bytes = [0; 512];
+                let _ = stream.read(&mut bytes)?;
+                stream.write_all(&[5, 2])?;
+                let _ = stream.read(&mut bytes)?;
+                stream.write_all(&[1, 1])
+            };
+            // The test sees what came of it.
+            let _ = stream.and_then(refuse);
+        }
+    });
+    Ok(())
+}
+
+#[test]
+fn a_password_stands_nowhere_that_others_read() -> Result<()> {
+    const PASSWORD: &str = "correct-horse-4711";
+    const TOKEN: &str = "battery-staple-0815";
+    let lab = Lab::new()?;
+    let server = at(Family::V4.upstream(2), 1080);
+    refuses_passwords(&lab, server)?;
+    let config = lab.write(&format!(
+        "[lan]\ninterfaces = [\"{}\"]\n[api]\nlisten = [\"127.0.0.1:9090\"]\ntoken = \"{TOKEN}\"\n[log]\nlevel = \"trace\"\n",
+        lab.lan()
+    ))?;
+    let url = format!("socks5://me:{PASSWORD}@{server}");
+    let arguments = ["run", "--takeover", "--config", &config, "--outbound", &url];
+    let mut command = lab.tproxy_command(&arguments)?;
+    command.env("RUST_LOG", "trace");
+    let proxy = Lab::tproxy_by(command)?;
+    let pid = proxy.process().pid();
+    let cmdline = || fs::read_to_string(format!("/proc/{pid}/cmdline"));
+    let hidden = url.replace(PASSWORD, &"*".repeat(PASSWORD.len()));
+    let words: Vec<_> = cmdline()?.split('\0').map(str::to_owned).collect();
+    assert_eq!(
+        words[words.len() - 7..words.len() - 1],
+        [
+            "run",
+            "--takeover",
+            "--config",
+            &config,
+            "--outbound",
+            &hidden
+        ]
+    );
+
+    // The log-in fails, which everything tells of.
+    let fate = probe::fate(&lab.device, at(Family::V4.far(1), 80))?;
+    ensure!(fate.0.is_empty(), "{fate:?}");
+    until("the failure", SOON, || {
+        let failures = lab.proxy_traffic()?["failures"].clone();
+        Ok(failures
+            .as_object()
+            .filter(|failures| !failures.is_empty())
+            .map(drop))
+    })?;
+    let mut said = vec![("the log", proxy.process().lines().join("\n"))];
+    for arguments in [
+        &["status"][..],
+        &["status", "--json"],
+        &["flows", "--json"],
+        &["doctor"],
+        &["check", &config],
+        &["reload"],
+        &["log"],
+    ] {
+        let output = lab.tproxy_run(arguments)?;
+        said.push((arguments[0], output.stdout + &output.stderr));
+    }
+    let socket = lab.state().join("control.sock");
+    let socket = socket.to_str().context("not UTF-8")?;
+    for path in [
+        "v1/status",
+        "v1/outbounds",
+        "v1/flows",
+        "configs",
+        "proxies",
+        "providers/proxies",
+        "metrics",
+    ] {
+        let url = format!("http://localhost/{path}");
+        let answer = lab
+            .gateway
+            .run(&["curl", "-sS", "--unix-socket", socket, &url])?;
+        ensure!(answer.stdout.len() > 2, "{path} says nothing");
+        said.push((path, answer.stdout));
+    }
+    // What is wrong is told without it.
+    let wrong = format!("socks5://me:{PASSWORD}@nowhere:port");
+    let refused = lab.refused(
+        &["run", "--lan", lab.lan(), "--outbound", &wrong],
+        1,
+        &["--outbound"],
+    )?;
+    said.push(("an error", refused.stderr));
+    said.push(("the log, later", proxy.process().lines().join("\n")));
+    said.push(("the arguments, later", cmdline()?));
+    for (where_, text) in said {
+        for secret in [PASSWORD, TOKEN] {
+            ensure!(!text.contains(secret), "{where_} tells {secret}: {text}");
+        }
+    }
     proxy.stop()
 }

@@ -47,7 +47,7 @@ pub use outbound::Outbound;
 pub use refusal::Refusal;
 pub use rule::Rule;
 pub use schema::schema;
-pub use secret::secret_parts;
+pub use secret::{holds_secret, secret_parts};
 pub use source::Position;
 
 use crate::policy::source::Source;

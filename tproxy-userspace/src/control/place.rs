@@ -55,6 +55,9 @@ const FILES: [&str; 6] = [
     LOCK,
 ];
 
+/// How the name of a file ends that takes the place of another one when it is written.
+const NEW: &str = "new";
+
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// Long enough to outlast a `proxy_pid` of another process, which holds the lock for an instant.
 const PROXY_LOCK_PATIENCE: Duration = Duration::from_millis(500);
@@ -218,7 +221,7 @@ impl Place {
     /// [`Error::File`] when it cannot be written; the old one is then still there.
     pub(super) fn save(&self, file: &Path, value: &impl Serialize) -> Result<(), Error> {
         self.create_run()?;
-        let new = file.with_extension("json.new");
+        let new = file.with_extension(format!("json.{NEW}"));
         let write = || -> io::Result<()> {
             let mut out = own_file().truncate(true).open(&new)?;
             serde_json::to_writer_pretty(&mut out, value)?;
@@ -313,6 +316,11 @@ impl Place {
             .and_then(|mut entries| {
                 entries.try_fold(false, |in_use, entry| {
                     let name = entry?.file_name();
+                    // What a process was writing when it was killed is of no use to anybody.
+                    if Path::new(&name).extension().is_some_and(|end| end == NEW) {
+                        remove_file(&self.run.join(name)).map_err(io::Error::other)?;
+                        return Ok(in_use);
+                    }
                     Ok(in_use || !FILES.iter().any(|own| name == *own))
                 })
             })
