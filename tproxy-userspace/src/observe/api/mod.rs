@@ -34,7 +34,7 @@ use tproxy_common::abi::{Counter, Reason};
 
 use self::accept::Gate;
 pub use self::accept::{Listeners, Prepared};
-pub use self::guard::Access;
+pub use self::guard::{Access, is_own_name};
 use self::reply::Failure;
 use super::log::Log;
 use super::metrics::Doors;
