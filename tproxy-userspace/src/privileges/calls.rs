@@ -82,7 +82,6 @@ pub(super) const ALLOWED: &[i64] = &[
     libc::SYS_fchdir,
     libc::SYS_mkdirat,
     libc::SYS_unlinkat,
-    libc::SYS_renameat,
     libc::SYS_renameat2,
     libc::SYS_linkat,
     libc::SYS_symlinkat,
@@ -187,8 +186,6 @@ pub(super) const ALLOWED: &[i64] = &[
     libc::SYS_getpriority,
     libc::SYS_getrusage,
     libc::SYS_prlimit64,
-    libc::SYS_getrlimit,
-    libc::SYS_setrlimit,
     libc::SYS_sysinfo,
     libc::SYS_uname,
     libc::SYS_times,
@@ -210,7 +207,20 @@ pub(super) const ALLOWED: &[i64] = &[
     libc::SYS_getitimer,
     libc::SYS_setitimer,
     libc::SYS_getrandom,
-    // Forms of the above that only this machine has.
+    // Forms of the above that only one of the machines has, or that `libc` has no name for on the other: renameat, getrlimit
+    // and setrlimit are 38, 163 and 164 there (the kernel's include/uapi/asm-generic/unistd.h).
+    #[cfg(target_arch = "aarch64")]
+    38,
+    #[cfg(target_arch = "aarch64")]
+    163,
+    #[cfg(target_arch = "aarch64")]
+    164,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_renameat,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_getrlimit,
+    #[cfg(target_arch = "x86_64")]
+    libc::SYS_setrlimit,
     #[cfg(target_arch = "x86_64")]
     libc::SYS_open,
     #[cfg(target_arch = "x86_64")]

@@ -8,6 +8,7 @@ mod calls;
 pub mod seccomp;
 
 use std::io;
+use std::sync::OnceLock;
 
 use caps::{CapSet, Capability, CapsHashSet, errors::CapsError};
 use nix::errno::Errno;
@@ -226,7 +227,7 @@ fn become_user(user: User) -> Result<(), Error> {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Held {
     /// The user's name, or number without one.
-    pub user: String,
+    pub user: &'static str,
     /// The effective capabilities, in order.
     pub capabilities: Vec<String>,
     /// Whether system calls are filtered.
@@ -248,10 +249,13 @@ impl Held {
     }
 }
 
-/// The name of the user that this process is, or its number.
+/// The name of the user that this process is, or its number. Once it was asked for, it stays.
 #[must_use]
-pub fn user_name() -> String {
-    let uid = geteuid().as_raw();
-    let name = Accounts::Users.name(uid).ok().flatten();
-    name.unwrap_or_else(|| uid.to_string())
+pub fn user_name() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| {
+        let uid = geteuid().as_raw();
+        let name = Accounts::Users.name(uid).ok().flatten();
+        name.unwrap_or_else(|| uid.to_string())
+    })
 }

@@ -165,7 +165,6 @@ mod tests {
             ("pivot_root", call(libc::SYS_pivot_root, 0)),
             ("chroot", call(libc::SYS_chroot, 0)),
             ("kexec_load", call(libc::SYS_kexec_load, none)),
-            ("kexec_file_load", call(libc::SYS_kexec_file_load, none)),
             ("init_module", call(libc::SYS_init_module, 0)),
             ("finit_module", call(libc::SYS_finit_module, none)),
             ("delete_module", call(libc::SYS_delete_module, 0)),

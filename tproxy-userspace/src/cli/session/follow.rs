@@ -32,8 +32,8 @@ pub(super) async fn cgroups_changed(watch: &mut Option<cgroup::Watch>) -> std::i
 impl Session<'_> {
     /// Puts the configuration into force as it is now, and ends a trial.
     pub(super) async fn reload(&mut self) -> Result<()> {
-        let config = (self.reread)(None).as_user()?;
-        let lists = Lists::load_and_tell(&config).as_user()?;
+        let config = (self.reread)(None).naming_user()?;
+        let lists = Lists::load_and_tell(&config).naming_user()?;
         self.change(config, lists).await?;
         self.trial = None;
         Ok(())
@@ -43,7 +43,7 @@ impl Session<'_> {
     pub(super) async fn change(&mut self, config: Config, lists: Lists) -> Result<()> {
         exempt::check(&config.exempt)?;
         preflight::check_links(&selection(&config), &self.snapshot)?;
-        let listening = api::prepare(&self.teller, &config).as_user()?;
+        let listening = api::prepare(&self.teller, &config).naming_user()?;
         for (key, differs) in [
             ("[tcp]", config.tcp != self.config.tcp),
             ("[udp]", config.udp != self.config.udp),

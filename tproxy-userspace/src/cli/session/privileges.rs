@@ -116,11 +116,11 @@ impl Ready {
 /// Who reads, in an error of what another user than root may not read.
 pub(super) trait Reading<T> {
     /// Names the user.
-    fn as_user(self) -> Result<T>;
+    fn naming_user(self) -> Result<T>;
 }
 
 impl<T> Reading<T> for Result<T> {
-    fn as_user(self) -> Result<T> {
+    fn naming_user(self) -> Result<T> {
         match nix::unistd::geteuid().is_root() {
             true => self,
             false => self.with_context(|| format!("reading as the user {}", user_name())),
