@@ -1,6 +1,6 @@
 //! Which system calls all threads may make from some moment on.
 //!
-//! What is not on the list in [`calls`](super::calls) answers ENOSYS, as on a kernel that does not know the call: the C
+//! What is not on the list in `calls.rs` answers ENOSYS, as on a kernel that does not know the call: the C
 //! library and others then go on with an older call that does the same, where EPERM would make them fail, and to kill the
 //! process would end a gateway for a call that was forgotten.
 
