@@ -120,6 +120,9 @@ fn only_those_may_ask_who_know_the_token_from_pages_and_by_names_that_are_known(
         ("GET", &[&token, "Host: evil.lab:9090"], 403),
         ("GET", &[&token, "Origin: https://evil.lab"], 403),
         ("GET", &[&token, &page], 200),
+        ("PUT", &[], 401),
+        ("POST", &[&token, "Host: evil.lab:9090"], 403),
+        ("DELETE", &[&token, "Origin: https://evil.lab"], 403),
         ("OPTIONS", &[&page, asked], 204),
         ("OPTIONS", &["Origin: https://evil.lab", asked], 403),
         ("OPTIONS", &[asked], 204),
@@ -164,9 +167,9 @@ fn only_those_may_ask_who_know_the_token_from_pages_and_by_names_that_are_known(
             .find(|(sample, _)| *sample == name)
             .map(|(_, value)| *value)
     };
-    assert_eq!(refused("token"), Some(8.0 + 3.0));
-    assert_eq!(refused("host"), Some(4.0));
-    assert_eq!(refused("origin"), Some(8.0 + 1.0));
+    assert_eq!(refused("token"), Some(12.0 + 3.0));
+    assert_eq!(refused("host"), Some(8.0));
+    assert_eq!(refused("origin"), Some(12.0 + 1.0));
     Ok(())
 }
 

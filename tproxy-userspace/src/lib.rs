@@ -10,4 +10,5 @@ pub mod import;
 pub mod net;
 pub mod observe;
 pub mod policy;
+pub mod privileges;
 pub mod step;

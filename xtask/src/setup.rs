@@ -103,6 +103,7 @@ const LAB: &[Package] = &[
         "mmdebstrap",
         "a small Debian to install the package in",
     ),
+    package("keepalived", "keepalived", "two gateways with one address"),
     package("tmux", "tmux", "a terminal for `tproxy-bpf top`"),
     package("strace", "strace", "system calls that fail"),
     package("util-linux", "prlimit", "limits of a process that runs"),

@@ -9,6 +9,7 @@
 #[cfg(feature = "libfuzzer")]
 use libfuzzer_sys as _;
 
+mod api;
 mod bytes;
 mod configuration;
 mod connect;
@@ -49,7 +50,8 @@ enum Which {
 /// Gives bytes to a parser and panics when it breaks its word.
 type Check = fn(&[u8]);
 
-const OTHERS: [(&str, Check); 19] = [
+const OTHERS: [(&str, Check); 20] = [
+    ("api", api::words),
     ("config", configuration::text),
     ("connect", connect::replies),
     ("dns-query", dns::query),

@@ -480,7 +480,13 @@ fn all() -> Vec<(String, Seeds)> {
         b"\x10\x03\x04host\x04\x38\0\x01\r\nx".to_vec(),
         b"\x10HTTP/1.1 400 Bad Request\r\n".to_vec(),
     ];
+    let api = [
+        "gateway.lan:9090\ninfo,tproxy_userspace::data=debug",
+        "[2001:db8::1]:80\nwarn,a[b{c=1}]=trace,off",
+        "192.0.2.1\ntrace",
+    ];
     let others = [
+        ("api", numbered("made", api.map(Into::into))),
         ("config", numbered("made", [CONFIGURATION.into()])),
         ("connect", numbered("made", replies.map(Into::into))),
         ("import-ipset", samples(&["near.ipset"])),

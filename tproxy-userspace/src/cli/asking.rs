@@ -41,6 +41,11 @@ pub fn asked_as<T: DeserializeOwned>(
 
 /// A proxy must run here.
 fn must_run(place: &Place, doing: &str) -> Result<()> {
+    if place.is_closed() {
+        bail!(
+            "{doing} failed: only root, and who is in `[api] group` of the configuration, may ask the proxy; run this as root"
+        );
+    }
     let Some(pid) = place.proxy_pid() else {
         bail!("{doing} failed: no proxy runs here; start one with `tproxy-bpf run`");
     };

@@ -68,6 +68,7 @@ fn subject(config: Config, file: Option<PathBuf>, named: Vec<LinkPattern>) -> Su
         exempt_users: config.exempt.uids,
         files,
         file,
+        token_file: config.api.token_file,
     }
 }
 

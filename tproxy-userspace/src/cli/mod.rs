@@ -13,6 +13,7 @@ mod exempt;
 mod explain;
 mod flows;
 mod import;
+mod keep;
 mod lists;
 mod manual;
 mod output;
@@ -42,6 +43,7 @@ use tproxy_userspace::control::place::Place;
 use tproxy_userspace::observe::log::Format;
 use tproxy_userspace::policy::prefix;
 use tproxy_userspace::policy::source::Source;
+use tproxy_userspace::privileges::arguments;
 use tproxy_userspace::step;
 
 use self::explain::{Destination, SentBy};
@@ -66,6 +68,16 @@ enum Command {
     /// What tproxy-bpf-restart.service runs before systemd ends the proxy: for a restart it goes on to serve.
     #[command(hide = true)]
     Leave,
+    /// What a proxy of another user than root starts beside itself: removes the folders that it may not.
+    #[command(hide = true)]
+    Keep {
+        /// Whose the folders were before.
+        #[arg(long, value_name = "UID:GID")]
+        before: Option<String>,
+        /// Their group could use the control socket.
+        #[arg(long)]
+        shared: bool,
+    },
     /// Attach the kernel half alone; it stays without a daemon.
     Attach(AttachArgs),
     /// Detach from links; with no name, from all, and remove everything that was left.
@@ -454,6 +466,9 @@ struct DoctorArgs {
 pub fn main() -> ExitCode {
     // clap itself ends with 2 on wrong usage.
     let cli = Cli::parse();
+    if matches!(cli.command, Command::Run(_)) {
+        arguments::hide();
+    }
     let armed = step::arm().map_err(anyhow::Error::from);
     match armed.and_then(|()| dispatch(cli.command)) {
         Ok(code) => code,
@@ -468,6 +483,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
     match command {
         Command::Run(args) => run::run(args),
         Command::Leave => run::leave(),
+        Command::Keep { before, shared } => keep::keep(before.as_deref(), shared),
         Command::Attach(args) => attach::attach(args),
         Command::Detach(args) => attach::detach(&args),
         Command::Bypass { command } => bypass::bypass(command),

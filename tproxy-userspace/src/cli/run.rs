@@ -23,17 +23,21 @@ pub fn run(args: RunArgs) -> Result<ExitCode> {
         first.log.directives(),
     );
     step::warn();
+    // Before the runtime makes threads: privileges are a thread's own.
+    let mut ready = session::Ready::new(&first, file.as_deref(), args.takeover)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("starting the asynchronous runtime failed")?;
-    runtime.block_on(session::run(
+    let ran = runtime.block_on(session::run(
         first,
         file,
         &|given| config(&args, given),
         log,
-        args.takeover,
-    ))?;
+        &mut ready,
+    ));
+    ready.end();
+    ran?;
     Ok(ExitCode::SUCCESS)
 }
 

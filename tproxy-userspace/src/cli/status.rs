@@ -8,7 +8,7 @@ use anyhow::Result;
 use serde::Serialize;
 use serde_json::Value;
 use tproxy_common::abi::{Effect, Settings};
-use tproxy_userspace::control::bpf::{AttachWay, Maps};
+use tproxy_userspace::control::bpf::{self, AttachWay, Maps};
 use tproxy_userspace::control::exempt;
 use tproxy_userspace::control::gateway;
 use tproxy_userspace::control::links::Snapshot;
@@ -114,7 +114,15 @@ fn read(place: &Place) -> Result<Status> {
         counts: Counts::default(),
         warnings,
     };
-    if let Some(maps) = Maps::open(place.pins())? {
+    let maps = match Maps::open(place.pins()) {
+        // Who may only use the socket sees what it tells.
+        Err(error @ bpf::Error::Denied(_)) if status.proxy.detail.is_some() => {
+            status.warnings.push(error.to_string());
+            None
+        }
+        maps => maps?,
+    };
+    if let Some(maps) = maps {
         fill(&mut status, &maps, &snapshot)?;
         status.exempt = Some(ExemptStatus {
             entries: exempt::list(&maps)?.len(),
@@ -240,6 +248,24 @@ fn health(detail: &Value) -> Vec<(String, String)> {
     lines
 }
 
+/// What the process of the proxy may do.
+fn held(process: &Value) -> Option<String> {
+    let user = process["user"].as_str()?;
+    let capabilities = process["capabilities"].as_array()?.iter();
+    let capabilities: Vec<_> = capabilities.filter_map(Value::as_str).collect();
+    let calls = match process["seccomp"].as_bool()? {
+        true => "filtered",
+        false => "not filtered",
+    };
+    let capabilities = match capabilities.is_empty() {
+        true => "no capability".to_owned(),
+        false => capabilities.join(" "),
+    };
+    Some(format!(
+        "user {user}; {capabilities}; system calls are {calls}"
+    ))
+}
+
 /// What the resolver does.
 fn dns(detail: &Value) -> Option<String> {
     let dns = detail["dns"].as_object()?;
@@ -296,6 +322,9 @@ fn text(status: &Status) -> String {
                         old["pid"], old["connections"], old["associations"]
                     ),
                 );
+            }
+            if let Some(held) = held(&detail["process"]) {
+                line("holds", &held);
             }
             line("outbound", detail["outbound"].as_str().unwrap_or("?"));
             let servers: Vec<_> = detail["servers"]
@@ -404,7 +433,7 @@ fn text(status: &Status) -> String {
                 output::number(status.counts.dropped_packets)
             ),
         );
-    } else {
+    } else if status.on_proxy_down.is_some() || status.proxy.detail.is_none() {
         line("links", "none is attached");
     }
     for warning in &status.warnings {

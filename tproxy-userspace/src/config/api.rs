@@ -12,9 +12,9 @@ use serde::{Serialize, Serializer};
 use subtle::ConstantTimeEq;
 use url::Url;
 
-use super::Refusal;
 use super::read::Table;
-use super::value::{boolean, choice, list, text};
+use super::value::{boolean, choice, list, number_or_text, text};
+use super::{IdOrName, Refusal};
 use crate::observe::log::{Directives, Format};
 use crate::policy::prefix::excerpt;
 
@@ -37,6 +37,10 @@ pub struct Api {
     /// configuration. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token_file: Option<PathBuf>,
+    /// `group`: whose members may use the Unix socket beside root, by name or number. It is full power over the gateway's
+    /// proxy. Default: nobody.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<IdOrName>,
     /// `origins`: pages of other sites that may ask, like `https://board.example`. Default: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub origins: Vec<String>,
@@ -243,6 +247,8 @@ pub(super) fn read(root: &mut Table<'_>, api: &mut Api, folder: &Path) {
         let path = |what| text(what, "/etc/tproxy-bpf/token", |text| path(folder, text));
         let file = path("the path of a file");
         table.optional("token_file", &mut api.token_file, file.some());
+        let group = number_or_text("a number or a name", "adm", str::parse::<IdOrName>);
+        table.optional("group", &mut api.group, group.some());
         let origin = text("the origin of a page", "https://board.example", origin);
         table.optional("origins", &mut api.origins, list("origins", origin));
         let host = text("a name", "gateway.lan", host);

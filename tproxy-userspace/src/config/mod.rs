@@ -47,6 +47,7 @@ pub use outbound::Outbound;
 pub use refusal::Refusal;
 pub use rule::Rule;
 pub use schema::schema;
+pub use secret::{holds_secret, secret_parts};
 pub use source::Position;
 
 use crate::policy::source::Source;
@@ -234,8 +235,8 @@ pub struct Udp {
     pub max_associations: u32,
 }
 
-/// The machine itself.
-#[derive(Clone, Debug, Default, DocumentedFields, PartialEq, Eq, Serialize)]
+/// The machine itself, and what the process may do on it.
+#[derive(Clone, Debug, DocumentedFields, PartialEq, Eq, Serialize)]
 pub struct Gateway {
     /// `forward`: turn on IP forwarding for both families while tproxy-bpf is attached, and set it
     /// back afterwards. A LAN link that is also a way out then sends no ICMP redirects, which would
@@ -252,6 +253,25 @@ pub struct Gateway {
     /// `account`: count for each device what it sends and gets past the proxy, that is what the kernel forwards for it.
     /// It costs some 50 ns for each packet from a device and some 120 ns for each to one. Default false.
     pub account: bool,
+    /// `user`: who the proxy runs as once it has started, by name or number. It then has to be able to read what a reload
+    /// reads. Default: whoever starts it, which is root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<IdOrName>,
+    /// `seccomp`: once it serves, the process and the programs that it starts may make no other system calls than those
+    /// that a proxy needs. Default true.
+    pub seccomp: bool,
+}
+
+impl Default for Gateway {
+    fn default() -> Self {
+        Self {
+            forward: false,
+            masquerade: false,
+            account: false,
+            user: None,
+            seccomp: true,
+        }
+    }
 }
 
 /// The proxy itself.

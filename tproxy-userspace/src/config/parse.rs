@@ -131,6 +131,9 @@ fn read_into(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
         gateway.optional("forward", &mut config.gateway.forward, boolean());
         gateway.optional("masquerade", &mut config.gateway.masquerade, boolean());
         gateway.optional("account", &mut config.gateway.account, boolean());
+        let user = number_or_text("a number or a name", "tproxy-bpf", str::parse::<IdOrName>);
+        gateway.optional("user", &mut config.gateway.user, user.some());
+        gateway.optional("seccomp", &mut config.gateway.seccomp, boolean());
     });
     root.table("proxy", |proxy| {
         proxy.optional(

@@ -21,6 +21,21 @@ pub(super) fn hidden(line: &str) -> Vec<Range<usize>> {
     ranges
 }
 
+/// Whether a configuration holds a password or a token.
+#[must_use]
+pub fn holds_secret(text: &str) -> bool {
+    text.lines().any(|line| !hidden(line).is_empty())
+}
+
+/// The parts of an argument of a command that must not be shown: passwords in URLs.
+#[must_use]
+pub fn secret_parts(argument: &str) -> Vec<Range<usize>> {
+    match argument.contains("://") {
+        true => hidden_of_urls(argument),
+        false => Vec::new(),
+    }
+}
+
 /// What stands behind `token =`, to the end of the string or, without quotes, of the line.
 fn hidden_of_keys(line: &str) -> Vec<Range<usize>> {
     // A line that begins with what was probably meant to be this key has nothing else.

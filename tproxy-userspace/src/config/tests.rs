@@ -84,6 +84,7 @@ max_associations = 4096
 forward = false
 masquerade = false
 account = false
+seccomp = true
 
 [proxy]
 port = 0
@@ -252,6 +253,8 @@ fn every_key_is_read() {
         [gateway]
         forward = true
         masquerade = true
+        user = "proxy"
+        seccomp = false
         account = true
         [proxy]
         port = 12345
@@ -263,6 +266,7 @@ fn every_key_is_read() {
         token = "a secret word"
         origins = ["https://Board.example", "http://192.0.2.9:8080/"]
         hosts = ["Gateway.lan"]
+        group = 4
         dashboard = "board"
         [log]
         format = "json"
@@ -411,6 +415,8 @@ fn every_key_is_read() {
             forward: true,
             masquerade: true,
             account: true,
+            user: Some(IdOrName::Name("proxy".to_owned())),
+            seccomp: false,
         },
         proxy: Proxy {
             port: 12345,
@@ -424,6 +430,7 @@ fn every_key_is_read() {
                 .to_vec(),
             token: Some("a secret word".parse().unwrap()),
             token_file: None,
+            group: Some(IdOrName::Id(4)),
             origins: ["https://board.example", "http://192.0.2.9:8080"]
                 .map(str::to_owned)
                 .to_vec(),

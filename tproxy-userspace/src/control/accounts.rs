@@ -20,6 +20,15 @@ pub enum Accounts {
     Groups,
 }
 
+/// A user by numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct User {
+    /// The user.
+    pub uid: u32,
+    /// The group that it has by itself.
+    pub gid: u32,
+}
+
 impl Accounts {
     /// As `getent` calls them, and the file in `/etc`.
     const fn word(self) -> &'static str {
@@ -36,6 +45,21 @@ impl Accounts {
     pub fn id(self, name: &str) -> io::Result<Option<u32>> {
         let found = self.line(name, |entry| entry.name == name)?;
         Ok(found.and_then(|line| Some(Entry::read(&line)?.id)))
+    }
+
+    /// The user of a name or a number.
+    ///
+    /// # Errors
+    /// As [`Self::id`].
+    pub fn user(name: &str) -> io::Result<Option<User>> {
+        let id = name.parse();
+        let is_it = |entry: &Entry<'_>| entry.name == name || Ok(entry.id) == id;
+        let found = Self::Users.line(name, is_it)?;
+        Ok(found.and_then(|line| {
+            let gid = line.split(':').nth(3)?.parse().ok()?;
+            let uid = Entry::read(&line)?.id;
+            Some(User { uid, gid })
+        }))
     }
 
     /// The name of a number; none if it has none.
@@ -129,6 +153,10 @@ mod tests {
 
     #[test]
     fn this_machine_has_a_root_and_no_such_user() {
+        let root = Some(User { uid: 0, gid: 0 });
+        assert_eq!(Accounts::user("root").unwrap(), root);
+        assert_eq!(Accounts::user("0").unwrap(), root);
+        assert_eq!(Accounts::user("no-such-name-here").unwrap(), None);
         for accounts in [Accounts::Users, Accounts::Groups] {
             assert_eq!(accounts.id("root").unwrap(), Some(0));
             assert_eq!(accounts.name(0).unwrap().as_deref(), Some("root"));

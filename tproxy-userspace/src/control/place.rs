@@ -4,21 +4,24 @@
 //! namespace's inode: pins in the BPF file system, files in `/run`. Both are gone after a reboot.
 
 mod edit;
+mod owner;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
-use nix::sys::socket::sockopt::GetStruct;
+use nix::sys::socket::sockopt::{GetStruct, PeerCredentials};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket};
 use serde::Serialize;
 
 pub use self::edit::{EditLock, Editing};
+pub use self::owner::Owner;
 use super::{Error, cgroup};
 use crate::observe::process::{Life, life};
 
@@ -53,6 +56,9 @@ const FILES: [&str; 6] = [
     LOCK,
 ];
 
+/// How the name of a file ends that takes the place of another one when it is written.
+const NEW: &str = "new";
+
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// Long enough to outlast a `proxy_pid` of another process, which holds the lock for an instant.
 const PROXY_LOCK_PATIENCE: Duration = Duration::from_millis(500);
@@ -76,6 +82,8 @@ pub struct Place {
     run: PathBuf,
     namespace: u64,
     cookie: u64,
+    /// The folders are not for this process to remove: a keeper does.
+    kept: bool,
 }
 
 /// A lock that is held until this is dropped or the process dies.
@@ -83,6 +91,16 @@ pub struct Place {
 pub struct Lock {
     /// Keeps the flock; closing the last descriptor of it lets go.
     file: File,
+    /// Whose folders may have got files that are not their owner's.
+    place: Option<Place>,
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Some(place) = &self.place {
+            place.settle();
+        }
+    }
 }
 
 impl Lock {
@@ -95,7 +113,10 @@ impl Lock {
     /// A lock that another process has given. It holds as long as one of the two has it.
     #[must_use]
     pub fn given(file: OwnedFd) -> Self {
-        Self { file: file.into() }
+        Self {
+            file: file.into(),
+            place: None,
+        }
     }
 
     /// Says that it is this process that holds it.
@@ -132,6 +153,7 @@ impl Place {
             run: run.join(&folder),
             namespace,
             cookie,
+            kept: false,
         }
     }
 
@@ -200,9 +222,9 @@ impl Place {
     /// [`Error::File`] when it cannot be written; the old one is then still there.
     pub(super) fn save(&self, file: &Path, value: &impl Serialize) -> Result<(), Error> {
         self.create_run()?;
-        let new = file.with_extension("json.new");
+        let new = file.with_extension(format!("json.{NEW}"));
         let write = || -> io::Result<()> {
-            let mut out = File::create(&new)?;
+            let mut out = own_file().truncate(true).open(&new)?;
             serde_json::to_writer_pretty(&mut out, value)?;
             out.write_all(b"\n")?;
             out.sync_all()?;
@@ -256,7 +278,14 @@ impl Place {
     /// kernel that lets go of a dead process's lock.
     #[must_use]
     pub fn proxy_pid(&self) -> Option<u32> {
-        let file = File::open(self.run.join(PROXY_LOCK)).ok()?;
+        let file = match File::open(self.run.join(PROXY_LOCK)) {
+            Ok(file) => file,
+            // A member of `[api] group` may use the socket, and nothing else.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                return listener_of(&self.control_socket());
+            }
+            Err(_) => return None,
+        };
         let deadline = Instant::now() + PROXY_LOCK_PATIENCE;
         loop {
             match file.try_lock_shared() {
@@ -273,17 +302,29 @@ impl Place {
         }
     }
 
+    /// Whether this process may not even ask if a proxy runs here.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        let asked = UnixStream::connect(self.control_socket());
+        asked.is_err_and(|error| error.kind() == ErrorKind::PermissionDenied)
+    }
+
     /// Removes both folders if nothing is left in them but locks, and their parents if they are
     /// empty then. A folder that is still in use stays. Lets go of `lock`.
     ///
     /// # Errors
     /// [`Error::File`] when a folder cannot be read or removed.
     pub fn remove(&self, lock: Lock) -> Result<(), Error> {
-        remove_if_empty(&self.pins)?;
+        self.remove_folder(&self.pins)?;
         let in_use = fs::read_dir(&self.run)
             .and_then(|mut entries| {
                 entries.try_fold(false, |in_use, entry| {
                     let name = entry?.file_name();
+                    // What a process was writing when it was killed is of no use to anybody.
+                    if Path::new(&name).extension().is_some_and(|end| end == NEW) {
+                        remove_file(&self.run.join(name)).map_err(io::Error::other)?;
+                        return Ok(in_use);
+                    }
                     Ok(in_use || !FILES.iter().any(|own| name == *own))
                 })
             })
@@ -295,7 +336,14 @@ impl Place {
             remove_file(&self.run.join(name))?;
         }
         drop(lock);
-        remove_if_empty(&self.run)
+        self.remove_folder(&self.run)
+    }
+
+    fn remove_folder(&self, folder: &Path) -> Result<(), Error> {
+        match self.kept {
+            true => Ok(()),
+            false => remove_if_empty(folder),
+        }
     }
 
     fn acquire(&self, name: &str, patience: Duration, advice: &'static str) -> Result<Lock, Error> {
@@ -303,14 +351,7 @@ impl Place {
         let deadline = Instant::now() + patience;
         loop {
             self.create_run()?;
-            let file = match OpenOptions::new()
-                .create(true)
-                .truncate(false)
-                .read(true)
-                .write(true)
-                .mode(0o600)
-                .open(&path)
-            {
+            let file = match own_file().read(true).open(&path) {
                 Ok(file) => file,
                 // `remove` of another process came between.
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
@@ -320,12 +361,18 @@ impl Place {
                 // A file that `remove` has unlinked protects nothing: take the one that is there now.
                 Ok(()) if !is_same_file(&file, &path) => {}
                 Ok(()) => {
-                    let mut lock = Lock { file };
+                    let place = Some(self.clone());
+                    let mut lock = Lock { file, place };
                     lock.claim().map_err(Error::file("write", &path))?;
                     let cookie = self.run.join(COOKIE);
                     let own = self.cookie.to_string();
                     if fs::read_to_string(&cookie).ok().as_ref() != Some(&own) {
-                        fs::write(&cookie, own).map_err(Error::file("write", &cookie))?;
+                        own_file()
+                            .truncate(true)
+                            .mode(0o644)
+                            .open(&cookie)
+                            .and_then(|mut file| file.write_all(own.as_bytes()))
+                            .map_err(Error::file("write", &cookie))?;
                     }
                     return Ok(lock);
                 }
@@ -366,13 +413,7 @@ impl Place {
         }
         let file = self.run.join(LOCK);
         // Not `lock`: that writes the cookie before the clearing is done.
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(&file)
-            .map_err(Error::file("open", &file))?;
+        let lock = own_file().open(&file).map_err(Error::file("open", &file))?;
         lock.lock().map_err(Error::file("lock", &file))?;
         // Another process may have cleared it while this one waited.
         if !is_dead() {
@@ -463,6 +504,14 @@ pub(super) fn unescape(field: &str) -> String {
         .replace("\\134", "\\")
 }
 
+/// How a file is opened for writing that lies in a folder that may be another user's: no name there leads elsewhere.
+fn own_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    options.custom_flags(libc::O_NOFOLLOW);
+    options
+}
+
 fn create_folder(folder: &Path) -> Result<&Path, Error> {
     DirBuilder::new()
         .recursive(true)
@@ -503,6 +552,13 @@ fn is_same_file(file: &File, path: &Path) -> bool {
             .ok()
     };
     identity(file.metadata()).is_some_and(|own| identity(fs::metadata(path)) == Some(own))
+}
+
+/// The process that listens at a socket.
+fn listener_of(path: &Path) -> Option<u32> {
+    let stream = UnixStream::connect(path).ok()?;
+    let peer = getsockopt(&stream, PeerCredentials).ok()?;
+    peer.pid().try_into().ok()
 }
 
 fn read_pid(path: &Path) -> Option<u32> {

@@ -202,10 +202,16 @@ impl Store {
 
     fn load(&self) -> Result<Memory, Error> {
         match fs::read(&self.file) {
-            Ok(text) => serde_json::from_slice(&text).map_err(|reason| Error::Content {
-                path: self.file.clone(),
-                reason,
-            }),
+            Ok(text) => {
+                let mut memory: Memory =
+                    serde_json::from_slice(&text).map_err(|reason| Error::Content {
+                        path: self.file.clone(),
+                        reason,
+                    })?;
+                // The file may be another user's than root, who reads it here.
+                memory.changes.retain(|change| is_of_network(&change.key));
+                Ok(memory)
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Memory::default()),
             Err(error) => Err(Error::file("read", &self.file)(error)),
         }
@@ -349,6 +355,11 @@ fn link_folders(folder: &str) -> Result<Vec<String>, Error> {
         .collect();
     names.sort();
     Ok(names)
+}
+
+/// Whether a key is one of those that a proxy may change, and leads nowhere else.
+fn is_of_network(key: &str) -> bool {
+    key.starts_with("net/") && key.split('/').all(|part| !matches!(part, "" | "." | ".."))
 }
 
 fn path(key: &str) -> PathBuf {

@@ -12,6 +12,7 @@ use super::super::lists::Lists;
 use super::super::{api, upstream};
 use super::Session;
 use super::links::selection;
+use super::privileges::Reading as _;
 use super::start::enforce;
 
 /// Without it the proxy runs all the same: a cgroup that is made anew is then exempt with the next edit.
@@ -32,8 +33,8 @@ pub(super) async fn cgroups_changed(watch: &mut Option<cgroup::Watch>) -> std::i
 impl Session<'_> {
     /// Puts the configuration into force as it is now, and ends a trial.
     pub(super) async fn reload(&mut self) -> Result<()> {
-        let config = (self.reread)(None)?;
-        let lists = Lists::load_and_tell(&config)?;
+        let config = (self.reread)(None).naming_user()?;
+        let lists = Lists::load_and_tell(&config).naming_user()?;
         self.change(config, lists).await?;
         self.trial = None;
         Ok(())
@@ -43,12 +44,21 @@ impl Session<'_> {
     pub(super) async fn change(&mut self, config: Config, lists: Lists) -> Result<()> {
         exempt::check(&config.exempt)?;
         preflight::check_links(&selection(&config), &self.snapshot)?;
-        let listening = api::prepare(&self.teller, &config)?;
+        let listening = api::prepare(&self.teller, &config).naming_user()?;
         step(Step::ReloadRead);
         for (key, differs) in [
             ("[tcp]", config.tcp != self.config.tcp),
             ("[udp]", config.udp != self.config.udp),
             ("proxy.port", config.proxy.port != self.config.proxy.port),
+            (
+                "gateway.user",
+                config.gateway.user != self.config.gateway.user,
+            ),
+            (
+                "gateway.seccomp",
+                config.gateway.seccomp != self.config.gateway.seccomp,
+            ),
+            ("api.group", config.api.group != self.config.api.group),
             ("log.format", config.log.format != self.config.log.format),
         ] {
             if differs {

@@ -3,6 +3,7 @@
 mod follow;
 mod learn;
 mod links;
+mod privileges;
 mod restart;
 mod service;
 mod signals;
@@ -23,13 +24,14 @@ use tproxy_userspace::config::{Config, WanPattern};
 use tproxy_userspace::control::gateway::Gateway;
 use tproxy_userspace::control::links::{Snapshot, Watch};
 use tproxy_userspace::control::place::Place;
-use tproxy_userspace::control::{self, cgroup, exempt, preflight};
+use tproxy_userspace::control::{self, cgroup, preflight};
 use tproxy_userspace::data::dns::Settings;
 use tproxy_userspace::data::{Alarm, Handed, Proxy};
 use tproxy_userspace::observe::api::{Asked, Teller};
 use tproxy_userspace::observe::log::Log;
 use tproxy_userspace::observe::service::{Event, Manager};
 use tproxy_userspace::observe::socket::Request;
+use tproxy_userspace::privileges::Held;
 use tproxy_userspace::step::{Step, step};
 
 use self::follow::{cgroups_changed, watch_cgroups};
@@ -44,6 +46,7 @@ use super::lists::Lists;
 use super::upstream;
 
 pub use self::links::select;
+pub use self::privileges::Ready;
 pub use self::restart::leave;
 pub use self::start::{limits, way};
 pub use self::trial::{Given, Reread, Source};
@@ -101,25 +104,17 @@ struct Session<'a> {
     leaving: Vec<Leaving>,
 }
 
-/// Proxies until SIGINT or SIGTERM, or until another process takes over. With `takeover` this one takes over from the proxy
-/// that runs, if there is one.
+/// Proxies until SIGINT or SIGTERM, or until another process takes over.
 pub async fn run(
     config: Config,
     file: Option<PathBuf>,
     reread: Reread<'_>,
     log: Log,
-    takeover: bool,
+    ready: &mut Ready,
 ) -> Result<()> {
-    // What can be wrong with the words is found before anything is touched.
-    let lists = Lists::load_and_tell(&config)?;
+    let lists = ready.lists.take().expect("it runs once");
+    let (place, kernel, takeover) = (ready.place.clone(), ready.kernel, ready.takeover);
     let routing = upstream::routing(&config, &lists);
-    exempt::check(&config.exempt)?;
-    let findings = preflight::check_machine()?;
-    for warning in findings.warnings {
-        tracing::warn!("{warning}");
-    }
-    let kernel = findings.kernel;
-    let place = Place::current()?;
     let mut signals = Signals::new()?;
     let mut watch = Watch::open()?;
     let snapshot = watch.next().await?;
@@ -223,6 +218,7 @@ pub async fn run(
     };
     session.follow_cgroups();
     step(Step::StartReady);
+    ready.serves(&session.config);
     session.tell_ready();
     match session.serve(&mut signals, presence).await {
         Ended::Stopped(presence, result) => {
@@ -429,6 +425,7 @@ impl Session<'_> {
             "dns": view.dns_stats(),
             "rules": self.lists.rules.len(),
             "learned": self.names_status(),
+            "process": Held::now(),
         })
     }
 

@@ -100,7 +100,9 @@ impl Presence {
 /// Says that it is this process that the lock and the sockets belong to.
 fn open_doors(place: &Place, lock: &mut Lock, log: &Log) -> Result<(Server, Heirs)> {
     lock.claim().context("writing to the proxy's lock failed")?;
-    let server = Server::bind(&place.control_socket(), log.clone())?;
+    let shared = place.owner().filter(|owner| owner.shared);
+    let group = shared.map(|owner| owner.gid);
+    let server = Server::bind(&place.control_socket(), group, log.clone())?;
     Ok((server, Heirs::bind(place)?))
 }
 

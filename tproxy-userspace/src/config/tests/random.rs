@@ -204,12 +204,19 @@ prop_compose! {
                 max_connections,
             },
             udp: Udp { idle: udp_idle, dns_idle, max_associations },
-            gateway: Gateway { forward, masquerade, account },
+            gateway: Gateway {
+                forward,
+                masquerade,
+                account,
+                user: forward.then(|| if account { IdOrName::Id(7) } else { IdOrName::Name(host.clone()) }),
+                seccomp: !masquerade,
+            },
             proxy: Proxy { port, drain, takeover_drain, outbound },
             api: Api {
                 token_file: Some(format!("/{host}").into()),
                 origins: vec![format!("https://{host}.example:{}", port.max(1024))],
                 hosts: vec![format!("{host}.lan")],
+                group: masquerade.then(|| IdOrName::Name(host.clone())),
                 ..Api::default()
             },
             log: Log {

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::{Bpffs, Covered, Facts, Finding, LanLink, Severity};
-use super::{clock, firewall, hooks, limits, ports};
+use super::{clock, firewall, hooks, limits, ports, secrets};
 use crate::control::preflight::{KernelVersion, OLDEST_KERNEL};
 
 /// A check. It returns nothing where it does not apply.
@@ -31,6 +31,7 @@ pub(super) const CHECKS: &[Check] = &[
     limits::files,
     limits::conntrack,
     clock::check,
+    secrets::check,
 ];
 
 fn kernel(facts: &Facts) -> Vec<Finding> {

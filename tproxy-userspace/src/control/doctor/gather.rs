@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::nat::{of_iptables, of_nft};
 use super::{Bpffs, Facts, Files, LanLink, Translation, Wanted};
-use super::{clock, firewall, hooks, limits, ports};
+use super::{clock, firewall, hooks, limits, ports, secrets};
 use crate::config::{self, IdOrName, LinkPattern};
 use crate::control::bpf::Maps;
 use crate::control::links::Snapshot;
@@ -39,6 +39,8 @@ pub struct Subject {
     pub files: Files,
     /// Its file.
     pub file: Option<PathBuf>,
+    /// The file of the API's token.
+    pub token_file: Option<PathBuf>,
 }
 
 /// Gathers all facts of the calling thread's network namespace. Changes nothing.
@@ -104,6 +106,7 @@ pub async fn gather(subject: &Subject) -> Result<Facts, Error> {
         ports: ports::gather(subject, proxy),
         limits: limits::gather(proxy),
         files: subject.files,
+        exposed: secrets::gather(subject),
         clock: {
             let program = std::env::current_exe().ok();
             let files = program.iter().chain(&subject.file).map(PathBuf::as_path);

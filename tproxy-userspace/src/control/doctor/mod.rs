@@ -11,6 +11,7 @@ mod hooks;
 mod limits;
 mod nat;
 mod ports;
+mod secrets;
 
 #[cfg(test)]
 mod tests;
@@ -171,6 +172,8 @@ pub struct Facts {
     pub limits: Limits,
     /// What the configuration lets in.
     pub files: Files,
+    /// Files with passwords or tokens that every user of the machine can read, with their modes.
+    pub exposed: Vec<(PathBuf, u32)>,
     /// The clock.
     pub clock: Clock,
 }

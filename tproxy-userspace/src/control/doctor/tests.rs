@@ -42,6 +42,7 @@ fn fit() -> Facts {
         cgroup2: Some("/sys/fs/cgroup".into()),
         attached: false,
         configured: config::Gateway::default(),
+        exposed: Vec::new(),
         lan: vec![lan_link("lan0", &["192.168.1.0/24", "fd00:1::/64"])],
         unfit_lan: None,
         ways_out: names(&["wan0"]),

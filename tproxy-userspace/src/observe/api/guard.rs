@@ -131,7 +131,8 @@ fn admitted(hub: &Hub, access: &Access, request: &Request) -> Result<Option<Head
 }
 
 /// Is this what a browser asks that was told an address of the gateway, or one of its names?
-fn is_own_name(host: &str, names: &[String]) -> bool {
+#[must_use]
+pub fn is_own_name(host: &str, names: &[String]) -> bool {
     let name = match host.strip_prefix('[') {
         Some(rest) => match rest.split_once(']') {
             Some((address, port)) if is_port(port) => address,

@@ -14,7 +14,7 @@ use std::fmt;
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -34,7 +34,7 @@ use tproxy_common::abi::{Counter, Reason};
 
 use self::accept::Gate;
 pub use self::accept::{Listeners, Prepared};
-pub use self::guard::Access;
+pub use self::guard::{Access, is_own_name};
 use self::reply::Failure;
 use super::log::Log;
 use super::metrics::Doors;
@@ -242,14 +242,14 @@ pub struct Server {
 
 impl Server {
     /// Listens at this path. What a killed proxy left there is replaced: only the holder of the
-    /// proxy's lock may call this.
+    /// proxy's lock may call this. The members of `group` may connect, beside the owner.
     ///
     /// # Errors
     /// [`Error::Bind`].
     ///
     /// # Panics
     /// Outside a Tokio runtime.
-    pub fn bind(path: &Path, log: Log) -> Result<Self, Error> {
+    pub fn bind(path: &Path, group: Option<u32>, log: Log) -> Result<Self, Error> {
         let path = path.to_owned();
         let bind = || {
             match fs::remove_file(&path) {
@@ -258,6 +258,10 @@ impl Server {
             }
             let listener = UnixListener::bind(&path)?;
             fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+            if let Some(group) = group {
+                chown(&path, None, Some(group))?;
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o660))?;
+            }
             Ok(listener)
         };
         let listener = match bind() {

@@ -15,7 +15,7 @@ struct Bench {
 fn bench() -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("socket");
-    let server = Server::bind(&path, Log::silent()).unwrap();
+    let server = Server::bind(&path, None, Log::silent()).unwrap();
     Bench {
         _folder: folder,
         path,
