@@ -2,7 +2,8 @@
 //!
 //! What a gateway leaves when it dies half-way is a promise to the devices behind it. So the program that is tried is the
 //! one that ships: with `TPROXY_BPF_FAULT=STEP=kill` in its environment it kills itself when it comes to that step, with
-//! `=stop` it stops until SIGCONT, and with `STEP:2=` it does so when it comes there for the second time. Without it a step is an event in the log, and only at the level debug.
+//! `=stop` it stops until SIGCONT, and with `STEP:2=` it does so when it comes there for the second time. Without it a
+//! step is an event in the log, and only at the level debug.
 
 use std::fmt::{self, Display, Formatter};
 use std::sync::OnceLock;
@@ -136,7 +137,7 @@ impl Display for Step {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Fault {
     step: Step,
-    /// The how manieth time it is meant, from 1.
+    /// At which time of coming there, from 1.
     time: u32,
     signal: Signal,
 }

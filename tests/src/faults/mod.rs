@@ -16,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use tproxy_userspace::observe::process::{Life, life};
+use tproxy_userspace::control::life::{Life, life};
 
 pub use look::{Look, Seen, Sight};
 pub use table::{Row, whole};

@@ -5,8 +5,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tproxy_userspace::control::life::{Life, life};
 use tproxy_userspace::control::place::Place;
-use tproxy_userspace::observe::process::{Life, life};
 use tproxy_userspace::observe::socket::{Request, ask, ask_bytes};
 
 /// The proxy's answer. `doing` is what the person wants, as the beginning of a sentence; an answer that says what is wrong is

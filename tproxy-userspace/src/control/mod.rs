@@ -15,6 +15,7 @@ pub mod exempt;
 pub mod explain;
 pub mod frame;
 pub mod gateway;
+pub mod life;
 pub mod links;
 pub mod masquerade;
 pub mod modules;

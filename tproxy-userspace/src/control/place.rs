@@ -22,8 +22,8 @@ use serde::Serialize;
 
 pub use self::edit::{EditLock, Editing};
 pub use self::owner::Owner;
+use super::life::{Life, life};
 use super::{Error, cgroup};
-use crate::observe::process::{Life, life};
 
 /// Where the BPF file system is by custom.
 const BPFFS: &str = "/sys/fs/bpf";

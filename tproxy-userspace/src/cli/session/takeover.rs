@@ -20,13 +20,13 @@ use serde::{Deserialize, Serialize};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
 use tproxy_userspace::config::Config;
+use tproxy_userspace::control::life::{Life, life};
 use tproxy_userspace::control::place::{Lock, Place};
 use tproxy_userspace::control::preflight::KernelVersion;
 use tproxy_userspace::data::{Handed, Inheritance, Inherited, Sockets, Upstream};
 use tproxy_userspace::net::pass;
 use tproxy_userspace::observe::api::Prepared;
 use tproxy_userspace::observe::log::Log;
-use tproxy_userspace::observe::process::{Life, life};
 use tproxy_userspace::step::{Step, step};
 
 use super::super::api;
