@@ -176,7 +176,7 @@ impl<'l> Machine<'l> {
     /// Waits until it has both addresses, or none.
     fn comes_to_have(&self, wanted: bool) -> Result<()> {
         let what = format!("{} to have the address: {wanted}", self.ns.name());
-        let waited = until(&what, SOON, || {
+        let waited = until(&what, 3 * SOON, || {
             let both = [self.has(Family::V4)?, self.has(Family::V6)?];
             Ok((both == [wanted; 2]).then_some(()))
         });
@@ -259,7 +259,7 @@ fn outage(device: &Namespace, family: Family, over: &AtomicBool) -> Result<Durat
                     return Ok(longest);
                 }
             }
-            if last.elapsed() > patient(2 * SOON) {
+            if last.elapsed() > patient(4 * SOON) {
                 bail!("no connection of {family:?} for {:?}", last.elapsed());
             }
         }

@@ -15,11 +15,12 @@ use anyhow::{Context, Result, anyhow, ensure};
 use lab::{
     Family, Lab, Namespace,
     forger::{Flood, Forger, dns_question},
-    probe::at,
+    probe::{at, carry},
     servers::{Dnsmasq, Log, OneByte, TcpEcho, UdpEcho},
     traffic::{self, open_udp},
-    wait::patient,
+    wait::{SOON, patient, until},
 };
+use nix::sys::signal::Signal;
 use tproxy_common::packet::Addresses;
 
 use super::seconds;
@@ -40,7 +41,7 @@ const NOBODY: u16 = 9;
 /// How many threads connect.
 const WORKERS: usize = 4;
 /// How many connections it keeps: more than the proxy lets in.
-const MOST_HELD: usize = 4_000;
+const MOST_HELD: usize = 1_000;
 /// What a flood may add to the proxy's resident memory.
 const MOST_KIB: u64 = 32 * 1024;
 
@@ -318,7 +319,7 @@ fn others_keep_their_rate(family: Family) -> Result<()> {
         "run",
         "-c",
         &lab.write(&format!(
-            "[lan]\ninterfaces = [\"lan*\"]\n[tcp]\nmax_connections = 2000\n[udp]\nmax_associations = 1000\n\
+            "[lan]\ninterfaces = [\"lan*\"]\n[tcp]\nmax_connections = 500\n[udp]\nmax_associations = 1000\n\
              [dns]\nproxy = [\"{}\"]\n",
             Family::V4.far(1)
         ))?,
@@ -346,9 +347,12 @@ fn others_keep_their_rate(family: Family) -> Result<()> {
     }
     let after = share(other, family, time)?;
     ensure!(after.least() > 0.9, "{after:?} after all floods");
-    // What was lost, and who was refused, is counted and told.
+    // Who was refused is counted and told, as is what was lost, if the proxy was too slow for a flood.
     let traffic = lab.proxy_traffic()?;
-    ensure!(traffic["datagrams_lost"].as_u64() > Some(0), "{traffic}");
+    eprintln!(
+        "{family:?}: {} datagrams of floods were lost",
+        traffic["datagrams_lost"]
+    );
     ensure!(
         traffic["failures"]["device_limit"].as_u64() > Some(0),
         "{traffic}"
@@ -364,4 +368,45 @@ fn others_keep_their_rate_over_ipv4() -> Result<()> {
 #[test]
 fn others_keep_their_rate_over_ipv6() -> Result<()> {
     others_keep_their_rate(Family::V6)
+}
+
+/// What comes faster than it is taken is counted, and told with what it means; those in other lanes lose nothing.
+#[test]
+fn what_a_flood_loses_is_counted_and_the_others_lose_nothing() -> Result<()> {
+    /// Far more than a lane has room for.
+    const MANY: u64 = 20_000;
+    const FEW: usize = 50;
+    let family = Family::V4;
+    let lab = Lab::builder().second_lan().build()?;
+    let other = lab.device2.as_ref().context("a second device")?;
+    let _echo = UdpEcho::start(&lab.internet, UDP..=UDP)?;
+    let config = lab.write("[lan]\ninterfaces = [\"lan*\"]\n")?;
+    let tproxy = lab.tproxy(&["run", "-c", &config])?;
+    let socket = open_udp(other, family)?;
+    let target = at(family.far(3), UDP);
+    socket.set_read_timeout(Some(patient(SOON)))?;
+    carry(&socket, target, &socket, b"first")?;
+    tproxy.process().signal(Signal::SIGSTOP)?;
+    let (from, to) = (family.device(), family.far(5));
+    let forger = Forger::new(&lab.device, family)?;
+    let flood = forger.flood(move |_| (at(from, 5000), at(to, NOBODY), vec![0; 1_200]));
+    flood.wait_for(MANY)?;
+    for _ in 0..FEW {
+        socket.send_to(b"question", target)?;
+    }
+    let sent = flood.stop()?;
+    tproxy.process().signal(Signal::SIGCONT)?;
+    for _ in 0..FEW {
+        socket.recv(&mut [0; 64])?;
+    }
+    // The socket tells of its losses with the next datagram.
+    let forger = Forger::new(&lab.device, family)?;
+    let lost = until("a count of what was lost", SOON, || {
+        forger.send(at(from, 5000), at(to, NOBODY), b"one more")?;
+        Ok(Some(lab.proxy_count("/datagrams_lost")?).filter(|lost| *lost > 0))
+    })?;
+    ensure!(lost > MANY / 2 && lost < sent, "{lost} of {sent}");
+    let told = "limit reached: datagrams";
+    tproxy.process().wait_for_line(told, SOON)?;
+    Ok(())
 }
