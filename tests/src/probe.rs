@@ -3,10 +3,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs::{self, Permissions},
     io::{ErrorKind, Read, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    os::fd::{AsFd, AsRawFd},
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::fs::PermissionsExt,
+    },
     time::{Duration, Instant},
 };
 
@@ -308,13 +311,17 @@ impl Lab {
         self.tproxy(&["run", "-c", &self.write(&text)?])
     }
 
-    /// Writes a configuration to the lab's own file of it; gives its path.
+    /// Writes a configuration to the lab's own file of it, for root alone as it may hold passwords; gives its path.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn write(&self, config: &str) -> Result<String> {
         let path = self.dir().join("config.toml");
-        fs::write(&path, config).with_context(|| format!("writing {}", path.display()))?;
+        let write = || {
+            fs::write(&path, config)?;
+            fs::set_permissions(&path, Permissions::from_mode(0o600))
+        };
+        write().with_context(|| format!("writing {}", path.display()))?;
         Ok(path.to_string_lossy().into_owned())
     }
 

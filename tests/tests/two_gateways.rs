@@ -19,7 +19,12 @@ use lab::{
     traffic::echo_line,
     wait::{SOON, patient, until},
 };
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
+use tproxy_userspace::control::life::{Life, life};
 
 const PAGE: &str = include_str!("../../docs/two-gateways.md");
 const ECHO: u16 = 7;
@@ -134,6 +139,20 @@ impl<'l> Machine<'l> {
             .ip(&down.iter().map(String::as_str).collect::<Vec<_>>())?;
         self.keepalived = None;
         self.proxy = None;
+        // keepalived's own child is in a group of its own, and would be taken for one that runs.
+        for end in ["vrrp.pid", "pid"] {
+            let file = self.vrrp.with_extension(end);
+            // It may be about to remove it, as its parent is dead.
+            let Ok(text) = fs::read_to_string(&file) else {
+                continue;
+            };
+            let pid: u32 = text.trim().parse()?;
+            kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL).ok();
+            until(&format!("the end of process {pid}"), SOON, || {
+                Ok((life(pid) == Life::Gone).then_some(()))
+            })?;
+            fs::remove_file(&file).ok();
+        }
         Ok(())
     }
 
