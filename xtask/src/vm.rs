@@ -117,11 +117,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         )
     } else {
         let wanted = wanted(options);
-        let mut names: Vec<&str> = wanted.iter().map(|(name, _)| name.as_str()).collect();
-        names.sort_unstable();
-        names.dedup();
-        let programs = build(&names)?;
-        job(&program, &lines(&wanted, &programs)?)
+        job(&program, &lines(&wanted, &build()?)?)
     };
     let image = image::make(&folder, &kernel, &job)?;
     let console = folder.join("console.log");
@@ -168,13 +164,11 @@ fn wanted(options: &Options) -> Vec<(String, Vec<String>)> {
         .collect()
 }
 
-/// The test programs of these names, as `test` builds them.
-fn build(names: &[&str]) -> Result<Vec<PathBuf>> {
+/// All test programs of the lab. Built as `test` builds them: to leave some out changes the features of dependencies, which
+/// would be built again.
+fn build() -> Result<Vec<PathBuf>> {
     let mut command = shell::cargo(["test", "--no-run"]);
     command.args(HOST);
-    for name in names {
-        command.args(["--test", name]);
-    }
     command.arg("--message-format=json-render-diagnostics");
     shell::show(&command);
     let output = command

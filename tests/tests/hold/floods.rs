@@ -308,7 +308,7 @@ fn have_lanes(family: Family) -> bool {
 /// The other device keeps at least half of all that it does, whatever the first one floods the gateway with.
 fn others_keep_their_rate(family: Family) -> Result<()> {
     ensure!(have_lanes(family), "the devices share a lane");
-    let time = seconds(2);
+    let time = seconds(1);
     let lab = Lab::builder().second_lan().build()?;
     let other = lab.device2.as_ref().context("a second device")?;
     let _tcp = TcpEcho::start(&lab.internet, TCP)?;
