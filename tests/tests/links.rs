@@ -7,6 +7,7 @@ use lab::{
     Family, Far, Lab, Lan, Wire,
     addr::url,
     or_skip,
+    process::run,
     servers::TcpEcho,
     traffic,
     wait::{SOON, until},
@@ -137,6 +138,11 @@ fn the_gateways_own_addresses_are_followed() -> Result<()> {
         for link in ["lan0", "wan0"] {
             lab.gateway
                 .ip(&[&format!("addr add {address}/{length} dev {link}")])?;
+            // The kernel inserts the local route of an IPv6 address from a work queue.
+            until("the address to be local", SOON, || {
+                let route = run(lab.gateway.argv(&["ip", "route", "get", address]), SOON)?;
+                Ok(route.stdout.starts_with("local").then_some(()))
+            })?;
             // At once: until it is known as the gateway's own the proxy leads back to it.
             traffic::echo_line(&lab.device, target)?;
             soon("the address to be known as the gateway's own", || {

@@ -302,6 +302,9 @@ fn members_of_the_group_use_the_socket_and_nobody_else_does() -> Result<()> {
     fs::copy(lab::gateway::binary()?, &program)?;
     for user in ["", "[gateway]\nuser = \"nobody\"\n"] {
         let proxy = lab.tproxy_configured(&format!("{user}[api]\ngroup = {GROUP}\n"))?;
+        // It holds no password, and a reload reads it as the user.
+        let config = lab.dir().join("config.toml");
+        fs::set_permissions(config, fs::Permissions::from_mode(0o644))?;
         let member = |arguments: &[&str]| as_member(&lab, &program, GROUP, arguments);
         let stranger = |arguments: &[&str]| as_member(&lab, &program, GROUP + 1, arguments);
         let status: Value = member(&["status", "--json"])?.ok()?.json()?;
