@@ -132,11 +132,9 @@ impl Display for Sight {
     }
 }
 
-/// What was seen, and the connections that wait.
+/// The connections that wait, after all was seen as expected.
 #[derive(Debug)]
 pub struct Look {
-    /// What was seen.
-    pub sight: Sight,
     held: Vec<TcpStream>,
 }
 
@@ -225,10 +223,7 @@ impl Scene {
             }
             Ok(())
         })?;
-        Ok(Look {
-            sight: expected,
-            held,
-        })
+        Ok(Look { held })
     }
 
     /// As SSH would be: to every address of the gateway, answered by the gateway itself.

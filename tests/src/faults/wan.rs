@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Result, ensure};
 
-use super::{Scene, Sight, UDP};
+use super::{Look, Row, Scene, Sight, UDP};
 use crate::{Family, Lab, capture::Capture, probe::at, traffic::open_udp};
 
 /// Who has sent something new by the WAN link to the internet: connections that begin, and datagrams.
@@ -87,6 +87,17 @@ impl Wan {
         Ok(leaves)
     }
 
+    /// Nothing of a device may have left, unless it is expected to go direct.
+    ///
+    /// # Errors
+    /// As [`Wan::nothing_of_devices`].
+    pub fn nothing_unless(self, expected: Sight) -> Result<()> {
+        match expected.device_goes_direct() {
+            true => Ok(()),
+            false => self.nothing_of_devices(),
+        }
+    }
+
     /// Nothing of a device may have left.
     ///
     /// # Errors
@@ -119,6 +130,16 @@ impl Scene {
             capture: Capture::start(&self.lab.gateway, "wan0")?,
             old: ports.collect::<Result<_>>()?,
         })
+    }
+
+    /// [Looks](Scene::look) while what goes by the WAN link is captured, and notes both in the row.
+    ///
+    /// # Errors
+    /// What fared otherwise, or left without being expected to.
+    pub fn observe<'r>(&self, row: Row<'r>, expected: Sight) -> Result<(Row<'r>, Look)> {
+        let wan = self.wan()?;
+        let look = self.look(expected)?;
+        Ok((row.seen(expected, wan.leaves_as(expected)?), look))
     }
 }
 

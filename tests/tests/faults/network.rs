@@ -81,10 +81,8 @@ fn lan_link_made_anew(policy: Policy) -> Result<()> {
     soon("the addresses to be known", || {
         scene.look(expected).map(drop)
     })?;
-    let wan = scene.wan()?;
-    scene.look(expected)?;
-    let row = Row::new(PART, 0, "the LAN link is removed and made anew", policy)
-        .seen(expected, wan.leaves_as(expected)?);
+    let row = Row::new(PART, 0, "the LAN link is removed and made anew", policy);
+    let (row, _) = scene.observe(row, expected)?;
     drop(trickle);
     held.iter().try_for_each(moves)?;
     drop(held);
@@ -195,8 +193,8 @@ fn flushed(policy: Policy) -> Result<()> {
     scene.lab.gateway.run(&["nft", "flush", "ruleset"])?;
     let expected = Sight::all(Seen::Proxied);
     scene.look(expected)?;
-    let row =
-        Row::new(PART, 4, "`nft flush ruleset`", policy).seen(expected, wan.leaves_as(expected)?);
+    let row = Row::new(PART, 4, "`nft flush ruleset`", policy);
+    let row = row.seen(expected, wan.leaves_as(expected)?);
     held.iter().try_for_each(moves)?;
     ensure!(!ours()?, "who has put it there?");
     // A reload redoes it at once; without one it is back with the next sweep.
@@ -233,20 +231,15 @@ fn rules_like_dockers(policy: Policy) -> Result<()> {
     let nat = "-t nat -A POSTROUTING -s 172.17.0.0/16 ! -o docker0 -j MASQUERADE";
     gateway.run(&[&["iptables"], &nat.split(' ').collect::<Vec<_>>()[..]].concat())?;
     let row = Row::new(PART, 5, "Docker's rules come: FORWARD drops", policy);
-    let wan = scene.wan()?;
-    let expected = Sight::all(Seen::Proxied);
-    scene.look(expected)?;
-    let row = row.seen(expected, wan.leaves_as(expected)?);
+    let (row, _) = scene.observe(row, Sight::all(Seen::Proxied))?;
     held.iter().try_for_each(moves)?;
     drop(held);
     row.then("connections go on").left("Docker's rules")?;
     // Without a proxy nothing is forwarded that these rules forbid, whatever our policy is.
     process.kill();
     let down = Sight::device(Seen::Nothing).and_own(policy.seen());
-    let wan = scene.wan()?;
-    scene.look(down)?;
-    let row =
-        Row::new(PART, 6, "and then the proxy is killed", policy).seen(down, wan.leaves_as(down)?);
+    let row = Row::new(PART, 6, "and then the proxy is killed", policy);
+    let (row, _) = scene.observe(row, down)?;
     scene.lab.tproxy_run(&["detach"])?.ok()?;
     gateway.run(&["nft", "flush", "ruleset"])?;
     soon("what was forwarded to be so again", || scene.old_lives())?;

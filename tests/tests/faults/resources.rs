@@ -57,10 +57,8 @@ fn no_files(policy: Policy) -> Result<()> {
         .context("its limit of files")?;
     limit_files(&process, &format!("3:{most}"))?;
     let expected = no_accept(Seen::Nothing);
-    let wan = scene.wan()?;
-    let look = scene.look(expected)?;
-    let row = Row::new(PART, 0, "EMFILE: no file is left to the process", policy)
-        .seen(expected, wan.leaves_as(expected)?);
+    let row = Row::new(PART, 0, "EMFILE: no file is left to the process", policy);
+    let (row, look) = scene.observe(row, expected)?;
     held.iter().try_for_each(moves)?;
     limit_files(&process, &format!("{most}:{most}"))?;
     look.answered()?;
@@ -106,9 +104,7 @@ fn failing_calls(policy: Policy) -> Result<()> {
         })
         .with_context(|| strace.lines().join("\n"))?;
         let row = Row::new(PART, 1 + index, format!("{error} of {calls}"), policy);
-        let wan = scene.wan()?;
-        let look = scene.look(expected)?;
-        let row = row.seen(expected, wan.leaves_as(expected)?);
+        let (row, look) = scene.observe(row, expected)?;
         held.iter().try_for_each(moves)?;
         strace.signal(Signal::SIGINT)?;
         strace.wait(SOON)?;
@@ -143,10 +139,8 @@ fn full_bypass(policy: Policy) -> Result<()> {
     eprint!("{}", refused.stderr);
     assert_eq!(lab.bypass_list()?, before);
     let expected = Sight::all(Seen::Proxied);
-    let wan = scene.wan()?;
-    scene.look(expected)?;
-    let row = Row::new(PART, 4, "more prefixes than the bypass map holds", policy)
-        .seen(expected, wan.leaves_as(expected)?);
+    let row = Row::new(PART, 4, "more prefixes than the bypass map holds", policy);
+    let (row, _) = scene.observe(row, expected)?;
     held.iter().try_for_each(moves)?;
     drop(held);
     process.stop(2 * SOON)?;
@@ -214,10 +208,8 @@ fn full_disk(policy: Policy) -> Result<()> {
     let half = scene.beside(&process, &["sh", "-c", &find])?.ok()?.stdout;
     assert_eq!(half, "", "what was written half is left");
     let expected = Sight::all(Seen::Proxied);
-    let wan = scene.wan()?;
-    scene.look(expected)?;
-    let row =
-        Row::new(PART, 5, "the disk is full", policy).seen(expected, wan.leaves_as(expected)?);
+    let row = Row::new(PART, 5, "the disk is full", policy);
+    let (row, _) = scene.observe(row, expected)?;
     held.iter().try_for_each(moves)?;
     let rm = format!("rm /run/fill '{etc}/fill'");
     scene.beside(&process, &["sh", "-c", &rm])?.ok()?;
@@ -238,10 +230,8 @@ fn no_bpffs(policy: Policy) -> Result<()> {
         .beside(&process, &["umount", "-l", "/sys/fs/bpf"])?
         .ok()?;
     let expected = Sight::all(Seen::Proxied);
-    let wan = scene.wan()?;
-    scene.look(expected)?;
-    let row = Row::new(PART, 6, "the BPF file system is unmounted", policy)
-        .seen(expected, wan.leaves_as(expected)?);
+    let row = Row::new(PART, 6, "the BPF file system is unmounted", policy);
+    let (row, _) = scene.observe(row, expected)?;
     held.iter().try_for_each(moves)?;
     process.signal(Signal::SIGHUP)?;
     process.wait_for_line("reload", SOON)?;

@@ -168,9 +168,7 @@ fn one_start(
         Fault::Stop => Sight::held(),
     };
     let expected = sight_of(there(at), attached);
-    let wan = scene.wan()?;
-    let look = scene.look(expected)?;
-    let row = row.seen(look.sight, wan.leaves_as(expected)?);
+    let (row, look) = scene.observe(row, expected)?;
     if fault == Fault::Stop {
         detach_tells(scene, &process)?;
         go_on(&process)?;
@@ -248,12 +246,8 @@ fn interrupted(
         Fault::Kill => down(policy),
         Fault::Stop => Sight::held(),
     };
-    if !expected.device_goes_direct() {
-        watched.meanwhile.nothing_of_devices()?;
-    }
-    let wan = scene.wan()?;
-    let look = scene.look(expected)?;
-    let row = row.seen(look.sight, wan.leaves_as(expected)?);
+    watched.meanwhile.nothing_unless(expected)?;
+    let (row, look) = scene.observe(row, expected)?;
     drop(watched.trickle);
     if fault == Fault::Kill {
         are_reset(&watched.held)?;

@@ -51,12 +51,8 @@ fn one_stop(
         (Step::StopDetached, 1, _) => Sight::device(Seen::Direct).and_own(policy.seen()),
         _ => Sight::all(Seen::Direct),
     };
-    if !expected.device_goes_direct() {
-        meanwhile.nothing_of_devices()?;
-    }
-    let wan = scene.wan()?;
-    let look = scene.look(expected)?;
-    let row = row.seen(look.sight, wan.leaves_as(expected)?);
+    meanwhile.nothing_unless(expected)?;
+    let (row, look) = scene.observe(row, expected)?;
     drop(trickle);
     if fault == Fault::Kill {
         if policy == Policy::Drop {
@@ -96,10 +92,8 @@ fn detaching(policy: Policy) -> Result<()> {
                 (Step::StopDetached, 1) => Sight::device(Seen::Direct).and_own(policy.seen()),
                 _ => Sight::all(Seen::Direct),
             };
-            let wan = scene.wan()?;
-            let look = scene.look(expected)?;
-            row.seen(look.sight, wan.leaves_as(expected)?)
-                .left(scene.detached()?)
+            let (row, _) = scene.observe(row, expected)?;
+            row.left(scene.detached()?)
         };
         one().context(name)?;
     }

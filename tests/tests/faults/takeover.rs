@@ -84,12 +84,8 @@ fn one_heir(
     if holder(at.step) == Holder::New {
         old.wait_for_line("has taken over", SOON)?;
     }
-    if !expected.device_goes_direct() {
-        meanwhile.nothing_of_devices()?;
-    }
-    let wan = scene.wan()?;
-    let look = scene.look(expected)?;
-    let row = row.seen(look.sight, wan.leaves_as(expected)?);
+    meanwhile.nothing_unless(expected)?;
+    let (row, look) = scene.observe(row, expected)?;
     // What the old process has it keeps, whatever happens to the new one.
     held.iter().try_for_each(moves)?;
     drop(trickle);
@@ -165,12 +161,8 @@ fn one_testator(
         }
         Fault::Stop => Sight::held(),
     };
-    if !expected.device_goes_direct() {
-        meanwhile.nothing_of_devices()?;
-    }
-    let wan = scene.wan()?;
-    let look = scene.look(expected)?;
-    let row = row.seen(look.sight, wan.leaves_as(expected)?);
+    meanwhile.nothing_unless(expected)?;
+    let (row, look) = scene.observe(row, expected)?;
     drop(trickle);
     let then = match fault {
         Fault::Kill => {
@@ -219,11 +211,9 @@ fn dies_too_early_to_hear(policy: Policy) -> Result<()> {
     let expected = Sight::all(Seen::Proxied);
     scene.look(expected)?;
     meanwhile.nothing_of_devices()?;
-    let wan = scene.wan()?;
-    scene.look(expected)?;
     let title = format!("{step} of the new one: kill");
-    let row = Row::new("Takeover, the old process", 90, title, policy)
-        .seen(expected, wan.leaves_as(expected)?);
+    let row = Row::new("Takeover, the old process", 90, title, policy);
+    let (row, _) = scene.observe(row, expected)?;
     drop(trickle);
     are_reset(&held)?;
     heir.stop(2 * SOON)?;
