@@ -29,6 +29,7 @@ mod tls;
 mod udp;
 mod view;
 mod way;
+mod workers;
 
 pub use self::check::{CheckSettings, CheckUrl};
 pub use self::exit::{GroupStatus, NamedGroup};
@@ -61,6 +62,11 @@ pub enum Error {
     /// The runtime did not take a socket.
     #[error("handing a socket to the runtime failed: {0}")]
     Register(#[source] io::Error),
+    /// A thread that relays could not be started.
+    #[error(
+        "starting a thread that relays failed: {0}; this machine has no files or no memory left"
+    )]
+    Worker(#[source] io::Error),
     /// There must be one for all that nothing else is said of.
     #[error("there is no outbound; name one, such as direct://")]
     NoOutbound,

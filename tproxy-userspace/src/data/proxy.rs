@@ -27,6 +27,7 @@ use super::tcp::{self, TcpRelay};
 use super::udp::{Receiver, UdpRelay};
 use super::view::View;
 use super::way::{Upstream, follow, keep};
+use super::workers::Workers;
 use crate::net::{SocketFactory, raise_open_files};
 
 /// A running proxy. Dropping it stops it at once; [`drain`](Self::drain) lets connections end.
@@ -47,6 +48,8 @@ pub struct Proxy {
     receiving: Vec<JoinHandle<()>>,
     /// What goes on beside.
     tending: Vec<AbortHandle>,
+    /// Threads for datagrams. Last: an association is dropped after it was told to end.
+    workers: Workers,
 }
 
 /// Which DNS servers are asked for a name, as the rules that are in use say.
@@ -97,8 +100,8 @@ impl fmt::Display for DrainReport {
 }
 
 impl Proxy {
-    /// Starts serving on `sockets`, in the Tokio runtime that this is called from. Raises the limit
-    /// of open files to the hard limit. `inheritance` is what another process had there before.
+    /// Starts serving on `sockets`: connections in the Tokio runtime that this is called from, datagrams on threads of its
+    /// own. Raises the limit of open files to the hard limit. `inheritance` is what another process had there before.
     ///
     /// # Errors
     /// When the limit cannot be raised or the runtime refuses a socket.
@@ -154,6 +157,7 @@ impl Proxy {
             accepting: Vec::new(),
             receiving: Vec::new(),
             tending: Vec::new(),
+            workers: Workers::start().map_err(Error::Worker)?,
             tcp,
             udp,
         };
@@ -184,12 +188,14 @@ impl Proxy {
                 let accepting = Arc::clone(&self.tcp).accept(listener, own);
                 self.accepting.push(tokio::spawn(accepting));
             }
-            for receiver in family.receivers {
+            for (lane, receiver) in family.receivers.into_iter().enumerate() {
+                let runtime = self.workers.runtimes.of_lane(lane);
+                let _there = runtime.enter();
                 let receiver = UdpRelay::register(receiver, family.receiver_address);
                 let receiver = receiver.map_err(Error::Register)?;
                 self.receivers.push(Arc::clone(&receiver));
                 let receiving = Arc::clone(&self.udp).receive(receiver);
-                self.receiving.push(tokio::spawn(receiving));
+                self.receiving.push(runtime.spawn(receiving));
             }
         }
         Ok(())
@@ -260,6 +266,7 @@ impl Proxy {
             tcp: Arc::clone(&self.tcp),
             udp: Arc::clone(&self.udp),
             budget: self.budget,
+            runtimes: self.workers.runtimes.clone(),
         }
     }
 

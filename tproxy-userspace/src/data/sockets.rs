@@ -10,8 +10,8 @@ use tproxy_common::abi;
 use super::{Error, Limits};
 use crate::net::{NetError, SocketFactory};
 
-/// How many receivers each family has.
-const LANES: usize = abi::LANES as usize;
+/// How many listeners, and how many receivers, each family has.
+pub const LANES: usize = abi::LANES as usize;
 
 /// The proxy's listeners and receivers, bound to loopback addresses: only what the kernel half assigns to
 /// them gets there from outside the machine.

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
+
 use super::dns::{self, DnsStats};
 use super::exit::GroupStatus;
 use super::limits::Budget;
@@ -18,6 +20,7 @@ use super::stats::Stats;
 use super::tcp::TcpRelay;
 use super::udp::UdpRelay;
 use super::way::{OutboundStatus, Way};
+use super::workers::Runtimes;
 use crate::policy::rule::{Protocol, Query};
 
 /// See the module.
@@ -30,9 +33,19 @@ pub struct View {
     pub(super) tcp: Arc<TcpRelay>,
     pub(super) udp: Arc<UdpRelay>,
     pub(super) budget: Budget,
+    pub(super) runtimes: Runtimes,
 }
 
 impl View {
+    /// How many tasks live, those of the runtime that this is called from included.
+    ///
+    /// # Panics
+    /// Outside a Tokio runtime.
+    #[must_use]
+    pub fn tasks(&self) -> usize {
+        Handle::current().metrics().num_alive_tasks() + self.runtimes.tasks()
+    }
+
     /// What lives, the oldest first.
     #[must_use]
     pub fn flows(&self) -> Vec<Arc<Flow>> {

@@ -109,9 +109,7 @@ impl Scrape {
             counters,
             uptime,
             usage: process::usage(),
-            tasks: tokio::runtime::Handle::current()
-                .metrics()
-                .num_alive_tasks(),
+            tasks: view.tasks(),
             doors,
         }
     }

@@ -421,7 +421,7 @@ impl Session<'_> {
             "draining": self.proxy.draining(),
             "traffic": stats,
             "limits_reached": stats.reached(),
-            "tasks": tokio::runtime::Handle::current().metrics().num_alive_tasks(),
+            "tasks": view.tasks(),
             "dns": view.dns_stats(),
             "rules": self.lists.rules.len(),
             "learned": self.names_status(),
