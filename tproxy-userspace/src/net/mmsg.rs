@@ -1,157 +1,46 @@
 //! Datagrams by the batch: `recvmmsg(2)` and `sendmmsg(2)` with their control messages.
 //!
-//! Names and control messages are written and read as bytes in the kernel's layout (`struct
-//! sockaddr_in`, `sockaddr_in6`, `cmsghdr`), so that only the two system calls are unsafe.
+//! Datagrams of one length that go the same way are a train: the kernel takes, routes and hands them on as one
+//! (`UDP_SEGMENT` and `UDP_GRO`, udp(7)), so that each costs little more than its bytes. Who uses this module sees
+//! datagrams.
+//!
+//! Only the two system calls are unsafe.
+
+mod control;
 
 use std::io;
-use std::mem::{MaybeUninit, size_of};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::os::fd::{AsFd, AsRawFd};
 use std::ptr;
 
 use tproxy_common::abi::MARK_REPLY;
 
+use self::control::{
+    CONTROL, Control, NAME, Name, parse_lost, parse_name, parse_original, parse_part,
+};
+
 /// How many datagrams go through one system call.
 pub const BATCH: usize = 32;
 /// Room for one datagram in bytes. UDP over IPv4 carries 65,507, over IPv6 65,527.
 const DATAGRAM: usize = 1 << 16;
-/// Bytes of the largest name, `struct sockaddr_in6`.
-const NAME: usize = 28;
-/// Bytes of `struct cmsghdr` in the kernel: a length of word size, the level, the type.
-const CONTROL_HEADER: usize = size_of::<usize>() + 8;
-/// Room for the control messages of one datagram: `in6_pktinfo` and a mark, or an original destination and how many
-/// were lost.
-const CONTROL: usize = 80;
 /// Room for what a protocol puts before the payload (SOCKS5: at most 22 bytes).
 const PREFIX: usize = 24;
+/// Bytes of the longest part of a train: what an Ethernet frame carries over IPv6. The kernel cuts a train, but no part of it.
+const PART: usize = 1_452;
+const _: () = assert!(
+    BATCH <= 64 && BATCH * PART <= 65_507,
+    "the kernel's longest train"
+);
+/// After how many batches trains are tried again, when the kernel has refused one: a link without checksums in hardware, a
+/// path with a small MTU, or one that is encrypted.
+const REST: u32 = 256;
 
 /// The mark of a reply, which tells the kernel half the source port (a plain number) to write.
 #[must_use]
 pub fn reply_mark(port: u16) -> u32 {
     u32::from(port) << 16 | MARK_REPLY
-}
-
-/// A `struct sockaddr_in` or `sockaddr_in6`.
-#[derive(Clone, Copy)]
-#[repr(C, align(8))]
-struct Name([u8; NAME]);
-
-impl Name {
-    const EMPTY: Self = Self([0; NAME]);
-
-    /// Writes the address and returns how many bytes it takes.
-    fn set(&mut self, address: SocketAddr) -> usize {
-        let bytes = &mut self.0;
-        bytes[2..4].copy_from_slice(&address.port().to_be_bytes());
-        match address {
-            SocketAddr::V4(v4) => {
-                bytes[..2].copy_from_slice(&family(libc::AF_INET));
-                bytes[4..8].copy_from_slice(&v4.ip().octets());
-                bytes[8..16].fill(0);
-                16
-            }
-            SocketAddr::V6(v6) => {
-                bytes[..2].copy_from_slice(&family(libc::AF_INET6));
-                bytes[4..8].copy_from_slice(&v6.flowinfo().to_ne_bytes());
-                bytes[8..24].copy_from_slice(&v6.ip().octets());
-                bytes[24..28].copy_from_slice(&v6.scope_id().to_ne_bytes());
-                NAME
-            }
-        }
-    }
-}
-
-fn family(number: i32) -> [u8; 2] {
-    u16::try_from(number).unwrap_or(0).to_ne_bytes()
-}
-
-/// Reads a socket address from the kernel's bytes.
-fn parse_name(bytes: &[u8]) -> Option<SocketAddr> {
-    let port = u16::from_be_bytes(*bytes.get(2..)?.first_chunk()?);
-    match bytes.first_chunk::<2>()? {
-        number if *number == family(libc::AF_INET) => {
-            let octets: [u8; 4] = *bytes.get(4..)?.first_chunk()?;
-            Some(SocketAddr::from((Ipv4Addr::from(octets), port)))
-        }
-        number if *number == family(libc::AF_INET6) => {
-            let octets: [u8; 16] = *bytes.get(8..)?.first_chunk()?;
-            let scope = u32::from_ne_bytes(*bytes.get(24..)?.first_chunk()?);
-            Some(SocketAddrV6::new(Ipv6Addr::from(octets), port, 0, scope).into())
-        }
-        _ => None,
-    }
-}
-
-/// Control messages one after the other, each on a word boundary.
-#[derive(Clone, Copy)]
-#[repr(C, align(8))]
-struct Control([u8; CONTROL]);
-
-impl Control {
-    const EMPTY: Self = Self([0; CONTROL]);
-
-    /// Adds a message at `at` and returns where the next one goes.
-    fn push(&mut self, at: usize, level: i32, kind: i32, data: &[u8]) -> usize {
-        let length = CONTROL_HEADER + data.len();
-        let message = &mut self.0[at..at + length];
-        message[..size_of::<usize>()].copy_from_slice(&length.to_ne_bytes());
-        message[size_of::<usize>()..][..4].copy_from_slice(&level.to_ne_bytes());
-        message[size_of::<usize>() + 4..][..4].copy_from_slice(&kind.to_ne_bytes());
-        message[CONTROL_HEADER..].copy_from_slice(data);
-        at + length.next_multiple_of(size_of::<usize>())
-    }
-
-    /// Writes the source address and the mark of a reply; returns how many bytes they take.
-    fn set_reply(&mut self, from: SocketAddr) -> usize {
-        let at = match from.ip() {
-            IpAddr::V4(ip) => {
-                // struct in_pktinfo: link (0: by route), source address, unused.
-                let mut info = [0; 12];
-                info[4..8].copy_from_slice(&ip.octets());
-                self.push(0, libc::IPPROTO_IP, libc::IP_PKTINFO, &info)
-            }
-            IpAddr::V6(ip) => {
-                // struct in6_pktinfo: source address, link (0: by route).
-                let mut info = [0; 20];
-                info[..16].copy_from_slice(&ip.octets());
-                self.push(0, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info)
-            }
-        };
-        let mark = reply_mark(from.port()).to_ne_bytes();
-        self.push(at, libc::SOL_SOCKET, libc::SO_MARK, &mark)
-    }
-}
-
-/// Finds the original destination among control messages.
-fn parse_original(control: &[u8]) -> Option<SocketAddr> {
-    parse_name(find(control, |level, kind| {
-        matches!(
-            (level, kind),
-            (libc::SOL_IP, libc::IP_ORIGDSTADDR) | (libc::SOL_IPV6, libc::IPV6_ORIGDSTADDR)
-        )
-    })?)
-}
-
-/// Finds among control messages how many datagrams the socket had no room for, ever.
-fn parse_lost(control: &[u8]) -> Option<u32> {
-    let data = find(control, |level, kind| {
-        (level, kind) == (libc::SOL_SOCKET, libc::SO_RXQ_OVFL)
-    })?;
-    Some(u32::from_ne_bytes(*data.first_chunk()?))
-}
-
-/// The data of the first control message that is meant.
-fn find(mut control: &[u8], is_meant: impl Fn(i32, i32) -> bool) -> Option<&[u8]> {
-    loop {
-        let length = usize::from_ne_bytes(*control.first_chunk()?);
-        let message = control.get(..length)?;
-        let level = i32::from_ne_bytes(*message.get(size_of::<usize>()..)?.first_chunk()?);
-        let kind = i32::from_ne_bytes(*message.get(size_of::<usize>() + 4..)?.first_chunk()?);
-        if is_meant(level, kind) {
-            return message.get(CONTROL_HEADER..);
-        }
-        control = control.get(length.next_multiple_of(size_of::<usize>())..)?;
-    }
 }
 
 /// One datagram that came in.
@@ -173,7 +62,7 @@ struct Lengths {
     whole: bool,
 }
 
-/// Room for [`BATCH`] datagrams of any size. Memory is only taken by datagrams that came.
+/// Room for [`BATCH`] datagrams of any size, or trains. Memory is only taken by datagrams that came.
 pub struct RecvBatch {
     payloads: Vec<u8>,
     names: [Name; BATCH],
@@ -196,7 +85,7 @@ impl Default for RecvBatch {
 }
 
 impl RecvBatch {
-    /// Receives what waits on the socket, at most [`BATCH`] datagrams, and returns how many.
+    /// Receives what waits on the socket, at most [`BATCH`] datagrams or trains, and returns how many.
     ///
     /// # Errors
     /// `WouldBlock` when nothing waits; on connected sockets also what ICMP reported.
@@ -252,19 +141,36 @@ impl RecvBatch {
         Ok(count)
     }
 
-    /// The datagram at this place of the last batch. None past its end, and for one that was cut off
-    /// or has no sender.
-    #[must_use]
-    pub fn get(&self, index: usize) -> Option<Received<'_>> {
-        let lengths = self.lengths[..self.filled].get(index)?;
+    /// The datagrams of the last batch, in their order. None for one that was cut off or has no sender.
+    pub fn datagrams(&self) -> impl Iterator<Item = Option<Received<'_>>> {
+        (0..self.filled).flat_map(|index| {
+            let whole = self.whole(index);
+            let length = whole.map_or(0, |(whole, _)| whole.payload.len());
+            let part = whole.map_or(1, |(_, part)| part);
+            // An empty one is one.
+            (0..length.div_ceil(part).max(1)).map(move |number| {
+                let (whole, _) = whole?;
+                let start = number * part;
+                let payload = &whole.payload[start..length.min(start + part)];
+                Some(Received { payload, ..whole })
+            })
+        })
+    }
+
+    /// What came at this place of the last batch, and how long the datagrams in it are.
+    fn whole(&self, index: usize) -> Option<(Received<'_>, usize)> {
+        let lengths = self.lengths[index];
         if !lengths.whole {
             return None;
         }
-        Some(Received {
+        let control = &self.controls[index].0[..lengths.control];
+        let received = Received {
             peer: parse_name(&self.names[index].0[..lengths.name])?,
-            original: parse_original(&self.controls[index].0[..lengths.control]),
+            original: parse_original(control),
             payload: &self.payloads[index * DATAGRAM..][..lengths.payload],
-        })
+        };
+        let part = parse_part(control).unwrap_or(lengths.payload.max(1));
+        Some((received, part))
     }
 }
 
@@ -338,11 +244,71 @@ impl SendReport {
     }
 }
 
+/// Hands on what comes, at most [`BATCH`] at a time, until it is told to stop.
+pub fn in_batches<T: Copy>(
+    all: impl Iterator<Item = Option<T>>,
+    mut take: impl FnMut(&mut [Option<T>; BATCH], usize) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    let mut all = all.peekable();
+    while all.peek().is_some() {
+        let mut batch = [None; BATCH];
+        let mut count = 0;
+        for (place, one) in batch.iter_mut().zip(&mut all) {
+            *place = one;
+            count += 1;
+        }
+        take(&mut batch, count)?;
+    }
+    ControlFlow::Continue(())
+}
+
+/// Datagrams of a batch that go to the kernel as one message: one datagram, or a train.
+#[derive(Clone, Copy, Default)]
+struct Message {
+    /// The place of the first of them in the batch.
+    first: usize,
+    /// How many they are.
+    count: usize,
+    /// Bytes of each of them, but the last, which may be shorter.
+    part: usize,
+    /// Bytes of all.
+    bytes: usize,
+    /// Where name and control messages are.
+    head: usize,
+    name: usize,
+    /// Bytes of the control messages, without the length of a part.
+    control: usize,
+}
+
+impl Message {
+    /// Takes in a datagram of this length that goes the same way, if it fits behind the others.
+    fn take(&mut self, length: usize) -> bool {
+        let full = self.bytes == self.count * self.part;
+        let fits = full && self.part <= PART && (1..=self.part).contains(&length);
+        if fits {
+            self.count += 1;
+            self.bytes += length;
+        }
+        fits
+    }
+
+    /// Its datagrams, each by itself.
+    fn single(self) -> impl Iterator<Item = Self> {
+        (self.first..self.first + self.count).map(move |first| Self {
+            first,
+            count: 1,
+            ..self
+        })
+    }
+}
+
 /// Room for the names and control messages of [`BATCH`] datagrams.
 pub struct SendBatch {
     names: [Name; BATCH],
     controls: [Control; BATCH],
     prefixes: [Prefix; BATCH],
+    /// Batches until trains are tried again.
+    rest: u32,
 }
 
 impl Default for SendBatch {
@@ -351,8 +317,15 @@ impl Default for SendBatch {
             names: [Name::EMPTY; BATCH],
             controls: [Control::EMPTY; BATCH],
             prefixes: [Prefix::default(); BATCH],
+            rest: 0,
         }
     }
+}
+
+/// What a batch is made of: the prefix and the payload of each datagram, and how many bytes of that count.
+struct Parts {
+    vectors: [[libc::iovec; 2]; BATCH],
+    counted: [usize; BATCH],
 }
 
 impl SendBatch {
@@ -379,74 +352,141 @@ impl SendBatch {
         socket: &impl AsFd,
         datagrams: &mut impl Iterator<Item = Outgoing<'a>>,
     ) -> (usize, SendReport) {
-        let mut vectors = [const { MaybeUninit::<[libc::iovec; 2]>::uninit() }; BATCH];
-        let mut headers = [const { MaybeUninit::<libc::mmsghdr>::zeroed() }; BATCH];
-        let mut counted = [0; BATCH];
+        const NOTHING: libc::iovec = libc::iovec {
+            iov_base: ptr::null_mut(),
+            iov_len: 0,
+        };
+        self.rest = self.rest.saturating_sub(1);
+        let mut parts = Parts {
+            vectors: [[NOTHING; 2]; BATCH],
+            counted: [0; BATCH],
+        };
+        let mut messages = [Message::default(); BATCH];
+        let mut made = 0;
+        let mut last_way = None;
         let mut count = 0;
         for (index, datagram) in datagrams.take(BATCH).enumerate() {
             let Outgoing {
                 to, from, payload, ..
             } = datagram;
             self.prefixes[index] = datagram.prefix;
-            counted[index] = payload.len() - datagram.overhead;
+            parts.counted[index] = payload.len() - datagram.overhead;
             let prefix = self.prefixes[index].as_slice();
-            let vector = vectors[index].write([prefix, payload].map(|part| libc::iovec {
+            parts.vectors[index] = [prefix, payload].map(|part| libc::iovec {
                 iov_base: part.as_ptr().cast_mut().cast(),
                 iov_len: part.len(),
-            }));
-            // SAFETY: `mmsghdr` is integers and pointers, for which zero bytes are valid.
-            let header = unsafe { headers[index].assume_init_mut() };
-            header.msg_hdr.msg_iov = vector.as_mut_ptr();
-            header.msg_hdr.msg_iovlen = 2;
-            if let Some(to) = to {
-                header.msg_hdr.msg_namelen = self.names[index].set(to) as u32;
-                header.msg_hdr.msg_name = self.names[index].0.as_mut_ptr().cast();
-            }
-            if let Some(from) = from {
-                header.msg_hdr.msg_controllen = self.controls[index].set_reply(from) as _;
-                header.msg_hdr.msg_control = self.controls[index].0.as_mut_ptr().cast();
-            }
+            });
             count = index + 1;
+            let length = prefix.len() + payload.len();
+            let way = Some((to, from));
+            if self.rest == 0 && last_way == way && messages[made - 1].take(length) {
+                continue;
+            }
+            last_way = way;
+            messages[made] = Message {
+                first: index,
+                count: 1,
+                part: length,
+                bytes: length,
+                head: index,
+                name: to.map_or(0, |to| self.names[index].set(to)),
+                control: from.map_or(0, |from| self.controls[index].set_reply(from)),
+            };
+            made += 1;
         }
         let mut report = SendReport::default();
         let mut next = 0;
         // On a connected socket an error may be that of an earlier datagram, reported by ICMP and gone
         // once told. So a datagram is refused when it fails twice.
         let mut failed = None;
-        while next < count {
-            let rest = &mut headers[next..count];
-            // SAFETY: each header of `rest` points to a name, a control and a prefix that `self` owns, to
-            // a payload that is borrowed for `'a`, and to vectors on this stack, with the length of each;
-            // the kernel only reads them, apart from `msg_len` in the headers.
-            let result = unsafe {
-                libc::sendmmsg(
-                    socket.as_fd().as_raw_fd(),
-                    rest.as_mut_ptr().cast(),
-                    rest.len() as u32,
-                    libc::MSG_DONTWAIT as _,
-                )
+        while next < made {
+            let error = match self.transmit(socket, &messages[next..made], &mut parts) {
+                Ok(sent) => {
+                    for message in &messages[next..next + sent] {
+                        report.sent += message.count;
+                        let counted = &parts.counted[message.first..][..message.count];
+                        report.bytes += counted.iter().sum::<usize>();
+                    }
+                    next += sent;
+                    continue;
+                }
+                Err(error) => error,
             };
-            if let Ok(sent) = usize::try_from(result) {
-                let sent = sent.clamp(1, rest.len());
-                report.sent += sent;
-                report.bytes += counted[next..next + sent].iter().sum::<usize>();
-                next += sent;
-                continue;
-            }
-            match io::Error::last_os_error().kind() {
+            let message = messages[next];
+            match error.kind() {
                 io::ErrorKind::Interrupted => {}
                 io::ErrorKind::WouldBlock => {
-                    report.blocked += count - next;
+                    report.blocked += messages[next..made]
+                        .iter()
+                        .map(|one| one.count)
+                        .sum::<usize>();
                     break;
                 }
                 _ if failed != Some(next) => failed = Some(next),
-                _ => {
+                _ if message.count == 1 => {
                     report.refused += 1;
                     next += 1;
+                }
+                // Its datagrams take its place, and none goes as a train from here on: there is room for all.
+                _ => {
+                    self.rest = REST;
+                    let behind = messages;
+                    let all = behind[next..made].iter().flat_map(|one| one.single());
+                    made = next;
+                    for one in all {
+                        messages[made] = one;
+                        made += 1;
+                    }
+                    failed = None;
                 }
             }
         }
         (count, report)
+    }
+
+    /// Gives messages to the kernel and returns how many it took, at least one.
+    fn transmit(
+        &mut self,
+        socket: &impl AsFd,
+        messages: &[Message],
+        parts: &mut Parts,
+    ) -> io::Result<usize> {
+        let mut headers = [const { MaybeUninit::<libc::mmsghdr>::uninit() }; BATCH];
+        for (message, place) in messages.iter().zip(&mut headers) {
+            // SAFETY: `mmsghdr` is integers and pointers, for which zero bytes are valid.
+            let header = place.write(unsafe { std::mem::zeroed() });
+            header.msg_hdr.msg_iov = parts.vectors[message.first].as_mut_ptr();
+            header.msg_hdr.msg_iovlen = (2 * message.count) as _;
+            if message.name > 0 {
+                header.msg_hdr.msg_name = self.names[message.head].0.as_mut_ptr().cast();
+                header.msg_hdr.msg_namelen = message.name as u32;
+            }
+            let control = &mut self.controls[message.head];
+            let length = if message.count > 1 {
+                control.set_part(message.control, message.part as u16)
+            } else {
+                message.control
+            };
+            if length > 0 {
+                header.msg_hdr.msg_control = control.0.as_mut_ptr().cast();
+                header.msg_hdr.msg_controllen = length as _;
+            }
+        }
+        // SAFETY: as many headers as there are messages were written above. Each points to a name and a control that `self`
+        // owns and to vectors of `parts`, with the length of each; those point to prefixes that `self` owns and to payloads
+        // that the caller borrows. The kernel only reads them, apart from `msg_len` in the headers.
+        let result = unsafe {
+            libc::sendmmsg(
+                socket.as_fd().as_raw_fd(),
+                headers.as_mut_ptr().cast(),
+                messages.len() as u32,
+                libc::MSG_DONTWAIT as _,
+            )
+        };
+        match usize::try_from(result) {
+            Ok(sent) => Ok(sent.clamp(1, messages.len())),
+            Err(_) => Err(io::Error::last_os_error()),
+        }
     }
 }
 

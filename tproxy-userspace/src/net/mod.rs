@@ -242,6 +242,7 @@ impl SocketFactory {
         steps.did("asking for original destinations on", original)?;
         let lost = setsockopt(&socket, sockopt::RxqOvfl, &1);
         steps.did("asking for losses on", lost)?;
+        steps.did("asking for trains on", take_trains(&socket))?;
         steps.did("sizing buffers of", set_buffers(&socket, SHARED_BUFFER))?;
         steps.did("setting options of", socket.set_reuse_address(shared))?;
         steps.did("binding", socket.bind(&address.into()))?;
@@ -283,6 +284,7 @@ impl SocketFactory {
         let steps = Steps::new(Purpose::Association, source);
         let socket = self.socket(steps, Type::DGRAM, Protocol::UDP)?;
         steps.did("sizing buffers of", set_buffers(&socket, OWN_BUFFER))?;
+        steps.did("asking for trains on", take_trains(&socket))?;
         self.bind(steps, &socket, binding)?;
         steps.did("binding", socket.bind(&source.into()))?;
         Ok(socket.into())
@@ -380,6 +382,11 @@ fn set_tcp_options(socket: &Socket, keepalive: Duration) -> io::Result<()> {
             .with_interval(KEEPALIVE_INTERVAL.min(keepalive))
             .with_retries(KEEPALIVE_PROBES),
     )
+}
+
+/// Datagrams that came as a train are handed on as one.
+fn take_trains(socket: &Socket) -> nix::Result<()> {
+    setsockopt(socket, sockopt::UdpGroSegment, &true)
 }
 
 /// Beyond `net.core.[rw]mem_max`, which root may.

@@ -20,12 +20,12 @@ mod waiting;
 use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::io::Interest;
 use tokio::net::UdpSocket;
 
 use self::association::Association;
@@ -43,7 +43,7 @@ use super::live;
 use super::outbound::Outbound;
 use super::record::{Outcome, Protocol, Record};
 use super::router::Router;
-use crate::net::mmsg::{BATCH, Received, RecvBatch, SendBatch};
+use crate::net::mmsg::{BATCH, Received, RecvBatch, SendBatch, in_batches};
 
 /// How often associations are looked at for idling.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -130,44 +130,43 @@ impl UdpRelay {
         let lost = &self.hands.shared.counters.datagrams_lost;
         let mut known = 0;
         while receiver.socket.readable().await.is_ok() {
-            with_scratch(|Scratch { recv, send }| {
-                let mut count = 0;
-                let _ = receiver.socket.try_io(Interest::READABLE, || {
-                    count = recv.recv(&receiver.socket)?;
-                    if count < BATCH {
-                        // The socket is empty; this spares the call that would say so.
-                        return Err(io::ErrorKind::WouldBlock.into());
-                    }
-                    Ok(())
-                });
+            let _ = upstream::receive(&receiver.socket, |recv, send| {
                 if let Some(now) = recv.lost() {
                     let more = now.wrapping_sub(std::mem::replace(&mut known, now));
                     lost.fetch_add(u64::from(more), Relaxed);
                 }
-                let batch = (0..count).map(|index| recv.get(index));
-                self.forward(&receiver, batch, send);
+                self.forward(&receiver, recv.datagrams(), send);
+                ControlFlow::Continue(())
             });
         }
     }
 
-    /// Sends a batch of at most [`BATCH`] datagrams on.
+    /// Sends datagrams on.
     fn forward<'a>(
         self: &Arc<Self>,
         receiver: &Arc<Receiver>,
-        batch: impl Iterator<Item = Option<Received<'a>>>,
+        all: impl Iterator<Item = Option<Received<'a>>>,
         send: &mut SendBatch,
     ) {
-        let mut datagrams = [None; BATCH];
-        for (place, received) in datagrams.iter_mut().zip(batch) {
-            *place = self.accept(receiver.own, received);
-        }
+        let all = all.map(|one| self.accept(receiver.own, one));
+        let _ = in_batches(all, |batch, _| {
+            self.forward_batch(receiver, batch, send);
+            ControlFlow::Continue(())
+        });
+    }
+
+    fn forward_batch(
+        self: &Arc<Self>,
+        receiver: &Arc<Receiver>,
+        datagrams: &mut [Option<Datagram<'_>>; BATCH],
+        send: &mut SendBatch,
+    ) {
         if let Some(dns) = self.hands.dns.get() {
             let shared = &self.hands.shared;
-            self.questions
-                .take(&dns, &mut datagrams, receiver, send, shared);
+            self.questions.take(&dns, datagrams, receiver, send, shared);
         }
         if !self.predecessors.is_empty() {
-            let dropped = self.predecessors.take(&mut datagrams);
+            let dropped = self.predecessors.take(datagrams);
             let blocked = &self.hands.shared.counters.datagrams_blocked;
             blocked.fetch_add(dropped as u64, Relaxed);
         }
@@ -178,9 +177,9 @@ impl UdpRelay {
             now: Instant::now(),
         };
         if router.has_rules() || self.has_flows() {
-            self.forward_by_rules(&arrival, &datagrams, send);
+            self.forward_by_rules(&arrival, datagrams, send);
         } else {
-            self.forward_by_default(&arrival, &mut datagrams, send);
+            self.forward_by_default(&arrival, datagrams, send);
         }
     }
 

@@ -19,7 +19,7 @@ use super::waiting::Waiting;
 use super::{Scratch, with_scratch};
 use crate::data::outbound::{DialError, Dialer, Outbound};
 use crate::data::way::Way;
-use crate::net::mmsg::{BATCH, RecvBatch, SendBatch, SendReport};
+use crate::net::mmsg::{BATCH, RecvBatch, SendBatch, SendReport, in_batches};
 
 /// Peer and payload.
 pub type Datagram<'a> = (SocketAddr, &'a [u8]);
@@ -187,10 +187,10 @@ fn connect(dialer: &Dialer, way: &Way, server: SocketAddr) -> Result<UdpSocket, 
     UdpSocket::from_std(socket).map_err(failed)
 }
 
-/// Receives one batch, if there is one. `read` makes what is for the taker of it.
-fn receive(
+/// Receives what waits, if there is something.
+pub fn receive(
     socket: &UdpSocket,
-    read: impl FnOnce(&RecvBatch, usize, &mut SendBatch) -> ControlFlow<()>,
+    read: impl FnOnce(&RecvBatch, &mut SendBatch) -> ControlFlow<()>,
 ) -> ControlFlow<()> {
     with_scratch(|Scratch { recv, send }| {
         let mut count = 0;
@@ -206,7 +206,7 @@ fn receive(
         });
         match count {
             0 => ControlFlow::Continue(()),
-            count => read(recv, count, send),
+            _ => read(recv, send),
         }
     })
 }
@@ -217,11 +217,8 @@ fn receive_each(
     taker: &mut impl Taker,
     read: impl Fn(crate::net::mmsg::Received<'_>) -> Option<Datagram<'_>>,
 ) -> ControlFlow<()> {
-    receive(socket, |recv, count, send| {
-        let mut answers = [None; BATCH];
-        for (index, answer) in answers[..count].iter_mut().enumerate() {
-            *answer = recv.get(index).and_then(&read);
-        }
-        taker.take(&answers[..count], send)
+    receive(socket, |recv, send| {
+        let answers = recv.datagrams().map(|one| one.and_then(&read));
+        in_batches(answers, |batch, count| taker.take(&batch[..count], send))
     })
 }

@@ -1,7 +1,8 @@
 use super::*;
 use crate::net::{Binding, SocketFactory};
+use nix::sys::socket::{setsockopt, sockopt};
 use proptest::prelude::*;
-use std::net::UdpSocket;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::time::Duration;
 
 fn loopback() -> [SocketAddr; 2] {
@@ -20,12 +21,11 @@ fn receive(batch: &mut RecvBatch, socket: &UdpSocket, wanted: usize) -> Vec<(Soc
     let mut all = Vec::new();
     while all.len() < wanted {
         socket.peek_from(&mut [0]).expect("a datagram comes");
-        let count = batch.recv(socket).expect("one waits");
-        for index in 0..count {
-            let one = batch.get(index).expect("whole");
+        batch.recv(socket).expect("one waits");
+        for one in batch.datagrams() {
+            let one = one.expect("whole");
             all.push((one.original.unwrap_or(one.peer), one.payload.to_vec()));
         }
-        assert!(batch.get(count).is_none());
     }
     all
 }
@@ -97,6 +97,126 @@ fn more_than_one_batch_and_a_refused_one_in_between() {
     assert!(got.iter().all(|(_, payload)| &payload[1..] == b"tail"));
 }
 
+/// What arrives of datagrams with these payloads and ports of a peer, and how they were grouped on their way.
+fn messages_of(sizes: &[(u16, usize)]) -> Vec<usize> {
+    let mut counts: Vec<usize> = Vec::new();
+    let mut last: Option<(u16, Message)> = None;
+    for (port, size) in sizes {
+        if let Some((known, message)) = &mut last
+            && known == port
+            && message.take(*size)
+        {
+            *counts.last_mut().expect("one was begun") += 1;
+            continue;
+        }
+        counts.push(1);
+        let message = Message {
+            count: 1,
+            part: *size,
+            bytes: *size,
+            ..Message::default()
+        };
+        last = Some((*port, message));
+    }
+    counts
+}
+
+#[test]
+fn a_train_is_of_one_length_and_a_shorter_one_ends_it() {
+    assert_eq!(messages_of(&[(1, 100), (1, 100), (1, 99), (1, 99)]), [3, 1]);
+    assert_eq!(messages_of(&[(1, 100), (1, 101), (1, 101)]), [1, 2]);
+    assert_eq!(messages_of(&[(1, 100), (2, 100), (1, 100)]), [1, 1, 1]);
+    // The kernel makes no datagrams without payload.
+    assert_eq!(messages_of(&[(1, 0), (1, 0), (1, 5), (1, 0)]), [1, 1, 1, 1]);
+    // What is longer is cut by IP, which no train may be.
+    assert_eq!(messages_of(&[(1, 1_452), (1, 1_452)]), [2]);
+    assert_eq!(messages_of(&[(1, 1_453), (1, 1_453)]), [1, 1]);
+}
+
+/// Payloads that tell their place, of these sizes.
+fn payloads(sizes: impl Iterator<Item = usize>) -> Vec<Vec<u8>> {
+    let payload = |(number, size)| vec![number as u8; size];
+    sizes.enumerate().map(payload).collect()
+}
+
+#[test]
+fn trains_arrive_as_they_were_sent() {
+    for address in loopback() {
+        for takes in [true, false] {
+            let (receiver, address, sender) = pair(address);
+            setsockopt(&receiver, sockopt::UdpGroSegment, &takes).expect("a plain option");
+            let sent = payloads((0..200).map(|number| match number % 50 {
+                49 => 3,
+                20..30 => number % 50,
+                _ => 1_200,
+            }));
+            let report = SendBatch::default().send(
+                &sender,
+                sent.iter().map(|payload| Outgoing {
+                    to: Some(address),
+                    from: None,
+                    prefix: Prefix::default(),
+                    payload,
+                    overhead: 1,
+                }),
+            );
+            assert_eq!((report.sent, report.refused, report.blocked), (200, 0, 0));
+            let bytes: usize = sent.iter().map(|payload| payload.len() - 1).sum();
+            assert_eq!(report.bytes, bytes);
+            let mut batch = RecvBatch::default();
+            let got = receive(&mut batch, &receiver, 200);
+            assert!(got.iter().map(|(_, payload)| payload).eq(&sent));
+            assert!(got.iter().all(|(original, _)| *original == address));
+            // As trains they need fewer places than they are.
+            assert_eq!(batch.filled < batch.datagrams().count(), takes);
+        }
+    }
+}
+
+/// The kernel has no trains for such a socket (`udp_send_skb` in its net/ipv4/udp.c).
+fn no_checksums(socket: &UdpSocket) {
+    let on: libc::c_int = 1;
+    // SAFETY: the kernel reads an integer, whose size it is told.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NO_CHECK,
+            (&raw const on).cast(),
+            size_of_val(&on) as u32,
+        )
+    };
+    assert_eq!(result, 0, "a plain option");
+}
+
+#[test]
+fn a_train_that_is_refused_goes_one_by_one() {
+    let mut batch = SendBatch::default();
+    for address in loopback() {
+        let (receiver, address, sender) = pair(address);
+        no_checksums(&sender);
+        let sent = payloads((0..100).map(|_| 700));
+        let mut send = || {
+            let outgoing = sent.iter().map(|payload| Outgoing {
+                to: Some(address),
+                from: None,
+                prefix: Prefix::default(),
+                payload,
+                overhead: 0,
+            });
+            batch.send(&sender, outgoing)
+        };
+        for _ in 0..3 {
+            let report = send();
+            assert_eq!((report.sent, report.refused, report.blocked), (100, 0, 0));
+            assert_eq!(report.bytes, 70_000);
+            let got = receive(&mut RecvBatch::default(), &receiver, 100);
+            assert!(got.iter().map(|(_, payload)| payload).eq(&sent));
+        }
+    }
+    assert!(batch.rest > 0, "trains rest for a while");
+}
+
 #[test]
 fn a_reply_has_a_foreign_source_and_its_port_in_the_mark() {
     let foreign: [SocketAddr; 2] = [
@@ -158,8 +278,9 @@ proptest! {
     }
 
     #[test]
-    fn no_control_bytes_break_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+    fn no_control_bytes_break_the_reader(bytes in proptest::collection::vec(any::<u8>(), 0..CONTROL)) {
         let _ = parse_original(&bytes);
+        let _ = parse_part(&bytes);
         let _ = parse_name(&bytes);
     }
 }

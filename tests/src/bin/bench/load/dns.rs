@@ -166,10 +166,12 @@ impl Client {
             self.send_due(&mut due, &flights)?;
             wait(&self.socket)?;
             now = Instant::now();
-            for index in 0..receive(&mut self.recv, &self.socket)? {
-                let Some(id) = self.recv.get(index).and_then(|got| answered(got.payload)) else {
-                    continue;
-                };
+            receive(&mut self.recv, &self.socket)?;
+            for id in self
+                .recv
+                .datagrams()
+                .filter_map(|got| answered(got?.payload))
+            {
                 let slot = id % self.in_flight;
                 let place = &mut flights[usize::from(slot)];
                 if let Some(flight) = place.take_if(|flight| flight.id == id) {
@@ -284,13 +286,13 @@ fn wait(socket: &impl AsFd) -> Result<()> {
     }
 }
 
-/// How many datagrams came.
-fn receive(batch: &mut RecvBatch, socket: &UdpSocket) -> Result<usize> {
+/// Receives what came, if anything.
+fn receive(batch: &mut RecvBatch, socket: &UdpSocket) -> Result<()> {
     use std::io::ErrorKind::{ConnectionRefused, WouldBlock};
     match batch.recv(socket) {
-        Ok(count) => Ok(count),
+        Ok(_) => Ok(()),
         // What ICMP tells is a loss like others.
-        Err(error) if matches!(error.kind(), WouldBlock | ConnectionRefused) => Ok(0),
+        Err(error) if matches!(error.kind(), WouldBlock | ConnectionRefused) => Ok(()),
         Err(error) => Err(error).context("receiving datagrams"),
     }
 }
@@ -341,12 +343,13 @@ fn serve(socket: &UdpSocket, stop: &AtomicBool, asked: &AtomicU64) -> Result<()>
     let mut answers: Vec<(SocketAddr, Vec<u8>)> = Vec::new();
     while !stop.load(Relaxed) {
         wait(socket)?;
-        let count = receive(&mut recv, socket)?;
+        receive(&mut recv, socket)?;
         answers.clear();
-        answers.extend((0..count).filter_map(|index| {
-            let question = recv.get(index)?;
-            Some((question.peer, answer(question.payload)?))
-        }));
+        answers.extend(
+            recv.datagrams()
+                .flatten()
+                .filter_map(|question| Some((question.peer, answer(question.payload)?))),
+        );
         asked.fetch_add(answers.len() as u64, Relaxed);
         let answers = answers.iter().map(|(client, answer)| Outgoing {
             to: Some(*client),

@@ -14,7 +14,7 @@ use crate::data::outbound::shadowsocks::{
 use crate::data::outbound::{DialError, Dialer, Peer};
 use crate::data::record::Protocol;
 use crate::data::way::Way;
-use crate::net::mmsg::{BATCH, Outgoing, Prefix, RecvBatch, SendBatch, SendReport};
+use crate::net::mmsg::{BATCH, Outgoing, Prefix, Received, SendBatch, SendReport, in_batches};
 
 /// How much memory a thread keeps for the next batch. One of the largest datagrams takes eight times that.
 const KEPT: usize = 256 << 10;
@@ -140,8 +140,10 @@ impl Answers {
     pub(super) async fn carry(mut self, way: &Way, taker: &mut impl Taker) {
         let socket = Arc::clone(&self.socket);
         while socket.readable().await.is_ok() {
-            let flow = receive(&socket, |recv, count, send| {
-                with_bytes(|bytes| self.open(recv, count, bytes, way, taker, send))
+            let flow = receive(&socket, |recv, send| {
+                in_batches(recv.datagrams(), |batch, count| {
+                    with_bytes(|bytes| self.open(&batch[..count], bytes, way, taker, send))
+                })
             });
             if flow.is_break() {
                 return;
@@ -151,16 +153,15 @@ impl Answers {
 
     fn open(
         &mut self,
-        recv: &RecvBatch,
-        count: usize,
+        batch: &[Option<Received<'_>>],
         bytes: &mut Vec<u8>,
         way: &Way,
         taker: &mut impl Taker,
         send: &mut SendBatch,
     ) -> ControlFlow<()> {
         let mut opened = [const { None }; BATCH];
-        for (index, place) in opened[..count].iter_mut().enumerate() {
-            let Some(received) = recv.get(index) else {
+        for (received, place) in batch.iter().zip(&mut opened) {
+            let Some(received) = received else {
                 continue;
             };
             let result = self.opener.open(received.payload, bytes);
@@ -180,7 +181,7 @@ impl Answers {
             let place = place.as_ref();
             *answer = place.map(|(peer, payload)| (*peer, &bytes[payload.clone()]));
         }
-        taker.take(&answers[..count], send)
+        taker.take(&answers[..batch.len()], send)
     }
 
     /// Tells what the first answer says of the server.
