@@ -1,8 +1,9 @@
-//! Sockets: every option that is set on them, and the only unsafe code of the userspace half (so the clock is asked here as well).
+//! Sockets: every option that is set on them, and the only unsafe code of the userspace half (so the clock and memory are here as well).
 //!
 //! Each socket of the proxy comes from a [`SocketFactory`], which marks it before anything else.
 //! An unmarked socket could be steered into the proxy itself, so there is no other way to get one.
 
+pub mod memory;
 pub mod mmsg;
 pub mod pass;
 pub mod splice;

@@ -12,6 +12,7 @@ mod takeover;
 mod trial;
 
 use std::collections::BTreeSet;
+use std::future::pending;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,7 +20,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::json;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tproxy_userspace::config::{Config, WanPattern};
 use tproxy_userspace::control::gateway::Gateway;
 use tproxy_userspace::control::links::{Snapshot, Watch};
@@ -27,6 +28,7 @@ use tproxy_userspace::control::place::Place;
 use tproxy_userspace::control::{self, cgroup, preflight};
 use tproxy_userspace::data::dns::Settings;
 use tproxy_userspace::data::{Alarm, Handed, Proxy};
+use tproxy_userspace::net::memory;
 use tproxy_userspace::observe::api::{Asked, Teller};
 use tproxy_userspace::observe::log::Log;
 use tproxy_userspace::observe::service::{Event, Manager};
@@ -51,7 +53,7 @@ pub use self::restart::leave;
 pub use self::start::{limits, way};
 pub use self::trial::{Given, Reread, Source};
 
-use self::trial::{Trial, over};
+use self::trial::Trial;
 
 /// How often expired bypass prefixes are taken out of the tries (they count no more before), and what
 /// somebody else may have undone is done again.
@@ -62,6 +64,9 @@ const LIMITS: Duration = Duration::from_secs(2);
 /// How often a link that is to be given up is looked at.
 const LEAVE: Duration = Duration::from_millis(100);
 
+/// How long after a start or a reload the memory is given back that it needed: what it has set going goes on for a moment.
+const SETTLE: Duration = Duration::from_secs(3);
+
 /// A gateway with its proxy, while it runs.
 struct Session<'a> {
     config: Config,
@@ -71,6 +76,8 @@ struct Session<'a> {
     file: Option<PathBuf>,
     /// What is in force for a while only.
     trial: Option<Trial>,
+    /// When memory is given back.
+    settling: Option<Instant>,
     /// What the lists of the configuration hold.
     lists: Lists,
     /// The resolver that is in use.
@@ -179,6 +186,7 @@ pub async fn run(
         reread,
         file,
         trial: None,
+        settling: None,
         lists,
         learned,
         names: Names::default(),
@@ -229,6 +237,14 @@ pub async fn run(
             session.drain_beside(&mut signals, handed).await;
             Ok(())
         }
+    }
+}
+
+/// Waits for a moment; for ever, if there is none.
+async fn reached(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => pending().await,
     }
 }
 
@@ -322,7 +338,11 @@ impl Session<'_> {
                 () = due(&mut self.vacancy), if heir.is_none() => if self.is_left_alone().await {
                     break Ok(());
                 },
-                () = over(&self.trial) => self.end_trial().await,
+                () = reached(self.trial.as_ref().map(|trial| trial.ends)) => self.end_trial().await,
+                () = reached(self.settling) => {
+                    self.settling = None;
+                    memory::give_back();
+                }
                 _ = leave.tick(), if !self.leaving.is_empty() => {
                     if let Err(error) = self.leave().await {
                         break Err(error);

@@ -1,9 +1,10 @@
 //! What the service manager hears of a session.
 
+use tokio::time::Instant;
 use tproxy_userspace::observe::service::Event;
 
 use super::super::output::one_message;
-use super::Session;
+use super::{SETTLE, Session};
 
 impl Session<'_> {
     /// Whose traffic is proxied, and by what.
@@ -16,6 +17,7 @@ impl Session<'_> {
         let summary = self.summary();
         tracing::info!("ready: {summary}");
         self.manager.tell(Event::Ready { status: &summary });
+        self.settling = Some(Instant::now() + SETTLE);
     }
 
     /// Reloads, and tells how that went: the log, the service manager, and whoever asked. A failure changes nothing.
@@ -26,6 +28,7 @@ impl Session<'_> {
                 let summary = self.summary();
                 tracing::info!("reloaded: {summary}");
                 self.manager.tell(Event::Ready { status: &summary });
+                self.settling = Some(Instant::now() + SETTLE);
                 Ok(summary)
             }
             Err(error) => {

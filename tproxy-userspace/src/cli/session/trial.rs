@@ -1,12 +1,11 @@
 //! A configuration on trial: the one before comes back by itself, unless somebody confirms the new one in time.
 
-use std::future::pending;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tproxy_userspace::config::Config;
 
 use super::super::lists::Lists;
@@ -26,15 +25,7 @@ pub(super) struct Trial {
     given: Given,
     config: Config,
     lists: Lists,
-    ends: Instant,
-}
-
-/// Waits until the time of a trial is over.
-pub(super) async fn over(trial: &Option<Trial>) {
-    match trial {
-        Some(trial) => sleep_until(trial.ends).await,
-        None => pending().await,
-    }
+    pub(super) ends: Instant,
 }
 
 impl Session<'_> {
