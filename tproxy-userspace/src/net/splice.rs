@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, SpliceFFlags, fcntl, splice};
-use nix::unistd::pipe2;
+use nix::unistd::{SysconfVar, pipe2, sysconf};
 
 /// The capacity below which making a pipe smaller is not worth another try, in bytes.
 const SMALLEST: usize = 64 << 10;
@@ -19,6 +19,7 @@ pub struct Pipe {
     read: OwnedFd,
     write: OwnedFd,
     capacity: usize,
+    places: usize,
 }
 
 impl Pipe {
@@ -38,10 +39,14 @@ impl Pipe {
             size /= 4;
         }
         let capacity = fcntl(&write, FcntlArg::F_GETPIPE_SZ)?;
+        let capacity = usize::try_from(capacity).unwrap_or(0);
+        let page = sysconf(SysconfVar::PAGE_SIZE)?;
+        let page = page.and_then(|page| usize::try_from(page).ok());
         Ok(Self {
             read,
             write,
-            capacity: usize::try_from(capacity).unwrap_or(0),
+            capacity,
+            places: page.map_or(0, |page| capacity / page),
         })
     }
 
@@ -49,6 +54,12 @@ impl Pipe {
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// How many pages it holds, each full or with a byte alone.
+    #[must_use]
+    pub fn places(&self) -> usize {
+        self.places
     }
 
     /// Moves up to `limit` bytes from a socket into the pipe. 0: the peer sent FIN.
@@ -110,5 +121,41 @@ mod tests {
         let mut back = [0; 14];
         left.read_exact(&mut back).expect("sent back");
         assert_eq!(&back, b"there and back");
+    }
+
+    #[test]
+    fn fewer_bytes_than_places_have_emptied_the_socket() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let mut left =
+            TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+        left.set_nodelay(true).expect("a plain option");
+        let (right, _) = listener.accept().expect("a client came");
+        let pipe = Pipe::new(SMALLEST).expect("files are left");
+        assert!(pipe.places() > 0);
+        let (mut partly, mut wholly) = (false, false);
+        for count in (1..40).chain([200, 700]) {
+            // Each in a segment of its own.
+            (0..count).for_each(|_| left.write_all(b"1").expect("connected"));
+            let mut waiting = vec![0; count];
+            while right.peek(&mut waiting).expect("connected") < count {}
+            let mut moved = 0;
+            right.set_nonblocking(true).expect("a plain flag");
+            while moved < count {
+                let filled = pipe.fill(&right, SMALLEST).expect("some are left");
+                moved += filled;
+                if filled < pipe.places() {
+                    assert_eq!(moved, count, "it has not been emptied");
+                    wholly = true;
+                }
+                partly |= moved < count;
+                let mut rest = vec![0; filled];
+                nix::unistd::read(&pipe.read, &mut rest).expect("they lie there");
+            }
+            right.set_nonblocking(false).expect("a plain flag");
+        }
+        assert!(
+            wholly && partly,
+            "a full pipe and an empty socket were seen"
+        );
     }
 }

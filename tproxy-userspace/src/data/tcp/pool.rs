@@ -86,6 +86,15 @@ impl Lent {
         Ok(filled)
     }
 
+    /// Is the socket empty, of which so many bytes have just been moved into the empty pipe?
+    ///
+    /// A pipe is full when all its places are, and a place holds a byte or more. So with fewer bytes than places, it was not
+    /// for want of room that there were no more. None at all is FIN.
+    #[must_use]
+    pub fn has_emptied(&self, filled: usize) -> bool {
+        (1..self.pipe().places()).contains(&filled)
+    }
+
     /// Moves what the pipe has into the socket, as [`Pipe::drain`].
     pub fn drain(&mut self, socket: &impl AsFd) -> io::Result<usize> {
         let drained = self.pipe().drain(socket, self.held)?;

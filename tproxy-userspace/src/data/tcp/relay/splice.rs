@@ -66,7 +66,18 @@ impl Store {
         }
         match self {
             Self::None => Ok(0),
-            Self::Pipe(pipe) => from.try_io(Interest::READABLE, || pipe.fill(from)),
+            Self::Pipe(pipe) => {
+                let mut filled = 0;
+                let result = from.try_io(Interest::READABLE, || {
+                    filled = pipe.fill(from)?;
+                    if pipe.has_emptied(filled) {
+                        // This spares the call that would say so.
+                        return Err(io::ErrorKind::WouldBlock.into());
+                    }
+                    Ok(filled)
+                });
+                if filled > 0 { Ok(filled) } else { result }
+            }
             Self::Copy(buffer) => {
                 let filled = from.try_read(&mut buffer.bytes)?;
                 (buffer.start, buffer.end) = (0, filled);
