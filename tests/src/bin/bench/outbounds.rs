@@ -5,19 +5,20 @@
 use std::net::SocketAddr;
 
 use anyhow::{Context, Result};
-use lab::{Family, Lab, Namespace, Process, SingBox, servers::Certificate};
+use lab::{Family, Lab, Process, SingBox, servers::Certificate};
 use serde_json::{Value, json};
 
-use crate::ways::{Running, Stopping};
+use crate::{
+    peers::{Protocols, Steering},
+    ways::{Running, Stopping},
+};
 
 /// What the names of these rows begin with.
 pub const NAME: &str = "outbounds";
 /// Where the server listens.
 const SERVER: u16 = 8400;
-/// Where sing-box listens for what the kernel steers to it, its mark and the table that delivers locally.
+/// Where sing-box listens for what the kernel steers to it.
 const INBOUND: u16 = 12346;
-const MARK: u8 = 1;
-const TABLE: u8 = 101;
 /// The name in the server's certificate.
 const HOST: &str = "proxy.test";
 /// 16 bytes for all that want a key, and as good a password as any for the others.
@@ -181,47 +182,6 @@ pub fn peer(lab: &Lab, protocol: Protocol) -> Result<Option<Running>> {
     });
     let process = sing_box()?.serve(&lab.gateway, lab.dir(), &configuration, INBOUND)?;
     let pid = process.pid();
-    let steering = Steering::set(lab)?;
+    let steering = Steering::tproxy(lab, Protocols::Tcp, INBOUND, Some(self::server().ip()))?;
     Ok(Some(Running::new(pid, (steering, process, server))))
-}
-
-/// Rules and routes that lead to sing-box. Dropping it takes them away.
-struct Steering(Namespace);
-
-impl Steering {
-    fn set(lab: &Lab) -> Result<Self> {
-        lab.gateway.ip(&[
-            &format!("rule add fwmark {MARK} table {TABLE}"),
-            &format!("route add local 0.0.0.0/0 dev lo table {TABLE}"),
-        ])?;
-        let steering = Self(lab.gateway.clone());
-        // What the guides have go direct, then what belongs to a connection that sing-box holds, then the rest.
-        lab.gateway.run(&[
-            "nft",
-            &format!(
-                "add table ip sing-box; \
-                 add chain ip sing-box lan {{ type filter hook prerouting priority mangle; }}; \
-                 add rule ip sing-box lan ip daddr {{ 10.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, \
-                 192.0.2.0/24, 192.168.0.0/16, 224.0.0.0/3, {server} }} return; \
-                 add rule ip sing-box lan meta l4proto tcp socket transparent 1 meta mark set {MARK} accept; \
-                 add rule ip sing-box lan iifname {lan} meta l4proto tcp tproxy to 127.0.0.1:{INBOUND} \
-                 meta mark set {MARK} accept",
-                server = server().ip(),
-                lan = lab.lan(),
-            ),
-        ])?;
-        Ok(steering)
-    }
-}
-
-impl Drop for Steering {
-    fn drop(&mut self) {
-        let rule = format!("rule del fwmark {MARK} table {TABLE}");
-        let routes = format!("route flush table {TABLE}");
-        let table = ["nft", "delete table ip sing-box"];
-        let gone = self.0.ip(&[&rule, &routes]);
-        if let Err(error) = gone.and_then(|()| self.0.run(&table).map(|_| ())) {
-            eprintln!("taking the rules of sing-box away: {error:#}");
-        }
-    }
 }

@@ -14,7 +14,7 @@ use crate::{
     results::{Results, RowResult, Verdict},
     rows::{Bound, Metric, ROWS, Row},
     top,
-    ways::{PREFIXES, WAYS, Way},
+    ways::{self, PREFIXES, Way},
 };
 
 /// The width of the first column of names and of figures, and of each other.
@@ -25,7 +25,7 @@ const COLUMN: usize = 20;
 /// Ways and rows by name.
 pub fn list() {
     println!("Ways:");
-    for way in &WAYS {
+    for way in ways::all() {
         println!("  {:<NAME$}{}", way.name, way.what);
     }
     println!("\nRows:");
@@ -96,7 +96,7 @@ fn on_terminal() -> bool {
 /// One row, measured.
 pub fn row(result: &RowResult) {
     println!("\n{} ({})", result.row.title, result.row.name);
-    let ways: Vec<&Way> = WAYS.iter().filter(|way| result.has(way.name)).collect();
+    let ways: Vec<&Way> = ways::all().filter(|way| result.has(way.name)).collect();
     let mut line = format!("  {:<FIRST$}", "");
     for way in &ways {
         line += &format!("{:<COLUMN$}", way.name);
@@ -151,8 +151,14 @@ fn sentence(result: &RowResult, verdict: &Verdict) -> String {
             result.row.subject().base()
         ),
         Bound::Most(bound) => format!(
-            "target: {} {} at most {bound:.0}: {word} ({figures})",
+            "target: {} {} at most {bound}: {word} ({figures})",
             target.way, target.metric.title
+        ),
+        Bound::Above(bound) => format!(
+            "target: {} {} at most {bound:.0} above {}: {word} ({figures})",
+            target.way,
+            target.metric.title,
+            result.row.subject().base()
         ),
         Bound::NotBelow(other) | Bound::NotAbove(other) => {
             let bound = if matches!(target.bound, Bound::NotBelow(_)) {
@@ -297,7 +303,7 @@ fn lines_json(lines: &[lists::Line]) -> Vec<Value> {
 fn row_json(result: &RowResult) -> Value {
     let mut figures = Vec::new();
     for metric in &result.metrics {
-        for way in WAYS.iter().filter(|way| result.has(way.name)) {
+        for way in ways::all().filter(|way| result.has(way.name)) {
             figures.push(json!({
                 "metric": metric.name,
                 "way": way.name,
@@ -316,6 +322,7 @@ fn row_json(result: &RowResult) -> Value {
             let (of, bound) = match target.bound {
                 Bound::Ratio(least) => ("at_least_ratio", json!(least)),
                 Bound::Most(most) => ("at_most", json!(most)),
+                Bound::Above(most) => ("at_most_above", json!(most)),
                 Bound::NotBelow(other) => ("at_least_that_of", json!(other)),
                 Bound::NotAbove(other) => ("at_most_that_of", json!(other)),
             };

@@ -74,6 +74,8 @@ impl Machine {
 pub struct RowResult {
     /// The row.
     pub row: &'static Row,
+    /// How often it was measured.
+    pub rounds: u32,
     /// In the order they first came.
     pub metrics: Vec<&'static Metric>,
     /// Metric and way to figures by round.
@@ -87,6 +89,7 @@ impl RowResult {
     pub fn new(row: &'static Row) -> Self {
         Self {
             row,
+            rounds: 0,
             metrics: Vec::new(),
             samples: BTreeMap::new(),
             failures: Vec::new(),
@@ -134,14 +137,36 @@ impl RowResult {
         self.ratios_to(self.row.subject().base(), metric, way)
     }
 
+    /// By how much each round's figure is above the way that this row compares with, in the same round.
+    pub fn added(&self, metric: &Metric, way: &'static str) -> Vec<f64> {
+        self.beside(self.row.subject().base(), metric, way, |value, base| {
+            value - base
+        })
+    }
+
+    /// Their median.
+    pub fn added_median(&self, metric: &Metric, way: &'static str) -> Option<f64> {
+        median(self.added(metric, way))
+    }
+
     /// Each round's ratio to this other way, in the same round.
     fn ratios_to(&self, base: &'static str, metric: &Metric, way: &'static str) -> Vec<f64> {
+        self.beside(base, metric, way, |value, base| value / base)
+    }
+
+    fn beside(
+        &self,
+        base: &'static str,
+        metric: &Metric,
+        way: &'static str,
+        compare: impl Fn(f64, f64) -> f64,
+    ) -> Vec<f64> {
         let samples = |way| self.samples.get(&(metric.name, way)).into_iter().flatten();
         let base: BTreeMap<u32, f64> = samples(base)
             .map(|(round, value)| (*round, *value))
             .collect();
         samples(way)
-            .filter_map(|(round, value)| Some(value / base.get(round)?))
+            .filter_map(|(round, value)| Some(compare(*value, *base.get(round)?)))
             .collect()
     }
 
@@ -159,6 +184,7 @@ impl RowResult {
                 let figures = match target.bound {
                     Bound::Ratio(_) => self.ratios(target.metric, target.way),
                     Bound::Most(_) => self.samples(target.metric, target.way),
+                    Bound::Above(_) => self.added(target.metric, target.way),
                     Bound::NotBelow(other) | Bound::NotAbove(other) => {
                         self.ratios_to(other, target.metric, target.way)
                     }
@@ -172,7 +198,7 @@ impl RowResult {
                     range: (least, most),
                     reached: match target.bound {
                         Bound::Ratio(bound) => figure >= bound,
-                        Bound::Most(bound) => figure <= bound,
+                        Bound::Most(bound) | Bound::Above(bound) => figure <= bound,
                         Bound::NotBelow(_) => figure >= 1.0,
                         Bound::NotAbove(_) => figure <= 1.0,
                     },

@@ -12,6 +12,7 @@ use crate::{
     },
     options::Options,
     outbounds::Protocol,
+    peers::Protocols,
     stage::Stage,
     ways::{BYPASSED, Client, OWN_BYPASSED, OWN_PROXIED, PROXIED, RESOLVER, RULES, Subject, Way},
 };
@@ -45,6 +46,10 @@ pub static CPU: Metric = metric("cpu_seconds_per_gib", "CPU s/GiB", 3, false);
 /// User and system time of the resolver.
 pub static CPU_QUESTIONS: Metric =
     metric("cpu_seconds_per_100k_questions", "CPU s/100,000", 2, true);
+/// The same for one exchange.
+pub static CPU_EACH: Metric = metric("cpu_us_each", "CPU µs each", 2, false);
+/// How often the relaying process went to sleep for one exchange, and so was woken.
+pub static SLEEPS: Metric = metric("sleeps_each", "sleeps each", 2, false);
 /// Completed exchanges.
 pub static RATE: Metric = metric("per_second", "per second", 0, true);
 /// What the sender brought out: less than it should is the machine's fault, not the way's.
@@ -59,6 +64,8 @@ pub static LOST: Metric = metric("lost_percent", "lost %", 2, false);
 pub static REST: Metric = metric("mib_at_rest", "MiB, none open", 1, false);
 /// VmRSS with all connections open.
 pub static LOADED: Metric = metric("mib_with_connections", "MiB, all open", 1, false);
+/// What each connection adds to the process's own memory, in KiB.
+pub static KIB: Metric = metric("kib_per_connection", "KiB each", 2, false);
 /// Open files that each connection costs.
 pub static FILES: Metric = metric("files_per_connection", "files each", 2, false);
 
@@ -83,6 +90,8 @@ pub enum Bound {
     Ratio(f64),
     /// At most this figure.
     Most(f64),
+    /// At most so much above the way that the row compares with.
+    Above(f64),
     /// At least as much as this other way.
     NotBelow(&'static str),
     /// At most as much as this other way.
@@ -140,6 +149,11 @@ impl Row {
         }
     }
 
+    /// Is it about datagrams?
+    const fn is_udp(&self) -> bool {
+        matches!(self.work, Work::RoundTrips { .. } | Work::OneWay { .. })
+    }
+
     /// Is it measured for this way?
     pub fn concerns(&self, way: &Way) -> bool {
         let of_relays = matches!(self.work, Work::Idle { .. });
@@ -147,6 +161,7 @@ impl Row {
             && way.clients.contains(&self.client)
             && way.families.contains(&self.family)
             && (way.relays || !of_relays)
+            && (way.protocols == Protocols::Both || !self.is_udp())
     }
 
     /// One run.
@@ -168,18 +183,15 @@ impl Row {
             Work::Outbound { to_device, .. } => {
                 tcp::run(stage, client, self.family, 1, to_device, options.seconds())
             }
-            Work::Connections { at_once } => {
+            Work::Connections { at_once } => load::exchanges(stage, || {
                 connections::run(stage, client, self.family, at_once, BYTE, time)
-                    .map(load::Exchanges::readings)
-            }
-            Work::Requests { at_once } => {
+            }),
+            Work::Requests { at_once } => load::exchanges(stage, || {
                 connections::run(stage, client, self.family, at_once, REQUEST, time)
-                    .map(load::Exchanges::readings)
-            }
-            Work::RoundTrips { in_flight } => {
+            }),
+            Work::RoundTrips { in_flight } => load::exchanges(stage, || {
                 udp::round_trips(stage, client, self.family, in_flight, time)
-                    .map(load::Exchanges::readings)
-            }
+            }),
             Work::OneWay { rate } => udp::one_way(stage, client, self.family, rate, time),
             Work::Idle { connections } => idle::run(stage, client, self.family, connections),
             Work::Questions { names, in_flight } => {
@@ -189,17 +201,38 @@ impl Row {
     }
 }
 
-static ONE_STREAM: [Target; 2] = [ratio(BYPASSED, &GBIT, 0.97), ratio(PROXIED, &GBIT, 0.60)];
-static MANY_STREAMS: [Target; 2] = [ratio(BYPASSED, &GBIT, 0.97), ratio(PROXIED, &GBIT, 0.75)];
-static BYPASS_ONLY: [Target; 1] = [ratio(BYPASSED, &RATE, 0.97)];
-static OWN_STREAM: [Target; 2] = [
-    ratio(OWN_BYPASSED, &GBIT, 0.97),
-    ratio(OWN_PROXIED, &GBIT, 0.60),
+static ONE_STREAM: [Target; 3] = [
+    ratio(BYPASSED, &GBIT, 0.98),
+    ratio(PROXIED, &GBIT, 0.70),
+    most(PROXIED, &CPU, 0.15),
 ];
-static OWN_BYPASS: [Target; 1] = [ratio(OWN_BYPASSED, &RATE, 0.97)];
+static MANY_STREAMS: [Target; 3] = [
+    ratio(BYPASSED, &GBIT, 0.98),
+    ratio(PROXIED, &GBIT, 0.85),
+    most(PROXIED, &CPU, 0.15),
+];
+static MANY_CONNECTIONS: [Target; 2] = [ratio(BYPASSED, &RATE, 0.98), ratio(PROXIED, &RATE, 0.70)];
+static ONE_CONNECTION: [Target; 2] = [ratio(BYPASSED, &RATE, 0.98), above(PROXIED, &P50, 110.0)];
+static ONE_TRIP: [Target; 2] = [ratio(BYPASSED, &RATE, 0.98), above(PROXIED, &P50, 60.0)];
+static MANY_TRIPS: [Target; 2] = [ratio(BYPASSED, &RATE, 0.98), ratio(PROXIED, &RATE, 0.60)];
+static AT_FULL_RATE: [Target; 3] = [
+    ratio(BYPASSED, &RATE, 0.98),
+    ratio(PROXIED, &RATE, 0.80),
+    most(PROXIED, &LOST, 1.0),
+];
+static OWN_STREAM: [Target; 2] = [
+    ratio(OWN_BYPASSED, &GBIT, 0.98),
+    ratio(OWN_PROXIED, &GBIT, 0.70),
+];
+static OWN_BYPASS: [Target; 1] = [ratio(OWN_BYPASSED, &RATE, 0.98)];
 static SAME_WITH_RULES: [Target; 1] = [ratio(RULES, &RATE, 0.98)];
 static AS_FAST_AS_DNSMASQ: [Target; 1] = [ratio(RESOLVER, &RATE, 1.0)];
-static MEMORY: [Target; 2] = [most(PROXIED, &REST, 15.0), most(PROXIED, &LOADED, 40.0)];
+static MEMORY: [Target; 3] = [
+    most(PROXIED, &REST, 10.0),
+    most(PROXIED, &KIB, 2.0),
+    // The files of all are those of one, 5,000 times, and one or two for themselves.
+    most(PROXIED, &FILES, 2.01),
+];
 
 const fn tcp(
     name: &'static str,
@@ -231,7 +264,13 @@ const fn rate(name: &'static str, title: &'static str, work: Work) -> Row {
         family: Family::V4,
         work,
         fresh: false,
-        targets: &BYPASS_ONLY,
+        targets: match work {
+            Work::Connections { at_once: 1 } => &ONE_CONNECTION,
+            Work::Connections { .. } => &MANY_CONNECTIONS,
+            Work::RoundTrips { in_flight: 1 } => &ONE_TRIP,
+            Work::RoundTrips { .. } => &MANY_TRIPS,
+            _ => &AT_FULL_RATE,
+        },
     }
 }
 
@@ -313,6 +352,14 @@ const fn ratio(way: &'static str, metric: &'static Metric, least: f64) -> Target
         way,
         metric,
         bound: Bound::Ratio(least),
+    }
+}
+
+const fn above(way: &'static str, metric: &'static Metric, most: f64) -> Target {
+    Target {
+        way,
+        metric,
+        bound: Bound::Above(most),
     }
 }
 

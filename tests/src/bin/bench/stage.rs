@@ -15,13 +15,15 @@ use lab::{
     wait::{SOON, until},
 };
 
-use crate::ways::{Client, Running, Way};
+use crate::{
+    peers::Protocols,
+    ways::{Client, Running, Way},
+};
 
 /// A lab and one way through its gateway.
 ///
 /// Two labs differ by several percent for reasons of their own (where their memory lies, for one), which is
-/// as much as what is to be measured. So plain forwarding, our ways and the peers whose rules can be taken back
-/// share one, and each is there only during its runs. Another peer has its own.
+/// as much as what is to be measured. So all ways share one, and each is there only during its runs.
 pub struct Stage {
     /// The way.
     pub way: &'static Way,
@@ -37,7 +39,6 @@ impl Stage {
     /// # Errors
     /// When something does not start, or servers see another client than this way gives.
     pub fn set(way: &'static Way, shared: Option<&Self>) -> Result<Self> {
-        let shared = shared.filter(|_| !way.stays);
         let stage = match shared {
             Some(other) => Self {
                 way,
@@ -75,7 +76,7 @@ impl Stage {
         })
     }
 
-    /// Starts the way if it is not there. It goes with what is returned, unless it stays.
+    /// Starts the way if it is not there. It goes with what is returned.
     ///
     /// # Errors
     /// When it does not start.
@@ -105,8 +106,7 @@ impl Stage {
             stream.read_exact(&mut answer)?;
             let seen = tcp.clients().last().map(SocketAddr::ip);
             self.expect(*family, client, seen, "TCP")?;
-            // Not every server does UDP, and no row asks for it.
-            if self.way.by_server() {
+            if self.way.protocols == Protocols::Tcp {
                 continue;
             }
             traffic::echo_sizes(from, target, &[64])?;
@@ -147,13 +147,19 @@ impl Stage {
         seen: Option<IpAddr>,
         protocol: &str,
     ) -> Result<()> {
-        let expected = if self.way.by_server() {
-            // It is on the same machine, which then speaks to itself.
-            family.far(1)
-        } else if self.way.relays || client == Client::Gateway {
-            family.gateway_wan()
+        let (device, gateway) = (family.device(), family.gateway_wan());
+        if self.way.by_server {
+            ensure!(
+                seen.is_some_and(|seen| seen != device && seen != gateway),
+                "{protocol} over {family:?} did not take the way \"{}\": the server saw {seen:?}, not another server",
+                self.way.name
+            );
+            return Ok(());
+        }
+        let expected = if self.way.relays || client == Client::Gateway {
+            gateway
         } else {
-            family.device()
+            device
         };
         ensure!(
             seen == Some(expected),
@@ -197,6 +203,14 @@ impl Stage {
             .as_secs_f64())
     }
 
+    /// How often threads of the relaying process have gone to sleep so far.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub fn sleeps(&self) -> Result<Option<u64>> {
+        self.relay().map(usage::sleeps).transpose()
+    }
+
     /// The CPU seconds that the relaying process has used so far.
     ///
     /// # Errors
@@ -214,8 +228,6 @@ pub struct There<'a>(&'a Stage);
 
 impl Drop for There<'_> {
     fn drop(&mut self) {
-        if !self.0.way.stays {
-            self.0.running.take();
-        }
+        self.0.running.take();
     }
 }

@@ -7,7 +7,8 @@ use lab::{Family, Lab, Namespace, Tproxy, servers::Dnsmasq};
 
 use crate::{
     outbounds::{self, Protocol},
-    prefixes, v2ray,
+    peers::{self, Protocols},
+    prefixes,
 };
 
 /// How many prefixes of each family are in the bypass set.
@@ -68,10 +69,12 @@ pub struct Way {
     pub clients: &'static [Client],
     /// Is it another program than ours?
     pub peer: bool,
-    /// Does it leave rules behind that nobody takes back, so that it needs a lab of its own?
-    pub stays: bool,
     /// Does a process relay the traffic, so that servers see the gateway?
     pub relays: bool,
+    /// What goes that way.
+    pub protocols: Protocols,
+    /// Does another server lie between, so that servers see that one?
+    pub by_server: bool,
     /// The families it is set up for.
     pub families: &'static [Family],
     /// Sets it up on the gateway of a lab.
@@ -79,9 +82,9 @@ pub struct Way {
 }
 
 impl Way {
-    /// Does a server of some protocol lie between, so that it is whom servers see?
-    pub fn by_server(&self) -> bool {
-        matches!(self.subjects, [Subject::Outbound(_)])
+    /// Is it measured only when other programs are asked for?
+    pub fn is_extra(&self) -> bool {
+        self.peer && self.subjects.contains(&Subject::Forwarding)
     }
 }
 
@@ -109,15 +112,21 @@ impl Running {
 }
 
 /// All of them. The first is what most others are compared with.
-pub static WAYS: [Way; 25] = [
+pub fn all() -> impl Iterator<Item = &'static Way> {
+    WAYS.iter().chain(&peers::WAYS)
+}
+
+/// Those with programs that the lab has anyway.
+static WAYS: [Way; 24] = [
     Way {
         name: PLAIN,
         what: "forwarding by the kernel, with nothing attached",
         subjects: PLAIN_SUBJECTS,
         clients: &[Client::Device, Client::Gateway],
         peer: false,
-        stays: false,
         relays: false,
+        protocols: Protocols::Both,
+        by_server: false,
         families: &Family::BOTH,
         start: |_| Ok(None),
     },
@@ -127,8 +136,9 @@ pub static WAYS: [Way; 25] = [
         subjects: FORWARDING,
         clients: &[Client::Device],
         peer: false,
-        stays: false,
         relays: false,
+        protocols: Protocols::Both,
+        by_server: false,
         families: &Family::BOTH,
         start: |lab| tproxy(lab, LAN, true),
     },
@@ -138,21 +148,11 @@ pub static WAYS: [Way; 25] = [
         subjects: FORWARDING,
         clients: &[Client::Device],
         peer: false,
-        stays: false,
         relays: true,
+        protocols: Protocols::Both,
+        by_server: false,
         families: &Family::BOTH,
         start: |lab| tproxy(lab, LAN, false),
-    },
-    Way {
-        name: "v2ray",
-        what: "Debian's v2ray with the iptables rules of the TPROXY guides, outbound freedom",
-        subjects: FORWARDING,
-        clients: &[Client::Device],
-        peer: true,
-        stays: true,
-        relays: true,
-        families: &[Family::V4],
-        start: v2ray::start,
     },
     Way {
         name: OWN_BYPASSED,
@@ -160,8 +160,9 @@ pub static WAYS: [Way; 25] = [
         subjects: FORWARDING,
         clients: &[Client::Gateway],
         peer: false,
-        stays: false,
         relays: false,
+        protocols: Protocols::Both,
+        by_server: false,
         families: &Family::BOTH,
         start: |lab| tproxy(lab, WAN, true),
     },
@@ -171,8 +172,9 @@ pub static WAYS: [Way; 25] = [
         subjects: FORWARDING,
         clients: &[Client::Gateway],
         peer: false,
-        stays: false,
         relays: true,
+        protocols: Protocols::Both,
+        by_server: false,
         families: &Family::BOTH,
         start: |lab| tproxy(lab, WAN, false),
     },
@@ -182,8 +184,9 @@ pub static WAYS: [Way; 25] = [
         subjects: &[Subject::Rules],
         clients: &[Client::Device],
         peer: false,
-        stays: false,
         relays: true,
+        protocols: Protocols::Both,
+        by_server: false,
         families: &Family::BOTH,
         start: |lab| configured(lab, ""),
     },
@@ -193,8 +196,9 @@ pub static WAYS: [Way; 25] = [
         subjects: &[Subject::Rules],
         clients: &[Client::Device],
         peer: false,
-        stays: false,
         relays: true,
+        protocols: Protocols::Both,
+        by_server: false,
         families: &Family::BOTH,
         start: |lab| configured(lab, &rules(false)),
     },
@@ -204,8 +208,9 @@ pub static WAYS: [Way; 25] = [
         subjects: &[Subject::Rules],
         clients: &[Client::Device],
         peer: false,
-        stays: false,
         relays: true,
+        protocols: Protocols::Both,
+        by_server: false,
         families: &Family::BOTH,
         start: |lab| configured(lab, &rules(true)),
     },
@@ -215,8 +220,9 @@ pub static WAYS: [Way; 25] = [
         subjects: &[Subject::Dns],
         clients: &[Client::Device],
         peer: false,
-        stays: false,
         relays: false,
+        protocols: Protocols::Both,
+        by_server: false,
         families: &Family::BOTH,
         start: dnsmasq,
     },
@@ -226,8 +232,9 @@ pub static WAYS: [Way; 25] = [
         subjects: &[Subject::Dns],
         clients: &[Client::Device],
         peer: false,
-        stays: false,
         relays: true,
+        protocols: Protocols::Both,
+        by_server: false,
         families: &Family::BOTH,
         start: |lab| configured(lab, &resolver()),
     },
@@ -332,7 +339,7 @@ pub static WAYS: [Way; 25] = [
 ];
 
 /// Forwarding alone.
-const FORWARDING: &[Subject] = &[Subject::Forwarding];
+pub const FORWARDING: &[Subject] = &[Subject::Forwarding];
 /// All that is compared with plain forwarding.
 const PLAIN_SUBJECTS: &[Subject] = &[
     Subject::Forwarding,
@@ -359,8 +366,9 @@ const fn by_server(
         subjects,
         clients: &[Client::Device],
         peer,
-        stays: false,
         relays: true,
+        protocols: Protocols::Tcp,
+        by_server: true,
         families: &[Family::V4],
         start,
     }

@@ -10,13 +10,15 @@ use lab::{Family, Namespace, servers::OneByte, traffic, usage};
 
 use super::connections::{self, BYTE, PORT};
 use crate::{
-    rows::{FILES, LOADED, REST, Readings},
+    rows::{FILES, KIB, LOADED, REST, Readings},
     stage::Stage,
 };
 
 /// Memory is read when it has not changed for this long, or after [`LIMIT`].
 const QUIET: Duration = Duration::from_millis(500);
 const LIMIT: Duration = Duration::from_secs(5);
+/// A program is at rest so long after its start.
+const START: Duration = Duration::from_secs(5);
 
 /// One run. Each connection carries one byte each way first, so that the proxy has dialled for it.
 ///
@@ -26,14 +28,18 @@ pub fn run(stage: &Stage, client: &Namespace, family: Family, count: usize) -> R
     let pid = stage.relay().context("nothing relays here")?;
     let server = OneByte::start(&stage.lab.internet, PORT)?;
     let targets = connections::targets(family);
+    thread::sleep(START);
     let (rest, files) = (settled_kib(pid)?, usage::open_files(pid)?);
+    let own = usage::own_kib(pid)?;
     let open = client.enter(|| traffic::hold(&targets, count, BYTE))??;
     let (loaded, files_now) = (settled_kib(pid)?, usage::open_files(pid)?);
+    let own_now = usage::own_kib(pid)?;
     drop(open);
     drop(server);
     Ok(vec![
         (&REST, rest as f64 / 1024.0),
         (&LOADED, loaded as f64 / 1024.0),
+        (&KIB, own_now.saturating_sub(own) as f64 / count as f64),
         (
             &FILES,
             files_now.saturating_sub(files) as f64 / count as f64,

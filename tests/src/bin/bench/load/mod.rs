@@ -8,7 +8,12 @@ pub mod udp;
 
 use std::time::Duration;
 
-use crate::rows::{LOST, P50, P99, RATE, Readings};
+use anyhow::Result;
+
+use crate::{
+    rows::{CPU_EACH, LOST, P50, P99, RATE, Readings, SLEEPS},
+    stage::Stage,
+};
 
 /// What came of many exchanges.
 #[derive(Debug, Default)]
@@ -41,6 +46,24 @@ impl Exchanges {
             .get(rank - 1)
             .map_or(f64::NAN, |time| time.as_secs_f64() * 1e6)
     }
+}
+
+/// Runs exchanges, and adds what each of them cost the relaying process, if there is one.
+///
+/// # Errors
+/// When they cannot be run.
+pub fn exchanges(stage: &Stage, run: impl FnOnce() -> Result<Exchanges>) -> Result<Readings> {
+    let before = (stage.cpu_seconds()?, stage.sleeps()?);
+    let exchanges = run()?;
+    let done = exchanges.times.len() as f64;
+    let mut readings = exchanges.readings();
+    if let ((Some(cpu), Some(sleeps)), Some(cpu_now), Some(sleeps_now)) =
+        (before, stage.cpu_seconds()?, stage.sleeps()?)
+    {
+        readings.push((&CPU_EACH, (cpu_now - cpu) * 1e6 / done));
+        readings.push((&SLEEPS, sleeps_now.saturating_sub(sleeps) as f64 / done));
+    }
+    Ok(readings)
 }
 
 /// `part` of `all`, in percent.
