@@ -322,9 +322,13 @@ impl Default for SendBatch {
     }
 }
 
-/// What a batch is made of: the prefix and the payload of each datagram, and how many bytes of that count.
+/// What a batch is made of.
 struct Parts {
-    vectors: [[libc::iovec; 2]; BATCH],
+    /// The payload of each datagram, and before it the prefix, if there is one.
+    vectors: [libc::iovec; 2 * BATCH],
+    /// Where those of each datagram begin, and the end of the last.
+    starts: [usize; BATCH + 1],
+    /// How many bytes of each datagram count.
     counted: [usize; BATCH],
 }
 
@@ -358,7 +362,8 @@ impl SendBatch {
         };
         self.rest = self.rest.saturating_sub(1);
         let mut parts = Parts {
-            vectors: [[NOTHING; 2]; BATCH],
+            vectors: [NOTHING; 2 * BATCH],
+            starts: [0; BATCH + 1],
             counted: [0; BATCH],
         };
         let mut messages = [Message::default(); BATCH];
@@ -372,10 +377,16 @@ impl SendBatch {
             self.prefixes[index] = datagram.prefix;
             parts.counted[index] = payload.len() - datagram.overhead;
             let prefix = self.prefixes[index].as_slice();
-            parts.vectors[index] = [prefix, payload].map(|part| libc::iovec {
-                iov_base: part.as_ptr().cast_mut().cast(),
-                iov_len: part.len(),
-            });
+            let mut end = parts.starts[index];
+            let before = Some(prefix).filter(|prefix| !prefix.is_empty());
+            for part in before.into_iter().chain([payload]) {
+                parts.vectors[end] = libc::iovec {
+                    iov_base: part.as_ptr().cast_mut().cast(),
+                    iov_len: part.len(),
+                };
+                end += 1;
+            }
+            parts.starts[index + 1] = end;
             count = index + 1;
             let length = prefix.len() + payload.len();
             let way = Some((to, from));
@@ -455,8 +466,10 @@ impl SendBatch {
         for (message, place) in messages.iter().zip(&mut headers) {
             // SAFETY: `mmsghdr` is integers and pointers, for which zero bytes are valid.
             let header = place.write(unsafe { std::mem::zeroed() });
-            header.msg_hdr.msg_iov = parts.vectors[message.first].as_mut_ptr();
-            header.msg_hdr.msg_iovlen = (2 * message.count) as _;
+            let start = parts.starts[message.first];
+            let end = parts.starts[message.first + message.count];
+            header.msg_hdr.msg_iov = parts.vectors[start..end].as_mut_ptr();
+            header.msg_hdr.msg_iovlen = (end - start) as _;
             if message.name > 0 {
                 header.msg_hdr.msg_name = self.names[message.head].0.as_mut_ptr().cast();
                 header.msg_hdr.msg_namelen = message.name as u32;
