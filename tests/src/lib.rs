@@ -24,6 +24,7 @@ mod remains;
 pub mod servers;
 pub mod sing_box;
 pub mod snapshot;
+pub mod tools;
 pub mod topology;
 pub mod traffic;
 pub mod usage;

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use crate::{
     Namespace, Process,
     process::{self, Output},
+    tools,
     wait::{Transport, listening},
 };
 
@@ -24,13 +25,7 @@ impl SingBox {
     /// # Errors
     /// It is missing and must not be.
     pub fn or_skip() -> Result<Option<Self>> {
-        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin");
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let found = std::iter::once(own)
-            .chain(std::env::split_paths(&path))
-            .map(|folder| folder.join("sing-box"))
-            .find(|program| program.is_file());
-        match found {
+        match tools::find("sing-box") {
             Some(program) => Ok(Some(Self(program))),
             None if std::env::var_os("LAB_REQUIRE_ALL").is_some() => {
                 bail!("there is no sing-box; `cargo xtask setup` gets it")
@@ -74,16 +69,31 @@ impl SingBox {
         configuration: &serde_json::Value,
         port: u16,
     ) -> Result<Process> {
-        let path = dir.join(format!("sing-box-{}-{port}.json", ns.inode()));
+        let process = self.start(ns, dir, configuration, &port.to_string())?;
+        listening(ns, Transport::Tcp, port)
+            .with_context(|| format!("sing-box said: {}", process.lines().join("\n")))?;
+        Ok(process)
+    }
+
+    /// Starts it, and leaves it to the caller to wait until it is ready. Its files are in `dir`; `name` tells those of one
+    /// from those of another in this namespace.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start(
+        &self,
+        ns: &Namespace,
+        dir: &Path,
+        configuration: &serde_json::Value,
+        name: &str,
+    ) -> Result<Process> {
+        let path = dir.join(format!("sing-box-{}-{name}.json", ns.inode()));
         fs::write(&path, configuration.to_string())
             .with_context(|| format!("writing {}", path.display()))?;
         let program = self.0.to_str().context("the path is text")?;
         let mut command = ns.command(program);
         command.args(["--disable-color", "run", "-D"]).arg(dir);
         command.arg("-c").arg(path);
-        let process = Process::spawn(command)?;
-        listening(ns, Transport::Tcp, port)
-            .with_context(|| format!("sing-box said: {}", process.lines().join("\n")))?;
-        Ok(process)
+        Process::spawn(command)
     }
 }

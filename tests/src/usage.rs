@@ -40,6 +40,24 @@ fn status(pid: u32, name: &str) -> Result<u64> {
         .with_context(|| format!("no {name} in {path}"))
 }
 
+/// How often the threads of process `pid` have gone to sleep of their own accord. A thread that has ended is not counted any
+/// more.
+///
+/// # Errors
+/// When it is gone.
+pub fn voluntary_switches(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/task");
+    let tasks = fs::read_dir(&path).with_context(|| format!("reading {path}"))?;
+    let switches = tasks.filter_map(|task| {
+        // One that ends meanwhile has none.
+        let text = fs::read_to_string(task.ok()?.path().join("status")).ok()?;
+        let mut lines = text.lines();
+        let rest = lines.find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        rest.trim().parse::<u64>().ok()
+    });
+    Ok(switches.sum())
+}
+
 /// The CPU time that process `pid` has used, user and system, to 10 ms.
 ///
 /// # Errors
@@ -57,24 +75,4 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
         .filter_map(|word| word.parse::<u64>().ok())
         .sum();
     Ok(Duration::from_millis(ticks * 10))
-}
-
-/// How often the threads of process `pid` have gone to sleep of their own accord.
-///
-/// # Errors
-/// When it is gone.
-pub fn sleeps(pid: u32) -> Result<u64> {
-    let path = format!("/proc/{pid}/task");
-    let mut all = 0;
-    for task in fs::read_dir(&path).with_context(|| format!("reading {path}"))? {
-        // A thread may end meanwhile.
-        let status = task.and_then(|task| fs::read_to_string(task.path().join("status")));
-        all += status
-            .unwrap_or_default()
-            .lines()
-            .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))
-            .and_then(|count| count.trim().parse::<u64>().ok())
-            .unwrap_or_default();
-    }
-    Ok(all)
 }

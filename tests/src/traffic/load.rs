@@ -78,17 +78,33 @@ pub fn under_load<T>(
 /// # Errors
 /// When one of them does not come about.
 pub fn hold(targets: &[SocketAddr], count: usize, first: &[u8]) -> Result<Vec<TcpStream>> {
-    (0..count)
-        .map(|number| {
-            let target = targets[number % targets.len()];
-            let connect = || {
-                let mut stream = TcpStream::connect(target)?;
-                stream.set_read_timeout(Some(patient(SOON)))?;
-                stream.write_all(first)?;
-                stream.read_exact(&mut [0])?;
-                Ok::<_, io::Error>(stream)
-            };
-            connect().with_context(|| format!("opening connection {} of {count}", number + 1))
-        })
-        .collect()
+    match hold_most(targets, count, first) {
+        (open, None) => Ok(open),
+        (_, Some(error)) => Err(error),
+    }
+}
+
+/// As many of them as come about, and why there are no more.
+#[must_use]
+pub fn hold_most(
+    targets: &[SocketAddr],
+    count: usize,
+    first: &[u8],
+) -> (Vec<TcpStream>, Option<anyhow::Error>) {
+    let mut open = Vec::with_capacity(count);
+    for number in 0..count {
+        let target = targets[number % targets.len()];
+        let connect = || {
+            let mut stream = TcpStream::connect(target)?;
+            stream.set_read_timeout(Some(patient(SOON)))?;
+            stream.write_all(first)?;
+            stream.read_exact(&mut [0])?;
+            Ok::<_, io::Error>(stream)
+        };
+        match connect().with_context(|| format!("opening connection {} of {count}", number + 1)) {
+            Ok(stream) => open.push(stream),
+            Err(error) => return (open, Some(error)),
+        }
+    }
+    (open, None)
 }

@@ -12,7 +12,7 @@ pub use http::{
     whoami,
 };
 pub use iperf::{Report, Test, iperf};
-pub use load::{hold, under_load};
+pub use load::{hold, hold_most, under_load};
 pub use udp::{Peers, echo_sizes, open_udp, peers};
 
 use std::{

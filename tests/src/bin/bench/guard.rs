@@ -69,13 +69,13 @@ impl Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ways;
+    use crate::ways::WAYS;
 
     fn measured(name: &str, ratio: f64) -> RowResult {
         let row = ROWS.iter().find(|row| row.name == name).expect("a row");
         let mut result = RowResult::new(row);
         for (way, value) in [("plain", 200.0), (PROXIED, 200.0 * ratio)] {
-            let way = ways::all().find(|one| one.name == way).expect("a way");
+            let way = WAYS.iter().find(|one| one.name == way).expect("a way");
             result.add(&RATE, way, 0, value);
         }
         result

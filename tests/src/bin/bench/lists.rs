@@ -22,9 +22,9 @@ use tproxy_userspace::policy::{
 use crate::{
     load::idle::settled_kib,
     options::Options,
+    ours::PREFIXES,
     prefixes::{self, Random},
     results::median,
-    ways::PREFIXES,
 };
 
 /// The name for `--only` and in the JSON.

@@ -10,6 +10,7 @@ mod kernel;
 mod lists;
 mod load;
 mod options;
+mod ours;
 mod outbounds;
 mod peers;
 mod prefixes;
@@ -21,9 +22,9 @@ mod svg;
 mod top;
 mod ways;
 
-use std::{fs, process::ExitCode};
+use std::{fs, path::Path, process::ExitCode};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use lab::interrupt::Interrupt;
 use tproxy_userspace::net::raise_open_files;
@@ -63,7 +64,7 @@ fn run(options: &Options) -> Result<bool> {
     if !rows.is_empty() {
         let mut stages: Vec<Stage> = Vec::new();
         for way in ways {
-            let hint = if way.is_extra() {
+            let hint = if way.is_rival() {
                 " (without --peers it is left out)"
             } else {
                 ""
@@ -95,17 +96,21 @@ fn run(options: &Options) -> Result<bool> {
         report::top(&results.top);
     }
     let comparison = Comparison::of(&results);
-    if options.peers {
-        println!("\n{}", comparison.table());
+    if options.peers && !comparison.lines.is_empty() {
+        report::comparison(&comparison);
     }
     report::summary(&results);
-    if let Some(path) = &options.svg {
-        fs::write(path, svg::draw(&comparison))
-            .with_context(|| format!("writing {}", path.display()))?;
-    }
     if let Some(path) = &options.json {
-        fs::write(path, serde_json::to_string_pretty(&report::json(&results))?)
-            .with_context(|| format!("writing {}", path.display()))?;
+        let json = report::json(&results, &comparison);
+        write(path, &serde_json::to_string_pretty(&json)?)?;
+    }
+    if let Some(path) = &options.svg {
+        ensure!(
+            comparison.has_ratios(),
+            "drawing {}: no row about forwarding was measured; --only leaves them out",
+            path.display()
+        );
+        write(path, &svg::draw(&comparison, &results.source()))?;
     }
     for complaint in &complaints {
         println!("{complaint}");
@@ -128,6 +133,10 @@ fn watch(
         report::row(result);
     }
     guard.complaint(result)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }
 
 /// All rounds of one row, behind those that it has.

@@ -11,7 +11,7 @@ use crate::{
     kernel, lists, outbounds,
     rows::{ROWS, Row},
     top,
-    ways::{self, PLAIN, Way},
+    ways::{PLAIN, WAYS, Way},
 };
 
 /// Measures tproxy-bpf in a lab of network namespaces, as ratios to plain forwarding.
@@ -30,18 +30,18 @@ pub struct Options {
     /// Also writes everything, each single figure included, to a file.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Also draws the ratios of the rows about forwarding, as bars.
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
     /// Only the rows that this file has accepted ratios for; fails when one has lost more than a fifth.
     #[arg(long, value_name = "FILE")]
     pub guard: Option<PathBuf>,
     /// One round of one second: does it work, and roughly how fast.
     #[arg(long)]
     pub quick: bool,
-    /// Also measures other programs in the place of ours. `cargo xtask` gets them.
+    /// Other proxies, too, in the rows about forwarding; `cargo xtask bench` gets them.
     #[arg(long)]
     pub peers: bool,
-    /// Draws the ratios of what was measured as an image.
-    #[arg(long, value_name = "FILE")]
-    pub svg: Option<PathBuf>,
     /// Lists ways and rows and ends.
     #[arg(long)]
     pub list: bool,
@@ -101,8 +101,8 @@ impl Options {
 
     /// The ways that these rows compare, plain forwarding first.
     pub fn ways(&self, rows: &[&Row]) -> Vec<&'static Way> {
-        ways::all()
-            .filter(|way| self.peers || !way.is_extra())
+        WAYS.iter()
+            .filter(|way| self.peers || !way.is_rival())
             .filter(|way| rows.iter().any(|row| row.concerns(way)) || way.name == PLAIN)
             .collect()
     }

@@ -9,8 +9,9 @@ use lab::{Family, Lab, Process, SingBox, servers::Certificate};
 use serde_json::{Value, json};
 
 use crate::{
-    peers::{Protocols, Steering},
-    ways::{Running, Stopping},
+    ours::Stopping,
+    peers::steering::{Led, Steering},
+    ways::Running,
 };
 
 /// What the names of these rows begin with.
@@ -182,6 +183,6 @@ pub fn peer(lab: &Lab, protocol: Protocol) -> Result<Option<Running>> {
     });
     let process = sing_box()?.serve(&lab.gateway, lab.dir(), &configuration, INBOUND)?;
     let pid = process.pid();
-    let steering = Steering::tproxy(lab, Protocols::Tcp, INBOUND, Some(self::server().ip()))?;
+    let steering = Steering::tproxy(lab, INBOUND, Led::Tcp)?;
     Ok(Some(Running::new(pid, (steering, process, server))))
 }

@@ -43,6 +43,25 @@ impl Results {
             top: Vec::new(),
         }
     }
+
+    /// Where the figures are from, in a line.
+    pub fn source(&self) -> String {
+        format!(
+            "Linux {}, {} cores; {} rounds of {} s each, medians",
+            self.machine.kernel, self.machine.cores, self.rounds, self.seconds
+        )
+    }
+
+    /// Rows that were measured elsewhere.
+    #[cfg(test)]
+    pub fn with(ways: &[&'static Way], rows: Vec<RowResult>) -> Self {
+        use clap::Parser;
+        let options = Options::parse_from(["bench"]);
+        Self {
+            rows,
+            ..Self::new(&options, ways)
+        }
+    }
 }
 
 /// Where it was measured.
@@ -137,37 +156,38 @@ impl RowResult {
         self.ratios_to(self.row.subject().base(), metric, way)
     }
 
-    /// By how much each round's figure is above the way that this row compares with, in the same round.
-    pub fn added(&self, metric: &Metric, way: &'static str) -> Vec<f64> {
-        self.beside(self.row.subject().base(), metric, way, |value, base| {
-            value - base
-        })
+    /// Each round's figure less that of the way that this row compares with, in the same round.
+    pub fn differences(&self, metric: &Metric, way: &'static str) -> Vec<f64> {
+        self.beside(self.row.subject().base(), metric, way)
+            .map(|(value, base)| value - base)
+            .collect()
     }
 
     /// Their median.
-    pub fn added_median(&self, metric: &Metric, way: &'static str) -> Option<f64> {
-        median(self.added(metric, way))
+    pub fn difference(&self, metric: &Metric, way: &'static str) -> Option<f64> {
+        median(self.differences(metric, way))
     }
 
     /// Each round's ratio to this other way, in the same round.
     fn ratios_to(&self, base: &'static str, metric: &Metric, way: &'static str) -> Vec<f64> {
-        self.beside(base, metric, way, |value, base| value / base)
+        self.beside(base, metric, way)
+            .map(|(value, base)| value / base)
+            .collect()
     }
 
+    /// The figures of a way and of another, of the rounds that both have.
     fn beside(
         &self,
         base: &'static str,
         metric: &Metric,
         way: &'static str,
-        compare: impl Fn(f64, f64) -> f64,
-    ) -> Vec<f64> {
-        let samples = |way| self.samples.get(&(metric.name, way)).into_iter().flatten();
-        let base: BTreeMap<u32, f64> = samples(base)
-            .map(|(round, value)| (*round, *value))
-            .collect();
-        samples(way)
-            .filter_map(|(round, value)| Some(compare(*value, *base.get(round)?)))
-            .collect()
+    ) -> impl Iterator<Item = (f64, f64)> {
+        let of = |way| self.samples.get(&(metric.name, way));
+        let base = of(base);
+        of(way)
+            .into_iter()
+            .flatten()
+            .filter_map(move |(round, value)| Some((*value, *base?.get(round)?)))
     }
 
     /// Their median.
@@ -184,7 +204,7 @@ impl RowResult {
                 let figures = match target.bound {
                     Bound::Ratio(_) => self.ratios(target.metric, target.way),
                     Bound::Most(_) => self.samples(target.metric, target.way),
-                    Bound::Above(_) => self.added(target.metric, target.way),
+                    Bound::Added(_) => self.differences(target.metric, target.way),
                     Bound::NotBelow(other) | Bound::NotAbove(other) => {
                         self.ratios_to(other, target.metric, target.way)
                     }
@@ -198,7 +218,7 @@ impl RowResult {
                     range: (least, most),
                     reached: match target.bound {
                         Bound::Ratio(bound) => figure >= bound,
-                        Bound::Most(bound) | Bound::Above(bound) => figure <= bound,
+                        Bound::Most(bound) | Bound::Added(bound) => figure <= bound,
                         Bound::NotBelow(_) => figure >= 1.0,
                         Bound::NotAbove(_) => figure <= 1.0,
                     },
@@ -230,4 +250,89 @@ pub fn median(mut values: Vec<f64>) -> Option<f64> {
     } else {
         upper
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        rows::{FILES, GBIT, P50, RATE, ROWS},
+        ways::{BYPASSED, PLAIN, PROXIED, WAYS},
+    };
+
+    fn way(name: &str) -> &'static Way {
+        WAYS.iter().find(|way| way.name == name).expect("a way")
+    }
+
+    /// Figures of a row by way, one for each round.
+    fn row(name: &str, metric: &'static Metric, figures: &[(&str, &[f64])]) -> RowResult {
+        let mut result = RowResult::new(ROWS.iter().find(|row| row.name == name).expect("a row"));
+        for (name, samples) in figures {
+            for (round, sample) in samples.iter().enumerate() {
+                result.add(metric, way(name), round as u32, *sample);
+            }
+        }
+        result
+    }
+
+    fn verdict(result: &RowResult, way: &str) -> (f64, bool) {
+        let verdicts = result.verdicts();
+        let verdict = verdicts.iter().find(|verdict| verdict.target.way == way);
+        verdict
+            .map(|verdict| (verdict.figure, verdict.reached))
+            .expect("a verdict")
+    }
+
+    #[test]
+    fn what_is_added_is_counted_in_the_same_round() {
+        // 110 µs is what is allowed. The difference of the medians would be 150.
+        let plain: &[f64] = &[50.0, 250.0, 60.0];
+        let within = row(
+            "connections-1",
+            &P50,
+            &[(PLAIN, plain), (PROXIED, &[160.0, 350.0, 210.0])],
+        );
+        assert_eq!(verdict(&within, PROXIED), (110.0, true));
+        let above = row(
+            "connections-1",
+            &P50,
+            &[(PLAIN, plain), (PROXIED, &[161.0, 361.0, 171.0])],
+        );
+        assert_eq!(verdict(&above, PROXIED), (111.0, false));
+    }
+
+    #[test]
+    fn a_round_without_the_base_does_not_count() {
+        let mut result = row("udp-trips-1", &P50, &[(PROXIED, &[500.0, 70.0])]);
+        assert!(result.verdicts().is_empty());
+        result.add(&P50, way(PLAIN), 1, 20.0);
+        assert_eq!(result.differences(&P50, PROXIED), [50.0]);
+        assert_eq!(verdict(&result, PROXIED), (50.0, true));
+    }
+
+    #[test]
+    fn a_ratio_that_is_just_enough_is_enough() {
+        for (proxied, bypassed, reached) in [(70.0, 98.0, true), (69.9, 97.9, false)] {
+            let result = row(
+                "tcp-1-up",
+                &GBIT,
+                &[
+                    (PLAIN, &[100.0]),
+                    (PROXIED, &[proxied]),
+                    (BYPASSED, &[bypassed]),
+                ],
+            );
+            assert_eq!(verdict(&result, PROXIED).1, reached);
+            assert_eq!(verdict(&result, BYPASSED).1, reached);
+        }
+    }
+
+    #[test]
+    fn a_row_that_is_compared_with_nothing_is_judged_by_its_own_figures() {
+        let enough = row("idle-5000", &FILES, &[(PROXIED, &[2.0])]);
+        assert_eq!(verdict(&enough, PROXIED), (2.0, true));
+        let more = row("idle-5000", &FILES, &[(PROXIED, &[2.01])]);
+        assert!(!verdict(&more, PROXIED).1);
+        assert!(row("udp-paced", &RATE, &[]).verdicts().is_empty());
+    }
 }

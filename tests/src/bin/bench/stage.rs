@@ -16,14 +16,16 @@ use lab::{
 };
 
 use crate::{
-    peers::Protocols,
+    peers,
+    rows::{CPU_EACH, Readings, SWITCHES},
     ways::{Client, Running, Way},
 };
 
 /// A lab and one way through its gateway.
 ///
 /// Two labs differ by several percent for reasons of their own (where their memory lies, for one), which is
-/// as much as what is to be measured. So all ways share one, and each is there only during its runs.
+/// as much as what is to be measured. So plain forwarding, our ways and the peers whose rules can be taken back
+/// share one, and each is there only during its runs. Another peer has its own.
 pub struct Stage {
     /// The way.
     pub way: &'static Way,
@@ -39,6 +41,7 @@ impl Stage {
     /// # Errors
     /// When something does not start, or servers see another client than this way gives.
     pub fn set(way: &'static Way, shared: Option<&Self>) -> Result<Self> {
+        let shared = shared.filter(|_| !way.stays);
         let stage = match shared {
             Some(other) => Self {
                 way,
@@ -63,6 +66,9 @@ impl Stage {
                 ("net/ipv4/tcp_tw_reuse", "1"),
             ])?;
         }
+        let kept = format!("{}-{}", peers::LISTENING.start(), peers::LISTENING.end());
+        lab.gateway
+            .sysctl(&[("net/ipv4/ip_local_reserved_ports", &kept)])?;
         let iperf = way
             .families
             .iter()
@@ -76,7 +82,7 @@ impl Stage {
         })
     }
 
-    /// Starts the way if it is not there. It goes with what is returned.
+    /// Starts the way if it is not there. It goes with what is returned, unless it stays.
     ///
     /// # Errors
     /// When it does not start.
@@ -106,7 +112,7 @@ impl Stage {
             stream.read_exact(&mut answer)?;
             let seen = tcp.clients().last().map(SocketAddr::ip);
             self.expect(*family, client, seen, "TCP")?;
-            if self.way.protocols == Protocols::Tcp {
+            if !self.way.udp {
                 continue;
             }
             traffic::echo_sizes(from, target, &[64])?;
@@ -147,19 +153,13 @@ impl Stage {
         seen: Option<IpAddr>,
         protocol: &str,
     ) -> Result<()> {
-        let (device, gateway) = (family.device(), family.gateway_wan());
-        if self.way.by_server {
-            ensure!(
-                seen.is_some_and(|seen| seen != device && seen != gateway),
-                "{protocol} over {family:?} did not take the way \"{}\": the server saw {seen:?}, not another server",
-                self.way.name
-            );
-            return Ok(());
-        }
-        let expected = if self.way.relays || client == Client::Gateway {
-            gateway
+        let expected = if self.way.by_server {
+            // It is on the same machine, which then speaks to itself.
+            family.far(1)
+        } else if self.way.relays || client == Client::Gateway {
+            family.gateway_wan()
         } else {
-            device
+            family.device()
         };
         ensure!(
             seen == Some(expected),
@@ -203,23 +203,55 @@ impl Stage {
             .as_secs_f64())
     }
 
-    /// How often threads of the relaying process have gone to sleep so far.
+    /// What the relaying process has used so far, if this way has one.
     ///
     /// # Errors
     /// When it is gone.
-    pub fn sleeps(&self) -> Result<Option<u64>> {
-        self.relay().map(usage::sleeps).transpose()
-    }
-
-    /// The CPU seconds that the relaying process has used so far.
-    ///
-    /// # Errors
-    /// When it is gone.
-    pub fn cpu_seconds(&self) -> Result<Option<f64>> {
+    pub fn effort(&self) -> Result<Option<Effort>> {
+        let read = |pid| -> Result<Effort> {
+            Ok(Effort {
+                cpu_seconds: usage::cpu_time(pid)?.as_secs_f64(),
+                switches: usage::voluntary_switches(pid)?,
+            })
+        };
         self.relay()
-            .map(|pid| usage::cpu_time(pid).map(|time| time.as_secs_f64()))
+            .map(read)
             .transpose()
             .with_context(|| format!("the program of \"{}\" has died", self.way.name))
+    }
+
+    /// Runs something, and tells what the relaying process has used for it.
+    ///
+    /// # Errors
+    /// When it fails, or the process dies.
+    pub fn with_effort<T>(&self, run: impl FnOnce() -> Result<T>) -> Result<(T, Option<Effort>)> {
+        let before = self.effort()?;
+        let result = run()?;
+        let after = self.effort()?;
+        let used = before.zip(after).map(|(before, after)| Effort {
+            cpu_seconds: after.cpu_seconds - before.cpu_seconds,
+            switches: after.switches.saturating_sub(before.switches),
+        });
+        Ok((result, used))
+    }
+}
+
+/// What a process has used.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// User and system time.
+    pub cpu_seconds: f64,
+    /// How often its threads went to sleep of their own accord.
+    pub switches: u64,
+}
+
+impl Effort {
+    /// The same for each of so many exchanges.
+    pub fn each(self, exchanges: f64) -> Readings {
+        vec![
+            (&CPU_EACH, self.cpu_seconds / exchanges * 1e6),
+            (&SWITCHES, self.switches as f64 / exchanges),
+        ]
     }
 }
 
@@ -228,6 +260,8 @@ pub struct There<'a>(&'a Stage);
 
 impl Drop for There<'_> {
     fn drop(&mut self) {
-        self.0.running.take();
+        if !self.0.way.stays {
+            self.0.running.take();
+        }
     }
 }

@@ -1,18 +1,15 @@
 //! The table of ways through the gateway.
 
-use std::{any::Any, fmt, net::Ipv4Addr};
+use std::{any::Any, fmt};
 
 use anyhow::Result;
-use lab::{Family, Lab, Namespace, Tproxy, servers::Dnsmasq};
+use lab::{Family, Lab, Namespace};
 
 use crate::{
+    ours::{self, LAN, WAN},
     outbounds::{self, Protocol},
-    peers::{self, Protocols},
-    prefixes,
+    peers,
 };
-
-/// How many prefixes of each family are in the bypass set.
-pub const PREFIXES: usize = 16_384;
 
 /// Whose traffic it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,12 +66,14 @@ pub struct Way {
     pub clients: &'static [Client],
     /// Is it another program than ours?
     pub peer: bool,
+    /// Does it leave rules behind that nobody takes back, so that it needs a lab of its own?
+    pub stays: bool,
     /// Does a process relay the traffic, so that servers see the gateway?
     pub relays: bool,
-    /// What goes that way.
-    pub protocols: Protocols,
-    /// Does another server lie between, so that servers see that one?
+    /// Does a server of some protocol lie between, so that it is whom servers see?
     pub by_server: bool,
+    /// Does it do UDP, too?
+    pub udp: bool,
     /// The families it is set up for.
     pub families: &'static [Family],
     /// Sets it up on the gateway of a lab.
@@ -82,8 +81,8 @@ pub struct Way {
 }
 
 impl Way {
-    /// Is it measured only when other programs are asked for?
-    pub fn is_extra(&self) -> bool {
+    /// Is it another proxy that forwards, which is only measured for who asks for it?
+    pub fn is_rival(&self) -> bool {
         self.peer && self.subjects.contains(&Subject::Forwarding)
     }
 }
@@ -112,21 +111,17 @@ impl Running {
 }
 
 /// All of them. The first is what most others are compared with.
-pub fn all() -> impl Iterator<Item = &'static Way> {
-    WAYS.iter().chain(&peers::WAYS)
-}
-
-/// Those with programs that the lab has anyway.
-static WAYS: [Way; 24] = [
+pub static WAYS: [Way; 30] = [
     Way {
         name: PLAIN,
         what: "forwarding by the kernel, with nothing attached",
         subjects: PLAIN_SUBJECTS,
         clients: &[Client::Device, Client::Gateway],
         peer: false,
+        stays: false,
         relays: false,
-        protocols: Protocols::Both,
         by_server: false,
+        udp: true,
         families: &Family::BOTH,
         start: |_| Ok(None),
     },
@@ -136,11 +131,12 @@ static WAYS: [Way; 24] = [
         subjects: FORWARDING,
         clients: &[Client::Device],
         peer: false,
+        stays: false,
         relays: false,
-        protocols: Protocols::Both,
         by_server: false,
+        udp: true,
         families: &Family::BOTH,
-        start: |lab| tproxy(lab, LAN, true),
+        start: |lab| ours::tproxy(lab, LAN, true),
     },
     Way {
         name: PROXIED,
@@ -148,11 +144,55 @@ static WAYS: [Way; 24] = [
         subjects: FORWARDING,
         clients: &[Client::Device],
         peer: false,
+        stays: false,
         relays: true,
-        protocols: Protocols::Both,
         by_server: false,
+        udp: true,
         families: &Family::BOTH,
-        start: |lab| tproxy(lab, LAN, false),
+        start: |lab| ours::tproxy(lab, LAN, false),
+    },
+    Way {
+        stays: true,
+        ..peer(
+            "v2ray",
+            "Debian's v2ray with the iptables rules of the TPROXY guides, outbound freedom",
+            peers::v2ray::start,
+        )
+    },
+    peer(
+        "sing-box-tproxy",
+        "sing-box with its inbound tproxy behind TPROXY rules of nft, outbound direct",
+        peers::sing_box::tproxy,
+    ),
+    peer(
+        "sing-box-tun",
+        "sing-box with its inbound tun (auto_route, stack system, no auto_redirect), outbound direct",
+        peers::sing_box::tun,
+    ),
+    Way {
+        udp: false,
+        ..peer(
+            "haproxy",
+            "Debian's haproxy, which always splices, behind TPROXY rules of nft; TCP alone",
+            peers::haproxy::start,
+        )
+    },
+    Way {
+        udp: false,
+        by_server: true,
+        ..peer(
+            "redsocks",
+            "Debian's redsocks, which splices, behind REDIRECT of nft, by a SOCKS5 server (sing-box); TCP alone",
+            peers::redsocks::start,
+        )
+    },
+    Way {
+        by_server: true,
+        ..peer(
+            "sslocal",
+            "sslocal of shadowsocks-rust behind TPROXY rules of nft, by ssserver, without cipher",
+            peers::sslocal::start,
+        )
     },
     Way {
         name: OWN_BYPASSED,
@@ -160,11 +200,12 @@ static WAYS: [Way; 24] = [
         subjects: FORWARDING,
         clients: &[Client::Gateway],
         peer: false,
+        stays: false,
         relays: false,
-        protocols: Protocols::Both,
         by_server: false,
+        udp: true,
         families: &Family::BOTH,
-        start: |lab| tproxy(lab, WAN, true),
+        start: |lab| ours::tproxy(lab, WAN, true),
     },
     Way {
         name: OWN_PROXIED,
@@ -172,11 +213,12 @@ static WAYS: [Way; 24] = [
         subjects: FORWARDING,
         clients: &[Client::Gateway],
         peer: false,
+        stays: false,
         relays: true,
-        protocols: Protocols::Both,
         by_server: false,
+        udp: true,
         families: &Family::BOTH,
-        start: |lab| tproxy(lab, WAN, false),
+        start: |lab| ours::tproxy(lab, WAN, false),
     },
     Way {
         name: NO_RULES,
@@ -184,11 +226,12 @@ static WAYS: [Way; 24] = [
         subjects: &[Subject::Rules],
         clients: &[Client::Device],
         peer: false,
+        stays: false,
         relays: true,
-        protocols: Protocols::Both,
         by_server: false,
+        udp: true,
         families: &Family::BOTH,
-        start: |lab| configured(lab, ""),
+        start: |lab| ours::configured(lab, ""),
     },
     Way {
         name: RULES,
@@ -196,11 +239,12 @@ static WAYS: [Way; 24] = [
         subjects: &[Subject::Rules],
         clients: &[Client::Device],
         peer: false,
+        stays: false,
         relays: true,
-        protocols: Protocols::Both,
         by_server: false,
+        udp: true,
         families: &Family::BOTH,
-        start: |lab| configured(lab, &rules(false)),
+        start: |lab| ours::configured(lab, &ours::rules(false)),
     },
     Way {
         name: NAMES,
@@ -208,11 +252,12 @@ static WAYS: [Way; 24] = [
         subjects: &[Subject::Rules],
         clients: &[Client::Device],
         peer: false,
+        stays: false,
         relays: true,
-        protocols: Protocols::Both,
         by_server: false,
+        udp: true,
         families: &Family::BOTH,
-        start: |lab| configured(lab, &rules(true)),
+        start: |lab| ours::configured(lab, &ours::rules(true)),
     },
     Way {
         name: DNSMASQ,
@@ -220,11 +265,12 @@ static WAYS: [Way; 24] = [
         subjects: &[Subject::Dns],
         clients: &[Client::Device],
         peer: false,
+        stays: false,
         relays: false,
-        protocols: Protocols::Both,
         by_server: false,
+        udp: true,
         families: &Family::BOTH,
-        start: dnsmasq,
+        start: ours::dnsmasq,
     },
     Way {
         name: RESOLVER,
@@ -232,11 +278,12 @@ static WAYS: [Way; 24] = [
         subjects: &[Subject::Dns],
         clients: &[Client::Device],
         peer: false,
+        stays: false,
         relays: true,
-        protocols: Protocols::Both,
         by_server: false,
+        udp: true,
         families: &Family::BOTH,
-        start: |lab| configured(lab, &resolver()),
+        start: |lab| ours::configured(lab, &ours::resolver()),
     },
     by_server(
         "socks5",
@@ -339,7 +386,7 @@ static WAYS: [Way; 24] = [
 ];
 
 /// Forwarding alone.
-pub const FORWARDING: &[Subject] = &[Subject::Forwarding];
+const FORWARDING: &[Subject] = &[Subject::Forwarding];
 /// All that is compared with plain forwarding.
 const PLAIN_SUBJECTS: &[Subject] = &[
     Subject::Forwarding,
@@ -366,9 +413,32 @@ const fn by_server(
         subjects,
         clients: &[Client::Device],
         peer,
+        stays: false,
         relays: true,
-        protocols: Protocols::Tcp,
         by_server: true,
+        // Not every server does it, and no row asks for it.
+        udp: false,
+        families: &[Family::V4],
+        start,
+    }
+}
+
+/// Another proxy that relays what devices send, IPv4.
+const fn peer(
+    name: &'static str,
+    what: &'static str,
+    start: fn(&Lab) -> Result<Option<Running>>,
+) -> Way {
+    Way {
+        name,
+        what,
+        subjects: FORWARDING,
+        clients: &[Client::Device],
+        peer: true,
+        stays: false,
+        relays: true,
+        by_server: false,
+        udp: true,
         families: &[Family::V4],
         start,
     }
@@ -395,101 +465,3 @@ pub const RESOLVER: &str = "resolver";
 pub const OWN_BYPASSED: &str = "own-bypassed";
 /// The name of our proxy for the gateway itself.
 pub const OWN_PROXIED: &str = "own-proxied";
-
-const LAN: [&str; 2] = ["--lan", "lan0"];
-const WAN: [&str; 2] = ["--wan", "wan0"];
-
-/// Ours. All have a bypass set of the same size; only what is in it differs.
-fn tproxy(lab: &Lab, link: [&str; 2], bypass: bool) -> Result<Option<Running>> {
-    let tproxy = lab.tproxy(&["run", link[0], link[1], "--outbound", "direct://"])?;
-    let mut prefixes = prefixes::random(PREFIXES);
-    if bypass {
-        for family in Family::BOTH {
-            let bits = if family == Family::V4 { 24 } else { 48 };
-            prefixes.push(ipnet::IpNet::new(family.far(1), bits)?.trunc());
-        }
-    }
-    let texts: Vec<String> = prefixes.iter().map(ToString::to_string).collect();
-    // One by one: a load would join them, and the others have each of them.
-    for some in texts.chunks(4096) {
-        let some = some.iter().map(String::as_str);
-        let args: Vec<&str> = ["bypass", "add"].into_iter().chain(some).collect();
-        lab.tproxy_run(&args)?.ok()?;
-    }
-    Ok(Some(Running::new(
-        tproxy.process().pid(),
-        Stopping::new(tproxy),
-    )))
-}
-
-/// The DNS server that both resolvers ask, directly.
-pub const DNS_UPSTREAM: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 3);
-/// The zone of the names that are asked for.
-pub const DNS_ZONE: &str = "bench.test";
-
-/// Ours with the lab's LAN link, the outbound direct:// and what else is told.
-fn configured(lab: &Lab, more: &str) -> Result<Option<Running>> {
-    let config = format!(
-        "stage = 2\n[lan]\ninterfaces = [\"{}\"]\n\
-         [[outbound]]\nname = \"out\"\nurl = \"direct://\"\n{more}",
-        lab.lan()
-    );
-    let tproxy = lab.tproxy(&["run", "-c", &lab.write(&config)?])?;
-    Ok(Some(Running::new(
-        tproxy.process().pid(),
-        Stopping::new(tproxy),
-    )))
-}
-
-fn resolver() -> String {
-    format!(
-        "[dns]\ndirect = [\"{DNS_UPSTREAM}\"]\nproxy = [\"{DNS_UPSTREAM}\"]\n\
-         direct_domains = [\"{DNS_ZONE}\"]\ncache = 10000\n"
-    )
-}
-
-/// 1,000 rules that nothing in the lab matches, in equal shares by prefix, source, port and name.
-///
-/// `to_all`: those by name are for all ports and lead elsewhere, so that each connection's name has to be read. If
-/// not, they are for port 443 alone, which no row uses.
-fn rules(to_all: bool) -> String {
-    (0..1_000)
-        .map(|number| {
-            let (high, low) = (number / 256, number % 256);
-            let condition = match number % 4 {
-                0 => format!("prefix = [\"192.88.{low}.0/24\", \"2001:db8:1:{number:x}::/64\"]"),
-                1 => format!("source = [\"172.20.{high}.{low}\"]"),
-                2 => format!("port = [{}]", 20_000 + number),
-                _ if to_all => format!("domain = [\"site{number}.test\"]"),
-                _ => format!("domain = [\"site{number}.test\"]\nport = [443]"),
-            };
-            format!("[[rule]]\n{condition}\noutbound = \"direct\"\n")
-        })
-        .collect()
-}
-
-/// dnsmasq with nothing but a cache and an upstream.
-fn dnsmasq(lab: &Lab) -> Result<Option<Running>> {
-    let dnsmasq = Dnsmasq::forwarding(&lab.gateway, DNS_UPSTREAM.into(), 10_000)?;
-    Ok(Some(Running::new(dnsmasq.process().pid(), dnsmasq)))
-}
-
-/// Ours, which is to detach when it ends.
-pub struct Stopping(Option<Tproxy>);
-
-impl Stopping {
-    /// This one.
-    pub const fn new(tproxy: Tproxy) -> Self {
-        Self(Some(tproxy))
-    }
-}
-
-impl Drop for Stopping {
-    fn drop(&mut self) {
-        if let Some(tproxy) = self.0.take()
-            && let Err(error) = tproxy.stop()
-        {
-            eprintln!("stopping tproxy-bpf: {error:#}");
-        }
-    }
-}

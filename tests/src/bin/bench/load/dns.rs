@@ -22,9 +22,10 @@ use tproxy_userspace::net::mmsg::{Outgoing, Prefix, RecvBatch, SendBatch};
 
 use super::Exchanges;
 use crate::{
+    ours::{DNS_UPSTREAM, DNS_ZONE},
     rows::{CPU_QUESTIONS, Readings},
     stage::Stage,
-    ways::{DNS_UPSTREAM, DNS_ZONE, Way},
+    ways::Way,
 };
 
 /// The port of DNS.

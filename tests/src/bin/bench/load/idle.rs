@@ -10,7 +10,7 @@ use lab::{Family, Namespace, servers::OneByte, traffic, usage};
 
 use super::connections::{self, BYTE, PORT};
 use crate::{
-    rows::{FILES, KIB, LOADED, REST, Readings},
+    rows::{FILES, HELD, KIB_EACH, LOADED, REST, Readings},
     stage::Stage,
 };
 
@@ -22,28 +22,34 @@ const START: Duration = Duration::from_secs(5);
 
 /// One run. Each connection carries one byte each way first, so that the proxy has dialled for it.
 ///
+/// Other programs may hold fewer, as their files allow, and then their figures are of those.
+///
 /// # Errors
-/// When the proxy cannot hold them all, or has none.
+/// When ours cannot hold them all, another holds none, or nothing relays here.
 pub fn run(stage: &Stage, client: &Namespace, family: Family, count: usize) -> Result<Readings> {
     let pid = stage.relay().context("nothing relays here")?;
     let server = OneByte::start(&stage.lab.internet, PORT)?;
     let targets = connections::targets(family);
     thread::sleep(START);
-    let (rest, files) = (settled_kib(pid)?, usage::open_files(pid)?);
-    let own = usage::own_kib(pid)?;
-    let open = client.enter(|| traffic::hold(&targets, count, BYTE))??;
+    let (rest, own) = (settled_kib(pid)?, usage::own_kib(pid)?);
+    // What is opened once, with the first connection, is no file of each.
+    let first = client.enter(|| traffic::hold(&targets, 1, BYTE))??;
+    let files = usage::open_files(pid)?;
+    let (others, refused) = client.enter(|| traffic::hold_most(&targets, count - 1, BYTE))?;
+    if let Some(error) = refused.filter(|_| !stage.way.peer || others.is_empty()) {
+        return Err(error);
+    }
     let (loaded, files_now) = (settled_kib(pid)?, usage::open_files(pid)?);
     let own_now = usage::own_kib(pid)?;
-    drop(open);
+    let (more, held) = (others.len() as f64, (first.len() + others.len()) as f64);
+    drop((first, others));
     drop(server);
     Ok(vec![
+        (&HELD, held),
         (&REST, rest as f64 / 1024.0),
         (&LOADED, loaded as f64 / 1024.0),
-        (&KIB, own_now.saturating_sub(own) as f64 / count as f64),
-        (
-            &FILES,
-            files_now.saturating_sub(files) as f64 / count as f64,
-        ),
+        (&KIB_EACH, own_now.saturating_sub(own) as f64 / held),
+        (&FILES, files_now.saturating_sub(files) as f64 / more),
     ])
 }
 

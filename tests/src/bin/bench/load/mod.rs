@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::{
-    rows::{CPU_EACH, LOST, P50, P99, RATE, Readings, SLEEPS},
+    rows::{LOST, P50, P99, RATE, Readings},
     stage::Stage,
 };
 
@@ -48,21 +48,15 @@ impl Exchanges {
     }
 }
 
-/// Runs exchanges, and adds what each of them cost the relaying process, if there is one.
+/// Runs something that makes exchanges: what came of them, and what each cost who relays.
 ///
 /// # Errors
-/// When they cannot be run.
-pub fn exchanges(stage: &Stage, run: impl FnOnce() -> Result<Exchanges>) -> Result<Readings> {
-    let before = (stage.cpu_seconds()?, stage.sleeps()?);
-    let exchanges = run()?;
+/// When it fails, or who relays dies.
+pub fn relayed(stage: &Stage, run: impl FnOnce() -> Result<Exchanges>) -> Result<Readings> {
+    let (exchanges, used) = stage.with_effort(run)?;
     let done = exchanges.times.len() as f64;
     let mut readings = exchanges.readings();
-    if let ((Some(cpu), Some(sleeps)), Some(cpu_now), Some(sleeps_now)) =
-        (before, stage.cpu_seconds()?, stage.sleeps()?)
-    {
-        readings.push((&CPU_EACH, (cpu_now - cpu) * 1e6 / done));
-        readings.push((&SLEEPS, sleeps_now.saturating_sub(sleeps) as f64 / done));
-    }
+    readings.extend(used.into_iter().flat_map(|used| used.each(done)));
     Ok(readings)
 }
 

@@ -25,23 +25,20 @@ pub fn run(
     to_device: bool,
     seconds: u32,
 ) -> Result<Readings> {
-    let before = stage.cpu_seconds()?;
-    let report = traffic::iperf(
-        client,
-        stage.iperf(family)?,
-        Test {
-            streams,
-            seconds,
-            reverse: to_device,
-            ..Test::default()
-        },
-    )?;
+    let address = stage.iperf(family)?;
+    let test = Test {
+        streams,
+        seconds,
+        reverse: to_device,
+        ..Test::default()
+    };
+    let (report, used) = stage.with_effort(|| traffic::iperf(client, address, test))?;
     let mut readings = vec![(&GBIT, report.bits_per_second / 1e9)];
-    if let (Some(before), Some(after)) = (before, stage.cpu_seconds()?) {
+    if let Some(used) = used {
         let bytes = report.json["end"]["sum_received"]["bytes"]
             .as_f64()
             .context("no count of bytes in iperf3's report")?;
-        readings.push((&CPU, (after - before) / (bytes / GIB)));
+        readings.push((&CPU, used.cpu_seconds / (bytes / GIB)));
     }
     Ok(readings)
 }

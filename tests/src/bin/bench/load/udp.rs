@@ -193,30 +193,35 @@ pub fn one_way(
     let (server, client) = sockets(stage, client, family)?;
     open_way(&client, || receive_number(&server))?;
     let done = AtomicBool::new(false);
-    let (sent, received) = thread::scope(|scope| {
-        let sender = scope.spawn(|| {
-            let sent = flood(&client, rate, time);
-            done.store(true, Ordering::Relaxed);
-            sent
-        });
-        let received = count(&server, &done);
-        match sender.join() {
-            Ok(sent) => Ok::<_, anyhow::Error>((sent?, received)),
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })?;
+    let run = || {
+        thread::scope(|scope| {
+            let sender = scope.spawn(|| {
+                let sent = flood(&client, rate, time);
+                done.store(true, Ordering::Relaxed);
+                sent
+            });
+            let received = count(&server, &done);
+            match sender.join() {
+                Ok(sent) => Ok((sent?, received)),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
+    };
+    let ((sent, received), used) = stage.with_effort(run)?;
     let (Some(first), Some(last)) = (received.first, received.last) else {
         bail!("none of {sent} datagrams came through");
     };
     let arrived = received.numbers as f64;
     let seconds = (last - first).as_secs_f64();
     let per_second = arrived / seconds;
-    Ok(vec![
+    let mut readings = vec![
         (&RATE, per_second),
         (&GBIT, per_second * ONE_WAY_BYTES as f64 * 8.0 / 1e9),
         (&SENT, sent as f64 / time.as_secs_f64()),
         (&LOST, percent(sent as f64 - arrived, sent as f64)),
-    ])
+    ];
+    readings.extend(used.into_iter().flat_map(|used| used.each(arrived)));
+    Ok(readings)
 }
 
 /// Sends numbered datagrams and tells how many the kernel took.

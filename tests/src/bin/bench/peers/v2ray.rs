@@ -1,16 +1,61 @@
-//! The way that tproxy-bpf replaces: v2ray behind the rules of the TPROXY guides.
+//! The way that tproxy-bpf replaces: v2ray behind the rules of the TPROXY guides, IPv4.
 
 use anyhow::Result;
 use lab::{Lab, servers::V2ray};
 use serde_json::json;
 
-use super::{Protocols, Steering};
 use crate::ways::Running;
 
 const PORT: u16 = 12345;
+/// The table that delivers locally, and the mark that leads there.
+const TABLE: &str = "100";
+/// The mark of v2ray's own sockets.
+const OWN: u8 = 255;
+/// What the guides have go direct, and the subnets of this gateway, which they have typed in.
+const LOCAL: [&str; 8] = [
+    "127.0.0.0/8",
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "169.254.0.0/16",
+    "224.0.0.0/4",
+    "255.255.255.255/32",
+    "192.0.2.0/24",
+];
 
-/// Starts it.
+/// Sets up rules and routes and starts v2ray.
 pub fn start(lab: &Lab) -> Result<Option<Running>> {
+    lab.gateway.ip(&[
+        &format!("rule add fwmark 1 table {TABLE}"),
+        &format!("route add local 0.0.0.0/0 dev lo table {TABLE}"),
+    ])?;
+    let mut rules = vec!["-N V2RAY".to_owned()];
+    rules.extend(
+        LOCAL
+            .iter()
+            .map(|net| format!("-A V2RAY -d {net} -j RETURN")),
+    );
+    rules.push(format!("-A V2RAY -m mark --mark {OWN} -j RETURN"));
+    for protocol in ["tcp", "udp"] {
+        rules.push(format!(
+            "-A V2RAY -p {protocol} -j TPROXY --on-ip 127.0.0.1 --on-port {PORT} --tproxy-mark 1"
+        ));
+    }
+    rules.push("-A PREROUTING -j V2RAY".to_owned());
+    // What belongs to a connection that v2ray holds need not go through the list again.
+    for rule in [
+        "-N DIVERT",
+        "-A DIVERT -j MARK --set-mark 1",
+        "-A DIVERT -j ACCEPT",
+        "-I PREROUTING -p tcp -m socket -j DIVERT",
+    ] {
+        rules.push(rule.to_owned());
+    }
+    for rule in rules {
+        let words = ["iptables", "-w", "-t", "mangle"];
+        let argv: Vec<&str> = words.into_iter().chain(rule.split(' ')).collect();
+        lab.gateway.run(&argv)?;
+    }
     let configuration = json!({
         "log": { "loglevel": "warning" },
         "inbounds": [{
@@ -19,10 +64,11 @@ pub fn start(lab: &Lab) -> Result<Option<Running>> {
             "settings": { "network": "tcp,udp", "followRedirect": true },
             "streamSettings": { "sockopt": { "tproxy": "tproxy" } }
         }],
-        "outbounds": [{ "protocol": "freedom" }]
+        "outbounds": [{
+            "protocol": "freedom",
+            "streamSettings": { "sockopt": { "mark": OWN } }
+        }]
     });
     let v2ray = V2ray::start(&lab.gateway, lab.dir(), &configuration, PORT)?;
-    let pid = v2ray.process().pid();
-    let steering = Steering::tproxy(lab, Protocols::Both, PORT, None)?;
-    Ok(Some(Running::new(pid, (steering, v2ray))))
+    Ok(Some(Running::new(v2ray.process().pid(), v2ray)))
 }
