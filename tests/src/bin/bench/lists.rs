@@ -22,13 +22,14 @@ use tproxy_userspace::policy::{
 use crate::{
     load::idle::settled_kib,
     options::Options,
-    ours::PREFIXES,
     prefixes::{self, Random},
     results::median,
 };
 
 /// The name for `--only` and in the JSON.
 pub const NAME: &str = "lists";
+/// How many prefixes of each family there are, as in lists of one country.
+pub const PREFIXES: usize = 16_384;
 /// How many names there are.
 pub const DOMAINS: usize = 100_000;
 /// How many different things are looked up, in turn: more than a cache of the processor holds.

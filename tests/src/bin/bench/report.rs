@@ -39,9 +39,10 @@ pub fn list() {
         kernel::NAME
     );
     println!(
-        "  {:<NAME$}{} names and {PREFIXES} prefixes of each family: loading, memory, look-ups",
+        "  {:<NAME$}{} names and {} prefixes of each family: loading, memory, look-ups",
         lists::NAME,
-        lists::DOMAINS
+        lists::DOMAINS,
+        lists::PREFIXES
     );
     println!(
         "  {:<NAME$}`top` at {} flows: what it, and answering it, costs",
@@ -221,8 +222,9 @@ pub fn kernel(results: &[CaseResult]) {
 /// Large lists.
 pub fn lists(lines: &[lists::Line]) {
     println!(
-        "\n{} names and {PREFIXES} prefixes of each family in files ({})",
+        "\n{} names and {} prefixes of each family in files ({})",
         lists::DOMAINS,
+        lists::PREFIXES,
         lists::NAME
     );
     each(lines);
