@@ -163,6 +163,11 @@ fn nine_thousand_associations() -> Result<()> {
     assert_eq!(lab.proxy_count("/evicted")?, 0);
     // Each of them has a file, until it idles or the proxy ends.
     let files = tproxy.open_files()?;
-    ensure!(files >= before.0 + MANY, "{files} files");
+    // Among those before may be one or two that were open for a moment only.
+    ensure!(
+        files + 5 >= before.0 + MANY,
+        "{files} files, {} before",
+        before.0
+    );
     tproxy.stop()
 }
