@@ -9,6 +9,18 @@ pub const FAR_COUNT: u8 = 20;
 pub const NEAR_COUNT: u8 = 20;
 /// How many addresses it has for upstream proxies: 198.51.100.1.. and 2001:db8:b::1..
 pub const UPSTREAM_COUNT: u8 = 4;
+/// What rules of the guides have go direct, with what must be typed in for this network: the WAN and the upstream proxies.
+/// IPv4.
+pub const TYPED_DIRECT: [&str; 8] = [
+    "127.0.0.0/8",
+    "10.0.0.0/8",
+    "172.16.0.0/12",
+    "192.168.0.0/16",
+    "169.254.0.0/16",
+    "224.0.0.0/4",
+    "192.0.2.0/24",
+    "198.51.100.0/24",
+];
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

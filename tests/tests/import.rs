@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use lab::{
     Family, Lab, Namespace, Output,
+    addr::TYPED_DIRECT,
     servers::{Nginx, UdpEcho, V2ray},
     traffic,
     ways::soon,
@@ -107,17 +108,7 @@ fn steer(lab: &Lab) -> Result<()> {
     let lan = lab.lan();
     let mut lines = vec!["-N LAN_IN".to_owned(), "-N OWN_OUT".to_owned()];
     for chain in ["LAN_IN", "OWN_OUT"] {
-        for net in [
-            "127.0.0.0/8",
-            "10.0.0.0/8",
-            "172.16.0.0/12",
-            "192.168.0.0/16",
-            "169.254.0.0/16",
-            "224.0.0.0/4",
-            "192.0.2.0/24",
-            "198.51.100.0/24",
-            DIRECT[0],
-        ] {
+        for net in TYPED_DIRECT.into_iter().chain([DIRECT[0]]) {
             lines.push(format!("-A {chain} -d {net} -j RETURN"));
         }
         lines.push(format!("-A {chain} -d {IN_SET} -j RETURN"));

@@ -148,7 +148,7 @@ fn nine_thousand_associations() -> Result<()> {
     let tproxy = lab.tproxy_configured(
         "[tcp]\nmax_connections = 200\n[udp]\nmax_associations = 9400\nidle = \"60s\"",
     )?;
-    let (before, rest) = (tproxy.open_now()?, tproxy.resident_kib()?);
+    let (before, rest) = (tproxy.open_sockets()?, tproxy.resident_kib()?);
     let socket = |number: usize| -> Result<UdpSocket> {
         let family = Family::BOTH[number % 2];
         let socket = open_udp(&lab.device, family)?;
@@ -161,13 +161,11 @@ fn nine_thousand_associations() -> Result<()> {
     busy(&mut sockets, Duration::ZERO, ask)?;
     hold_and_use(&lab, &tproxy, (sockets, "associations", rest), ask)?;
     assert_eq!(lab.proxy_count("/evicted")?, 0);
-    // Each of them has a file, until it idles or the proxy ends.
-    let files = tproxy.open_files()?;
-    // Among those before may be one or two that were open for a moment only.
+    // Each of them has a socket, until it idles or the proxy ends.
+    let sockets = tproxy.open_sockets()?;
     ensure!(
-        files + 5 >= before.0 + MANY,
-        "{files} files, {} before",
-        before.0
+        sockets >= before + MANY,
+        "{sockets} sockets, {before} before"
     );
     tproxy.stop()
 }

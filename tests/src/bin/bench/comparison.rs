@@ -25,9 +25,8 @@ pub struct Cell {
 
 impl Cell {
     fn of(result: &RowResult, way: &Way) -> Self {
-        let compared = result.metrics.iter().find(|metric| metric.compared);
         Self {
-            ratio: compared.and_then(|metric| result.ratio(metric, way.name)),
+            ratio: result.compared(way.name),
             cpu: result.median(&CPU, way.name),
             added: result.difference(&P50, way.name),
             lost: result.median(&LOST, way.name),

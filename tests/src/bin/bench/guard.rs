@@ -4,11 +4,7 @@ use std::{collections::BTreeMap, fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{
-    results::RowResult,
-    rows::{GBIT, RATE, ROWS},
-    ways::PROXIED,
-};
+use crate::{results::RowResult, rows::ROWS, ways::PROXIED};
 
 /// How much of an accepted ratio must be left.
 const LEFT: f64 = 0.8;
@@ -48,13 +44,8 @@ impl Guard {
     /// What to say of a row that has lost too much.
     pub fn complaint(&self, result: &RowResult) -> Option<String> {
         let accepted = *self.0.get(result.row.name)?;
-        let compared = result
-            .metrics
-            .iter()
-            .find(|metric| [GBIT.name, RATE.name].contains(&metric.name));
-        let ratio = compared.and_then(|metric| result.ratio(metric, PROXIED));
         let name = result.row.name;
-        match ratio {
+        match result.compared(PROXIED) {
             Some(ratio) if ratio >= LEFT * accepted => None,
             Some(ratio) => Some(format!(
                 "{name} has fallen: {ratio:.2} of plain forwarding, and {accepted:.2} was accepted"
@@ -69,7 +60,7 @@ impl Guard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ways::WAYS;
+    use crate::{rows::RATE, ways::WAYS};
 
     fn measured(name: &str, ratio: f64) -> RowResult {
         let row = ROWS.iter().find(|row| row.name == name).expect("a row");

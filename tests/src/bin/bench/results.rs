@@ -195,6 +195,12 @@ impl RowResult {
         median(self.ratios(metric, way))
     }
 
+    /// The ratio of what this row's ways are compared in.
+    pub fn compared(&self, way: &'static str) -> Option<f64> {
+        let metric = self.metrics.iter().find(|metric| metric.compared)?;
+        self.ratio(metric, way)
+    }
+
     /// The targets that can be judged.
     pub fn verdicts(&self) -> Vec<Verdict> {
         self.row

@@ -197,10 +197,7 @@ impl Stage {
     pub fn program_cpu_seconds(&self) -> Result<f64> {
         let running = self.running.borrow();
         let pid = running.as_ref().context("nothing runs here")?.pid;
-        let time = usage::cpu_time(pid);
-        Ok(time
-            .with_context(|| format!("the program of \"{}\" has died", self.way.name))?
-            .as_secs_f64())
+        Ok(self.used_by(pid)?.cpu_seconds)
     }
 
     /// What the relaying process has used so far, if this way has one.
@@ -208,16 +205,11 @@ impl Stage {
     /// # Errors
     /// When it is gone.
     pub fn effort(&self) -> Result<Option<Effort>> {
-        let read = |pid| -> Result<Effort> {
-            Ok(Effort {
-                cpu_seconds: usage::cpu_time(pid)?.as_secs_f64(),
-                switches: usage::voluntary_switches(pid)?,
-            })
-        };
-        self.relay()
-            .map(read)
-            .transpose()
-            .with_context(|| format!("the program of \"{}\" has died", self.way.name))
+        self.relay().map(|pid| self.used_by(pid)).transpose()
+    }
+
+    fn used_by(&self, pid: u32) -> Result<Effort> {
+        Effort::of(pid).with_context(|| format!("the program of \"{}\" has died", self.way.name))
     }
 
     /// Runs something, and tells what the relaying process has used for it.
@@ -246,6 +238,14 @@ pub struct Effort {
 }
 
 impl Effort {
+    /// What the process of this id has used so far.
+    fn of(pid: u32) -> Result<Self> {
+        Ok(Self {
+            cpu_seconds: usage::cpu_time(pid)?.as_secs_f64(),
+            switches: usage::voluntary_switches(pid)?,
+        })
+    }
+
     /// The same for each of so many exchanges.
     pub fn each(self, exchanges: f64) -> Readings {
         vec![

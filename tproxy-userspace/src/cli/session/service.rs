@@ -14,23 +14,23 @@ impl Session<'_> {
 
     /// It serves.
     pub(super) fn tell_ready(&mut self) {
+        self.tell_that_it_serves("ready");
+    }
+
+    /// It serves from now on, after this: gives whose traffic it proxies, and by what.
+    fn tell_that_it_serves(&mut self, after: &str) -> String {
         let summary = self.summary();
-        tracing::info!("ready: {summary}");
+        tracing::info!("{after}: {summary}");
         self.manager.tell(Event::Ready { status: &summary });
         self.settling = Some(Instant::now() + SETTLE);
+        summary
     }
 
     /// Reloads, and tells how that went: the log, the service manager, and whoever asked. A failure changes nothing.
     pub(super) async fn reload_and_tell(&mut self) -> Result<String, String> {
         self.manager.tell(Event::Reloading);
         match self.reload().await {
-            Ok(()) => {
-                let summary = self.summary();
-                tracing::info!("reloaded: {summary}");
-                self.manager.tell(Event::Ready { status: &summary });
-                self.settling = Some(Instant::now() + SETTLE);
-                Ok(summary)
-            }
+            Ok(()) => Ok(self.tell_that_it_serves("reloaded")),
             Err(error) => {
                 let reason = one_message(&error);
                 tracing::error!(

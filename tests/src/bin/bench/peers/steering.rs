@@ -1,14 +1,11 @@
 //! Rules of nft, and routes, that lead what devices send to a port of the gateway, IPv4.
 
 use anyhow::Result;
-use lab::{Lab, Namespace};
+use lab::{Lab, Namespace, addr::TYPED_DIRECT};
 
 /// The mark of what is delivered locally, and the table that does it.
 const MARK: u8 = 1;
 const TABLE: u8 = 101;
-/// What the guides have go direct, the subnet of this gateway, which they have typed in, and the servers of the proxies.
-const LOCAL: &str = "{ 10.0.0.0/8, 127.0.0.0/8, 169.254.0.0/16, 172.16.0.0/12, 192.0.2.0/24, \
-                     192.168.0.0/16, 198.51.100.0/24, 224.0.0.0/3 }";
 
 /// What is led.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,10 +44,11 @@ impl Steering {
         steering.nft(&format!(
             "add table ip peer; \
              add chain ip peer lan {{ type filter hook prerouting priority mangle; }}; \
-             add rule ip peer lan ip daddr {LOCAL} return; \
+             add rule ip peer lan ip daddr {{ {direct} }} return; \
              add rule ip peer lan meta l4proto tcp socket transparent 1 meta mark set {MARK} accept; \
              add rule ip peer lan iifname {lan} meta l4proto {protocols} tproxy to 127.0.0.1:{port} \
              meta mark set {MARK} accept",
+            direct = TYPED_DIRECT.join(", "),
             lan = lab.lan(),
         ))?;
         Ok(steering)
@@ -68,8 +66,9 @@ impl Steering {
         steering.nft(&format!(
             "add table ip peer; \
              add chain ip peer lan {{ type nat hook prerouting priority dstnat; }}; \
-             add rule ip peer lan ip daddr {LOCAL} return; \
+             add rule ip peer lan ip daddr {{ {direct} }} return; \
              add rule ip peer lan iifname {lan} meta l4proto tcp redirect to :{port}",
+            direct = TYPED_DIRECT.join(", "),
             lan = lab.lan(),
         ))?;
         Ok(steering)

@@ -1,7 +1,7 @@
 //! The way that tproxy-bpf replaces: v2ray behind the rules of the TPROXY guides, IPv4.
 
 use anyhow::Result;
-use lab::{Lab, servers::V2ray};
+use lab::{Lab, addr::TYPED_DIRECT, servers::V2ray};
 use serde_json::json;
 
 use crate::ways::Running;
@@ -11,17 +11,6 @@ const PORT: u16 = 12345;
 const TABLE: &str = "100";
 /// The mark of v2ray's own sockets.
 const OWN: u8 = 255;
-/// What the guides have go direct, and the subnets of this gateway, which they have typed in.
-const LOCAL: [&str; 8] = [
-    "127.0.0.0/8",
-    "10.0.0.0/8",
-    "172.16.0.0/12",
-    "192.168.0.0/16",
-    "169.254.0.0/16",
-    "224.0.0.0/4",
-    "255.255.255.255/32",
-    "192.0.2.0/24",
-];
 
 /// Sets up rules and routes and starts v2ray.
 pub fn start(lab: &Lab) -> Result<Option<Running>> {
@@ -31,7 +20,7 @@ pub fn start(lab: &Lab) -> Result<Option<Running>> {
     ])?;
     let mut rules = vec!["-N V2RAY".to_owned()];
     rules.extend(
-        LOCAL
+        TYPED_DIRECT
             .iter()
             .map(|net| format!("-A V2RAY -d {net} -j RETURN")),
     );
