@@ -52,6 +52,12 @@ impl PortRange {
         (first <= last).then_some(Self { first, last })
     }
 
+    /// The first and the last port of it.
+    #[must_use]
+    pub fn ends(self) -> (u16, u16) {
+        (self.first, self.last)
+    }
+
     /// Is this port in it?
     #[must_use]
     pub fn contains(self, port: u16) -> bool {

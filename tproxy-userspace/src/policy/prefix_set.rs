@@ -27,6 +27,22 @@ impl PrefixSet {
             IpAddr::V6(address) => holds(&self.v6, address.to_bits()),
         }
     }
+
+    /// The first and the last IPv4 address of it, in host byte order. None: it has none.
+    #[must_use]
+    pub fn ends_v4(&self) -> Option<(u32, u32)> {
+        ends(&self.v4)
+    }
+
+    /// The first and the last IPv6 address of it that is not mapped, in host byte order. None: it has none.
+    #[must_use]
+    pub fn ends_v6(&self) -> Option<(u128, u128)> {
+        ends(&self.v6)
+    }
+}
+
+fn ends<T: Copy>(ranges: &[(T, T)]) -> Option<(T, T)> {
+    Some((ranges.first()?.0, ranges.last()?.1))
 }
 
 impl FromIterator<IpNet> for PrefixSet {

@@ -3,14 +3,17 @@
 //! Of the conditions of a rule all that are given must hold, and within one any of its entries. The first rule that
 //! matches decides. All sets are plain data here; who reads them from files is no matter of rules.
 
+mod gate;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use self::gate::Gate;
 use super::domain::{Domain, DomainError, DomainSet};
 use super::port::PortRange;
 use super::prefix_set::PrefixSet;
@@ -107,12 +110,14 @@ pub enum RuleError {
 #[derive(Debug)]
 pub struct Rules {
     rules: Box<[Compiled]>,
-    /// Indices of the rules with a condition about the name, and of those without.
-    named: Box<[u32]>,
-    plain: Box<[u32]>,
+    /// The rules with a condition about the name, and those without, by their indices.
+    named: Box<[(u32, Gate)]>,
+    plain: Box<[(u32, Gate)]>,
     /// The domains of all rules, each with the index of its rule.
     domains: DomainSet,
     default: String,
+    /// The number that the default's outbound has in the gates.
+    default_number: u32,
 }
 
 /// A rule without its domains.
@@ -162,33 +167,40 @@ impl Rules {
     ) -> Result<Self, RuleError> {
         let (mut compiled, mut named, mut plain) = (Vec::new(), Vec::new(), Vec::new());
         let mut domains = Vec::new();
+        let default = default.into();
+        let default_number = 0;
+        let mut numbers = HashMap::from([(default.clone(), default_number)]);
         for rule in rules {
             let index = u32::try_from(compiled.len()).map_err(|_| RuleError::TooMany)?;
-            let has_domains = rule.domain.is_some();
-            match rule.domain {
-                Some(of_rule) => {
-                    named.push(index);
-                    domains.extend(of_rule.into_iter().map(|domain| (domain, index)));
-                }
-                None => plain.push(index),
-            }
+            let next = index.checked_add(1).ok_or(RuleError::TooMany)?;
+            let number = *numbers.entry(rule.outbound.clone()).or_insert(next);
             let set = |prefixes: Option<Vec<IpNet>>| prefixes.map(PrefixSet::from_iter);
-            compiled.push(Compiled {
+            let without_domains = Compiled {
                 name: rule.name,
                 outbound: rule.outbound,
-                named: has_domains,
+                named: rule.domain.is_some(),
                 protocol: rule.protocol,
                 ports: rule.port.map(Into::into),
                 source: set(rule.source),
                 prefix: set(rule.prefix),
-            });
+            };
+            let gate = Gate::of(&without_domains, number);
+            compiled.push(without_domains);
+            match rule.domain {
+                Some(of_rule) => {
+                    named.push((index, gate));
+                    domains.extend(of_rule.into_iter().map(|domain| (domain, index)));
+                }
+                None => plain.push((index, gate)),
+            }
         }
         Ok(Self {
             rules: compiled.into(),
             named: named.into(),
             plain: plain.into(),
             domains: DomainSet::new(domains)?,
-            default: default.into(),
+            default,
+            default_number,
         })
     }
 
@@ -201,12 +213,12 @@ impl Rules {
     /// The outbound for this query: that of the first rule that matches, or the default.
     #[must_use]
     pub fn decide(&self, query: &Query<'_>) -> Decision<'_> {
-        let plain = self.first_plain(query);
+        let plain = self.first_plain(query).map(|(index, _)| index);
         let before = plain.unwrap_or(u32::MAX);
         // The domains are looked through once for all rules, and not at all if none of those comes first.
         let by_name = query
             .name
-            .filter(|_| self.named.first().is_some_and(|first| *first < before))
+            .filter(|_| self.named.first().is_some_and(|(first, _)| *first < before))
             .and_then(|name| {
                 self.domains
                     .first(name, before, |index| self.rule(index).holds(query))
@@ -242,16 +254,14 @@ impl Rules {
         } else {
             self.first_plain(query)
         };
-        let outbound = plain.map_or(&self.default, |index| &self.rule(index).outbound);
+        let outbound = plain.map_or(self.default_number, |(_, gate)| gate.outbound);
         self.named
             .iter()
-            .copied()
-            .take_while(move |index| plain.is_none_or(|plain| *index < plain))
-            .filter(move |index| {
-                let rule = self.rule(*index);
-                rule.outbound != *outbound && rule.holds(query)
+            .take_while(move |(index, _)| plain.is_none_or(|(plain, _)| *index < plain))
+            .filter(move |(index, gate)| {
+                gate.outbound != outbound && gate.is_open(query) && self.rule(*index).holds(query)
             })
-            .map(|index| index as usize)
+            .map(|(index, _)| *index as usize)
     }
 
     /// Is this name one of the domains of the rule (by its place)?
@@ -291,12 +301,12 @@ impl Rules {
         self.rules.iter().map(|rule| (&*rule.name, &*rule.outbound))
     }
 
-    /// The index of the first rule that matches without a name.
-    fn first_plain(&self, query: &Query<'_>) -> Option<u32> {
+    /// The first rule that matches without a name.
+    fn first_plain(&self, query: &Query<'_>) -> Option<(u32, Gate)> {
         self.plain
             .iter()
             .copied()
-            .find(|index| self.rule(*index).holds(query))
+            .find(|(index, gate)| gate.is_open(query) && self.rule(*index).holds(query))
     }
 
     fn rule(&self, index: u32) -> &Compiled {

@@ -232,8 +232,13 @@ fn any_rule() -> impl Strategy<Value = Rule> {
     };
     (
         some(&["x.com", ".y.com", "full:com", "keyword:a"]),
-        some(&["192.0.2.0/24", "192.0.2.128/25", "2001:db8::/32"]),
-        some(&["192.168.0.0/24", "192.168.0.2/32"]),
+        some(&[
+            "192.0.2.0/24",
+            "192.0.2.128/25",
+            "198.51.100.0/24",
+            "2001:db8::/32",
+        ]),
+        some(&["192.168.0.0/24", "192.168.0.2/32", "fd00::/96"]),
         some(&["443", "80-90"]),
         prop::option::of(prop::sample::select(&[Protocol::Tcp, Protocol::Udp][..])),
         "[abz]",
@@ -279,8 +284,9 @@ proptest! {
     fn decides_as_a_naive_search_does(
         list in prop::collection::vec(any_rule(), 0..8),
         protocol in prop::sample::select(&[Protocol::Tcp, Protocol::Udp][..]),
-        source in prop::sample::select(&["192.168.0.2:1", "192.168.0.3:1", "10.0.0.1:1"][..]),
-        destination in prop::sample::select(&["192.0.2.1:443", "192.0.2.200:85", "[2001:db8::1]:22"][..]),
+        source in prop::sample::select(&["192.168.0.2:1", "192.168.0.3:1", "10.0.0.1:1", "[fd00::1:0:1]:1"][..]),
+        // The third and the last are between what the rules name.
+        destination in prop::sample::select(&["192.0.2.1:443", "192.0.2.200:85", "193.0.0.1:443", "[2001:db8::1]:22", "[2001:db9::1]:100"][..]),
     ) {
         let rules = Rules::new(list.clone(), "z").unwrap();
         let decide = |name| {
