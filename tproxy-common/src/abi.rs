@@ -7,7 +7,7 @@
 use core::mem::size_of;
 
 /// Counts the changes of what is in this file. Maps of another version are not used.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// The bits of a packet or socket mark that belong to tproxy-bpf. All others are left as they are.
 ///
@@ -18,6 +18,12 @@ pub const MARK_MASK: u32 = 0x0000_00f0;
 pub const MARK_STEER: u32 = 0x0000_00a0;
 /// A socket whose traffic is never steered. The proxy sets it on each of its own sockets.
 pub const MARK_EXEMPT: u32 = 0x0000_00b0;
+/// A datagram on the express lane while the kernel forwards it to the peer.
+pub const MARK_EXPRESS: u32 = 0x0000_00c0;
+/// An answer on the express lane while the kernel forwards it to the device; and one with a number, on its way to the proxy.
+pub const MARK_EXPRESS_ANSWER: u32 = 0x0000_00e0;
+/// Where in the mark of a datagram its number stands, while its flow changes to the express lane.
+pub const NUMBER_SHIFT: u32 = 16;
 /// The lower half of the mark of a UDP reply. The upper half is the source port that
 /// `udp_reply` writes into the datagram.
 pub const MARK_REPLY: u32 = 0x0000_00d0;
@@ -59,6 +65,15 @@ pub const CGROUP_DEPTH: u32 = 16;
 pub const CALLERS_CAPACITY: u32 = 65_536;
 /// For how long after its last datagram a peer of a UDP service counts as its caller, in nanoseconds.
 pub const CALLER_LIFE: u64 = 180_000_000_000;
+/// How many flows over each family can be on the express lane. Each has two entries.
+pub const EXPRESS_FLOWS: u32 = 65_536;
+/// For how long a flow stays on the express lane without a datagram in that direction, in nanoseconds. Less than the kernel
+/// remembers a UDP flow for (`nf_conntrack_udp_timeout`, 30 s): what is forwarded without that memory may be translated by others.
+pub const EXPRESS_LIFE: u64 = 15_000_000_000;
+/// For how long a flow that changes to the express lane waits for what is on its way through the proxy, in nanoseconds.
+pub const EXPRESS_PATIENCE: u64 = 200_000_000;
+/// How many datagrams of a flow may be given to the kernel for forwarding that have not left by the WAN link.
+pub const EXPRESS_ASTRAY: u64 = 64;
 /// How many devices are counted for.
 pub const DEVICES_CAPACITY: u32 = 8_192;
 /// How many networks of destinations are counted for.
@@ -112,6 +127,12 @@ pub mod map {
     pub const DEVICES: &str = "DEVICES";
     /// The first address of a destination's network, IPv4 in its IPv4-mapped form, to [`Traffic`](super::Traffic).
     pub const NETWORKS: &str = "NETWORKS";
+    /// [`FlowV4`](super::FlowV4) to [`Express`](super::Express), for each direction.
+    pub const EXPRESS_V4: &str = "EXPRESS_V4";
+    /// [`FlowV6`](super::FlowV6) to [`Express`](super::Express), for each direction.
+    pub const EXPRESS_V6: &str = "EXPRESS_V6";
+    /// [`Express::id`](super::Express::id) to the number that the proxy has got to.
+    pub const EXPRESS_REACHED: &str = "EXPRESS_REACHED";
     /// [`TraceFilter`](crate::trace::TraceFilter), one element.
     pub const TRACE: &str = "TRACE";
     /// A ring buffer of [`TraceEvent`](crate::trace::TraceEvent)s.
@@ -136,6 +157,14 @@ pub mod program {
     pub const LOCAL_EGRESS_L3: &str = "local_egress_l3";
     /// tc ingress on `lo`.
     pub const LO_INGRESS: &str = "lo_ingress";
+    /// tc ingress on a link that express datagrams come by, with an Ethernet header.
+    pub const WAN_INGRESS: &str = "wan_ingress";
+    /// The same on a link without one.
+    pub const WAN_INGRESS_L3: &str = "wan_ingress_l3";
+    /// tc egress on a link that express datagrams leave by, with an Ethernet header.
+    pub const WAN_EGRESS: &str = "wan_egress";
+    /// The same on a link without one.
+    pub const WAN_EGRESS_L3: &str = "wan_egress_l3";
     /// Creation of a socket, at the root of cgroup2.
     pub const SOCK_CREATE: &str = "sock_create";
     /// Socket lookup in the gateway's network namespace.
@@ -204,6 +233,10 @@ impl Settings {
     pub const HIJACK_DNS: u32 = 1 << 2;
     /// Flag: what devices send and get past the proxy is counted for each of them.
     pub const ACCOUNT: u32 = 1 << 3;
+    /// Flag: flows may be on the express lane.
+    pub const EXPRESS: u32 = 1 << 4;
+    /// Flag: what is on the express lane is given to the link itself, past routing and firewall.
+    pub const EXPRESS_REDIRECT: u32 = 1 << 5;
 
     /// Is this flag set?
     #[inline(always)]
@@ -386,6 +419,8 @@ impl Link {
     pub const WAN_STAYS: u32 = 1 << 5;
     /// Flag: `lo`, where the gateway's own traffic comes in that a WAN link gave up.
     pub const LOOPBACK: u32 = 1 << 6;
+    /// Flag: datagrams on the express lane leave and come by this link.
+    pub const EXPRESS: u32 = 1 << 7;
 }
 
 /// One TCP connection over IPv4 as the gateway sees it from the device's side. (The families have maps of
@@ -416,6 +451,51 @@ pub struct FlowV6 {
     pub source_port: u16,
     /// The destination port, network order.
     pub destination_port: u16,
+}
+
+/// One direction of a UDP flow on the express lane: what is made of its datagrams, and what went.
+///
+/// User space makes and removes it; from then on the programs alone write to it. It is found by the addresses and ports that
+/// the datagrams come with.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Express {
+    /// To the peer: the source that it sees. From the peer: the device. IPv4 in the first word.
+    pub address: [u32; 4],
+    /// The port there, network order.
+    pub port: u16,
+    /// A set of the `Express::*` flags.
+    pub flags: u16,
+    /// The index of the link that the datagrams leave by.
+    pub link: u32,
+    /// The longest IP packet that may leave there, in bytes.
+    pub mtu: u32,
+    /// The key in [`map::EXPRESS_REACHED`].
+    pub id: u32,
+    /// How many datagrams went to the proxy since the entry was made, each with its number.
+    pub numbered: u32,
+    /// 1: the proxy has none of them any more, so all go by the lane.
+    pub open: u32,
+    /// When the last one went by the lane, or when the entry was made. 0: they do not get out by it, so no more go.
+    pub used: u64,
+    /// Datagrams that went by the lane.
+    pub packets: u64,
+    /// Their payload, in bytes.
+    pub bytes: u64,
+    /// To the peer: how many of them have left by the WAN link, where the kernel forwards them.
+    pub left: u64,
+}
+
+impl Express {
+    /// Flag: the device is the gateway itself.
+    pub const OWN: u16 = 1;
+
+    /// The number that the last of so many numbered datagrams had: 1 to 65,535, and again from 1.
+    #[inline(always)]
+    #[must_use]
+    pub const fn number(numbered: u32) -> u32 {
+        numbered.wrapping_sub(1) % 0xffff + 1
+    }
 }
 
 /// One fragmented TCP segment.
@@ -529,6 +609,7 @@ const _: () = assert!(size_of::<SourceV6>() == 20);
 const _: () = assert!(size_of::<Link>() == 4);
 const _: () = assert!(size_of::<FlowV4>() == 12);
 const _: () = assert!(size_of::<FlowV6>() == 36);
+const _: () = assert!(size_of::<Express>() == 72);
 const _: () = assert!(size_of::<FragmentKey>() == 36);
 const _: () = assert!(size_of::<Caller>() == 36);
 const _: () = assert!(size_of::<ExemptKey>() == 16);
@@ -600,6 +681,11 @@ reasons! {
     ServiceReply = "service_reply", Pass, "Sent by a UDP service of the gateway to a peer that wrote to it first.";
     NoLinkHeader = "no_link_header", Drop, "Sent by the gateway and for the proxy, but there was no room for the link header that it needs to get there.";
     DhcpClient = "dhcp_client", Pass, "Sent by the gateway's own DHCP client.";
+    Express = "express", Steer, "A datagram on the express lane: it goes the proxy's way, but in the kernel.";
+    ExpressAnswer = "express_answer", Steer, "An answer on the express lane, on its way to the device.";
+    ExpressDelivered = "express_delivered", Pass, "An answer on the express lane that has got to where the device is.";
+    ExpressError = "express_error", Steer, "An ICMP error about a datagram on the express lane, on its way to the device.";
+    ExpressAstray = "express_astray", Drop, "A datagram on the express lane that was about to leave by another link, or translated by a firewall.";
     OwnRedirect = "own_redirect", Drop, "An ICMPv6 redirect of the gateway, which would have told a device to go round it.";
 }
 
@@ -627,8 +713,21 @@ mod tests {
     }
 
     #[test]
+    fn numbers_go_round_and_are_never_zero() {
+        for (numbered, number) in [(1, 1), (0xffff, 0xffff), (0x1_0000, 1), (0, 1)] {
+            assert_eq!(Express::number(numbered), number, "{numbered}");
+        }
+    }
+
+    #[test]
     fn marks_are_told_apart_under_the_mask() {
-        let marks = [MARK_STEER, MARK_EXEMPT, MARK_REPLY];
+        let marks = [
+            MARK_STEER,
+            MARK_EXEMPT,
+            MARK_EXPRESS,
+            MARK_EXPRESS_ANSWER,
+            MARK_REPLY,
+        ];
         for (index, mark) in marks.iter().enumerate() {
             assert_eq!(mark & !MARK_MASK, 0);
             assert!(!marks[..index].contains(mark));

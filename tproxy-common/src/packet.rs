@@ -124,6 +124,8 @@ pub enum Addresses {
         source: u32,
         /// The destination.
         destination: u32,
+        /// Zero, so that every part of it has a value: a compiler may move about what is unset, and the verifier refuses that.
+        unused: [u32; 6],
     },
     /// IPv6.
     V6 {
@@ -135,6 +137,17 @@ pub enum Addresses {
 }
 
 impl Addresses {
+    /// Those of an IPv4 packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn v4(source: u32, destination: u32) -> Self {
+        Self::V4 {
+            source,
+            destination,
+            unused: [0; 6],
+        }
+    }
+
     /// Those of a packet that answers.
     #[inline(always)]
     #[must_use]
@@ -143,10 +156,8 @@ impl Addresses {
             Self::V4 {
                 source,
                 destination,
-            } => Self::V4 {
-                source: destination,
-                destination: source,
-            },
+                ..
+            } => Self::v4(destination, source),
             Self::V6 {
                 source,
                 destination,
@@ -181,6 +192,7 @@ impl Addresses {
             Self::V4 {
                 source,
                 destination,
+                ..
             } => (map_v4(*source), map_v4(*destination)),
             Self::V6 {
                 source,
@@ -246,6 +258,52 @@ pub enum Transport {
     Buried,
 }
 
+/// Whether a packet is a fragment. No `Option`, so that every part has a value.
+#[derive(Clone, Copy, Debug)]
+pub struct Fragment {
+    fragmented: bool,
+    id: u32,
+}
+
+impl Fragment {
+    /// It is none.
+    pub const NONE: Self = Self {
+        fragmented: false,
+        id: 0,
+    };
+
+    /// It is one of the datagram with this identification.
+    #[must_use]
+    pub const fn of(id: u32) -> Self {
+        Self {
+            fragmented: true,
+            id,
+        }
+    }
+
+    /// Is it one?
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_one(self) -> bool {
+        self.fragmented
+    }
+
+    /// The identification of the datagram, if it is one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn id(self) -> Option<u32> {
+        if self.fragmented { Some(self.id) } else { None }
+    }
+}
+
+impl PartialEq for Fragment {
+    fn eq(&self, other: &Self) -> bool {
+        self.id() == other.id()
+    }
+}
+
+impl Eq for Fragment {}
+
 /// What was learnt from a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packet {
@@ -253,8 +311,8 @@ pub struct Packet {
     pub addresses: Addresses,
     /// What it carries.
     pub transport: Transport,
-    /// The identification of the datagram if this is a fragment of one.
-    pub fragment: Option<u32>,
+    /// Is it a fragment, and of which datagram?
+    pub fragment: Fragment,
     /// Where the transport header starts, in bytes from the start of the packet.
     pub transport_offset: usize,
 }
@@ -341,10 +399,7 @@ impl Flat {
         let Carried { kind, ports, flag } = self.carried;
         Packet {
             addresses: if self.v4 {
-                Addresses::V4 {
-                    source: self.source[0],
-                    destination: self.destination[0],
-                }
+                Addresses::v4(self.source[0], self.destination[0])
             } else {
                 Addresses::V6 {
                     source: self.source,
@@ -359,7 +414,10 @@ impl Flat {
                 Kind::CutOff => Transport::CutOff,
                 Kind::Buried => Transport::Buried,
             },
-            fragment: self.fragmented.then_some(self.id),
+            fragment: Fragment {
+                fragmented: self.fragmented,
+                id: self.id,
+            },
             transport_offset: self.transport_offset,
         }
     }

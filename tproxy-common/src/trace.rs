@@ -104,15 +104,21 @@ pub enum Hook {
     UdpReply = 3,
     /// Socket lookup.
     SkLookup = 4,
+    /// tc ingress on a link that express datagrams come by.
+    WanIngress = 5,
+    /// tc egress on a link that express datagrams leave by.
+    WanEgress = 6,
 }
 
 impl Hook {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 6] = [
         Self::LanIngress,
         Self::LocalEgress,
         Self::UdpReply,
         Self::SkLookup,
+        Self::WanIngress,
+        Self::WanEgress,
     ];
 
     /// The word for it: the name of the program.
@@ -123,6 +129,8 @@ impl Hook {
             Self::LocalEgress => "local_egress",
             Self::UdpReply => "udp_reply",
             Self::SkLookup => "sk_lookup",
+            Self::WanIngress => "wan_ingress",
+            Self::WanEgress => "wan_egress",
         }
     }
 }
@@ -191,7 +199,7 @@ impl TraceEvent {
             Addresses::V4 { .. } => Self::IPV4,
             Addresses::V6 { .. } => Self::IPV6,
         };
-        self.fragment = packet.fragment.is_some().into();
+        self.fragment = packet.fragment.is_one().into();
         match &packet.transport {
             Transport::Tcp { ports, opens } => {
                 self.protocol = Self::TCP;

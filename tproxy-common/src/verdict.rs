@@ -133,7 +133,7 @@ pub fn decide<F: Facts>(packet: &Packet, facts: &F) -> Verdict {
     let locality = facts.locality(&packet.addresses);
     if asks_dns(packet, &facts.settings()) && !facts.exempt() && facts.admitted(&packet.addresses) {
         return Verdict::Steer(match locality {
-            _ if packet.fragment.is_some() => Target::Reassembly,
+            _ if packet.fragment.is_one() => Target::Reassembly,
             Locality::Address => Target::OwnResolver,
             Locality::Subnet | Locality::Foreign => Target::Resolver,
         });
@@ -143,14 +143,14 @@ pub fn decide<F: Facts>(packet: &Packet, facts: &F) -> Verdict {
     }
     match packet.transport {
         Transport::Tcp { opens: false, .. } => match facts.connection(packet) {
-            Connection::Held if packet.fragment.is_some() => Verdict::Steer(Target::Reassembly),
+            Connection::Held if packet.fragment.is_one() => Verdict::Steer(Target::Reassembly),
             Connection::Held => Verdict::Steer(Target::Connection),
             Connection::Gone => Verdict::Steer(Target::Gone),
             Connection::Unknown => Verdict::Pass(Reason::DirectConnection),
         },
         Transport::Tcp { opens: true, .. } => match direct(packet, facts, locality) {
             Some(reason) => Verdict::Pass(reason),
-            None if packet.fragment.is_some() => Verdict::Steer(Target::Reassembly),
+            None if packet.fragment.is_one() => Verdict::Steer(Target::Reassembly),
             // A SYN for a connection that is still there (it was sent twice, or the socket is in
             // TIME_WAIT) belongs to that socket, as without a proxy.
             None => match facts.connection(packet) {
@@ -160,7 +160,7 @@ pub fn decide<F: Facts>(packet: &Packet, facts: &F) -> Verdict {
         },
         Transport::Udp { .. } => match direct(packet, facts, locality) {
             Some(reason) => Verdict::Pass(reason),
-            None if packet.fragment.is_some() => Verdict::Steer(Target::Reassembly),
+            None if packet.fragment.is_one() => Verdict::Steer(Target::Reassembly),
             None => Verdict::Steer(Target::Listener),
         },
         Transport::LaterFragment { tcp: false } => match direct(packet, facts, locality) {

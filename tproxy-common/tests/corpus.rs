@@ -65,7 +65,7 @@ fn packet_words(parsed: Result<Packet, Unparsed>) -> String {
         Transport::CutOff => "cut_off",
         Transport::Buried => "buried",
     };
-    let fragment = if packet.fragment.is_some() {
+    let fragment = if packet.fragment.is_one() {
         " fragment"
     } else {
         ""

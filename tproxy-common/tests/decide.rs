@@ -6,7 +6,7 @@ mod gateway;
 use frames::Between;
 use gateway::{Gateway, Question, ip};
 use tproxy_common::abi::{Effect, FragmentFate, Listener, Reason, Settings};
-use tproxy_common::packet::{Packet, Ports, Transport};
+use tproxy_common::packet::{Fragment, Packet, Ports, Transport};
 use tproxy_common::verdict::{Connection, Target, Verdict, decide};
 
 /// Everything a packet can carry, fragments included.
@@ -47,7 +47,7 @@ fn packet(from: &str, to: &str, (transport, fragment): (Transport, Option<u32>))
     Packet {
         addresses: Between::new(ip(from), ip(to)).addresses(),
         transport,
-        fragment,
+        fragment: fragment.map_or(Fragment::NONE, Fragment::of),
         transport_offset: 34,
     }
 }

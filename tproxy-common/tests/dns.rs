@@ -6,7 +6,7 @@ mod gateway;
 use frames::Between;
 use gateway::{Gateway, ip};
 use tproxy_common::abi::{Reason, Settings};
-use tproxy_common::packet::{Packet, Ports, Transport};
+use tproxy_common::packet::{Fragment, Packet, Ports, Transport};
 use tproxy_common::verdict::{Connection, Target, Verdict, decide};
 
 /// The gateway itself, a neighbour, a private one, a bypassed one, a far one; in both families.
@@ -36,7 +36,7 @@ fn packet(from: &str, to: &str, transport: Transport, fragment: Option<u32>) -> 
     Packet {
         addresses: Between::new(ip(from), ip(to)).addresses(),
         transport,
-        fragment,
+        fragment: fragment.map_or(Fragment::NONE, Fragment::of),
         transport_offset: 34,
     }
 }

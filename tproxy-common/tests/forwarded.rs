@@ -6,7 +6,7 @@ mod gateway;
 use frames::Between;
 use gateway::{Gateway, Question, ip};
 use tproxy_common::abi::{Effect, Reason, Settings};
-use tproxy_common::packet::{Packet, Ports, Transport};
+use tproxy_common::packet::{Fragment, Packet, Ports, Transport};
 use tproxy_common::verdict::{Verdict, decide, is_forwarded};
 
 const PORTS: Ports = Ports {
@@ -32,7 +32,7 @@ fn packet(to: &str, transport: Transport) -> Packet {
     Packet {
         addresses: Between::new(ip(from), ip(to)).addresses(),
         transport,
-        fragment: None,
+        fragment: Fragment::NONE,
         transport_offset: 34,
     }
 }

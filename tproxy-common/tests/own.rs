@@ -6,7 +6,7 @@ mod gateway;
 use frames::Between;
 use gateway::{Gateway, Question, ip};
 use tproxy_common::abi::{FragmentFate, Reason, Settings};
-use tproxy_common::packet::{Packet, Ports, Transport};
+use tproxy_common::packet::{Fragment, Packet, Ports, Transport};
 use tproxy_common::verdict::{Connection, Target, Verdict, decide, decide_own};
 
 const FAR: [&str; 2] = ["203.0.113.5", "2001:db8:5::5"];
@@ -30,7 +30,7 @@ fn packet(to: &str, transport: Transport, fragment: Option<u32>) -> Packet {
     Packet {
         addresses: Between::new(ip(own), ip(to)).addresses(),
         transport,
-        fragment,
+        fragment: fragment.map_or(Fragment::NONE, Fragment::of),
         transport_offset: 34,
     }
 }

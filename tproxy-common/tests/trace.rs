@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use proptest::prelude::*;
 use tproxy_common::abi::Reason;
-use tproxy_common::packet::{Addresses, Packet, Ports, Transport};
+use tproxy_common::packet::{Addresses, Fragment, Packet, Ports, Transport};
 use tproxy_common::trace::{Message, TraceEvent, TraceFilter};
 
 /// What is asked for, as a person says it.
@@ -125,10 +125,9 @@ impl Seen {
     fn event(&self) -> TraceEvent {
         let word = |address: Ipv4Addr| u32::from_ne_bytes(address.octets());
         let addresses = match (self.source, self.destination) {
-            (IpAddr::V4(source), IpAddr::V4(destination)) => Addresses::V4 {
-                source: word(source),
-                destination: word(destination),
-            },
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                Addresses::v4(word(source), word(destination))
+            }
             (source, destination) => Addresses::V6 {
                 source: words(mapped(source)),
                 destination: words(mapped(destination)),
@@ -140,7 +139,7 @@ impl Seen {
         event.describe(&Packet {
             addresses,
             transport: self.transport,
-            fragment: None,
+            fragment: Fragment::NONE,
             transport_offset: 34,
         });
         event

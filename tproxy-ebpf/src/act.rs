@@ -67,7 +67,7 @@ pub fn reason_of(packet: &Packet, target: Target) -> Reason {
 #[inline(always)]
 pub fn remember(packet: &Packet) {
     if let Transport::Tcp { ports, opens } = &packet.transport {
-        if packet.fragment.is_some() {
+        if packet.fragment.is_one() {
             remember_fragment(packet, FragmentFate::Steered);
         }
         if *opens {
@@ -79,7 +79,7 @@ pub fn remember(packet: &Packet) {
 /// Lets a packet pass, forgets what it makes untrue and remembers what follows for its fragments.
 #[inline(always)]
 pub fn pass_on(packet: &Packet, reason: Reason) -> Done {
-    let fragment = packet.fragment.is_some();
+    let fragment = packet.fragment.is_one();
     match &packet.transport {
         Transport::Tcp { opens, ports } => {
             if *opens {

@@ -179,18 +179,20 @@ fn remove_steered(addresses: &Addresses, ports: &Ports) {
     };
 }
 
-enum Flow {
+/// The key of a flow.
+pub enum Flow {
     V4(FlowV4),
     V6(FlowV6),
 }
 
 #[inline(always)]
-fn flow(addresses: &Addresses, ports: &Ports) -> Flow {
+pub fn flow(addresses: &Addresses, ports: &Ports) -> Flow {
     let (source_port, destination_port) = (ports.source, ports.destination);
     match *addresses {
         Addresses::V4 {
             source,
             destination,
+            ..
         } => Flow::V4(FlowV4 {
             source,
             destination,
@@ -352,7 +354,7 @@ pub fn tcp_ports(packet: &Packet) -> Option<&Ports> {
 
 #[inline(always)]
 fn fragment_key(packet: &Packet) -> Option<FragmentKey> {
-    let id = packet.fragment?;
+    let id = packet.fragment.id()?;
     let (source, destination) = packet.addresses.mapped();
     Some(FragmentKey {
         source,

@@ -4,11 +4,12 @@ use core::cell::Cell;
 
 use aya_ebpf::programs::TcContext;
 use tproxy_common::abi::{MARK_STEER, Reason, Settings};
-use tproxy_common::packet::{Packet, Unparsed};
+use tproxy_common::packet::{Packet, Transport, Unparsed};
 use tproxy_common::trace::Hook;
 use tproxy_common::verdict::{Target, Verdict, decide, is_forwarded};
 
 use crate::act::{CONTINUE, Done, down, pass_on, reason_of, remember};
+use crate::express;
 use crate::facts::{self, SkbFacts, count};
 use crate::skb::{Framing, Skb};
 use crate::socket::{Assigned, assign_listener, listener_is_up};
@@ -42,7 +43,7 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
     let done = match decide(&packet, &facts) {
         Verdict::Pass(reason) => pass_on(&packet, reason),
         Verdict::Drop(reason) => Done::ends(reason),
-        Verdict::Steer(target) => steer(skb, &packet, target, facts.settings),
+        Verdict::Steer(target) => steer(skb, framing, &packet, target, facts.settings),
     };
     count(done.reason, skb.len());
     if facts.settings.has(Settings::ACCOUNT) && is_forwarded(&packet, done.reason, &facts) {
@@ -65,8 +66,15 @@ fn leave(skb: Skb, reason: Reason) -> i32 {
 }
 
 #[inline(always)]
-fn steer(skb: Skb, packet: &Packet, target: Target, settings: Settings) -> Done {
+fn steer(skb: Skb, framing: Framing, packet: &Packet, target: Target, settings: Settings) -> Done {
     let listener = packet.listener();
+    if matches!(target, Target::Listener)
+        && matches!(packet.transport, Transport::Udp { .. })
+        && settings.has(Settings::EXPRESS)
+        && let Some(done) = express::send(skb, framing, packet)
+    {
+        return done;
+    }
     let up = match target {
         // Found already, or nobody is to be found.
         Target::Connection | Target::Gone => true,

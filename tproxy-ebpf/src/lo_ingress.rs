@@ -21,7 +21,7 @@ pub fn run(ctx: &TcContext) -> i32 {
         return CONTINUE;
     };
     // Fragments are put together first, and socket lookup finds the socket then.
-    if packet.fragment.is_some() {
+    if packet.fragment.is_one() {
         return CONTINUE;
     }
     match &packet.transport {

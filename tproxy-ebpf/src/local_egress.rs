@@ -8,12 +8,13 @@ use aya_ebpf::bindings::BPF_F_INGRESS;
 use aya_ebpf::helpers::generated::bpf_redirect;
 use aya_ebpf::programs::TcContext;
 use tproxy_common::abi::{MARK_EXEMPT, MARK_MASK, MARK_STEER, Reason, Settings};
-use tproxy_common::packet::Packet;
+use tproxy_common::packet::{Packet, Transport};
 use tproxy_common::trace::Hook;
 use tproxy_common::verdict::{Target, Verdict, decide_own};
 
 use crate::act::{CONTINUE, Done, down, pass_on, reason_of, remember};
 use crate::exempt::has_exempt_mark;
+use crate::express;
 use crate::facts::{self, SkbFacts, count};
 use crate::skb::{Framing, LOOPBACK, Skb};
 use crate::socket::listener_is_up;
@@ -83,6 +84,13 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
 
 #[inline(always)]
 fn steer(skb: Skb, framing: Framing, packet: &Packet, target: Target, settings: Settings) -> Done {
+    if matches!(target, Target::Listener)
+        && matches!(packet.transport, Transport::Udp { .. })
+        && settings.has(Settings::EXPRESS)
+        && let Some(done) = express::send_own(skb, framing, packet)
+    {
+        return done;
+    }
     if !matches!(target, Target::Connection | Target::Gone) {
         if !listener_is_up(packet.listener(), &packet.addresses) {
             return down(packet, settings);

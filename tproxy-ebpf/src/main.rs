@@ -8,7 +8,9 @@
 mod account;
 mod act;
 mod exempt;
+mod express;
 mod facts;
+mod icmp;
 mod lan_ingress;
 mod lo_ingress;
 mod local_egress;
@@ -18,6 +20,8 @@ mod skb;
 mod socket;
 mod trace;
 mod udp_reply;
+mod wan_egress;
+mod wan_ingress;
 
 use aya_ebpf::macros::{cgroup_sock, classifier, sk_lookup};
 use aya_ebpf::programs::{SkLookupContext, SockContext, TcContext};
@@ -52,6 +56,26 @@ fn local_egress(ctx: TcContext) -> i32 {
 #[classifier]
 fn local_egress_l3(ctx: TcContext) -> i32 {
     local_egress::run(&ctx, Framing::None)
+}
+
+#[classifier]
+fn wan_ingress(ctx: TcContext) -> i32 {
+    wan_ingress::run(&ctx, Framing::Ethernet)
+}
+
+#[classifier]
+fn wan_ingress_l3(ctx: TcContext) -> i32 {
+    wan_ingress::run(&ctx, Framing::None)
+}
+
+#[classifier]
+fn wan_egress(ctx: TcContext) -> i32 {
+    wan_egress::run(&ctx, Framing::Ethernet)
+}
+
+#[classifier]
+fn wan_egress_l3(ctx: TcContext) -> i32 {
+    wan_egress::run(&ctx, Framing::None)
 }
 
 #[classifier]

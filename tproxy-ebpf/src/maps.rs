@@ -8,10 +8,10 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf, SockMap};
 use tproxy_common::abi::{
     BYPASS_CAPACITY, Bypass, CALLERS_CAPACITY, Caller, Counter, DEVICES_CAPACITY, EXEMPT_CAPACITY,
-    Exempt, ExemptKey, ExemptMarks, FRAGMENTS_CAPACITY, FlowV4, FlowV6, FragmentKey,
-    LINKS_CAPACITY, LOCALS_CAPACITY, Link, Listener, Local, NETWORKS_CAPACITY, NOTES_CAPACITY,
-    Note, NoteKey, Reason, SOURCES_CAPACITY, STEERED_CAPACITY, Settings, SourceV4, SourceV6,
-    Traffic,
+    EXPRESS_FLOWS, Exempt, ExemptKey, ExemptMarks, Express, FRAGMENTS_CAPACITY, FlowV4, FlowV6,
+    FragmentKey, LINKS_CAPACITY, LOCALS_CAPACITY, Link, Listener, Local, NETWORKS_CAPACITY,
+    NOTES_CAPACITY, Note, NoteKey, Reason, SOURCES_CAPACITY, STEERED_CAPACITY, Settings, SourceV4,
+    SourceV6, Traffic,
 };
 use tproxy_common::trace::{TRACE_BYTES, TraceFilter};
 
@@ -88,6 +88,23 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, u32> = LruHashMap::pinned(FRAGMENT
 /// the proxy. Losing an entry costs answers until the peer writes again.
 #[map]
 pub static CALLERS: LruHashMap<Caller, u64> = LruHashMap::pinned(CALLERS_CAPACITY, 0);
+
+/// UDP flows that go the proxy's way without it, an entry for each direction. Made and removed by the proxy for flows that it
+/// has decided about, and counted by it; the programs find what is to be done there, and count. Nothing that comes in by a link
+/// makes an entry. Where none is, the proxy gets the datagram.
+#[map]
+pub static EXPRESS_V4: HashMap<FlowV4, Express> =
+    HashMap::pinned(2 * EXPRESS_FLOWS, BPF_F_NO_PREALLOC);
+
+/// The same for IPv6.
+#[map]
+pub static EXPRESS_V6: HashMap<FlowV6, Express> =
+    HashMap::pinned(2 * EXPRESS_FLOWS, BPF_F_NO_PREALLOC);
+
+/// Which of the numbered datagrams of an entry the proxy has sent on. Written by the proxy, read while a flow changes to the lane.
+#[map]
+pub static EXPRESS_REACHED: HashMap<u32, u32> =
+    HashMap::pinned(4 * EXPRESS_FLOWS, BPF_F_NO_PREALLOC);
 
 /// Whose sockets are exempt: gids, uids, cgroups. Written by the commands and the configuration, read by
 /// `sock_create`.

@@ -5,7 +5,7 @@
 use aya_ebpf::bindings::bpf_sk_lookup;
 use aya_ebpf::programs::SkLookupContext;
 use tproxy_common::abi::{DNS_PORT, Listener, Reason, Settings};
-use tproxy_common::packet::{Addresses, PROTOCOL_UDP, Packet, Ports, Transport};
+use tproxy_common::packet::{Addresses, Fragment, PROTOCOL_UDP, Packet, Ports, Transport};
 use tproxy_common::verdict::{Locality, built_in};
 
 use crate::facts::{admitted, count, is_steered, locality, remember_caller, settings};
@@ -88,7 +88,7 @@ fn steered(ctx: &SkLookupContext, addresses: &Addresses, interface: u32) {
             transport: Transport::Udp {
                 ports: ports(ctx.lookup),
             },
-            fragment: None,
+            fragment: Fragment::NONE,
             transport_offset: 0,
         };
         trace::lookup(&packet, interface, Reason::LookupSteered);
@@ -116,10 +116,7 @@ fn addresses(lookup: *mut bpf_sk_lookup, v4: bool) -> Addresses {
     // SAFETY: as in `run`. Addresses are in network order in the context.
     unsafe {
         if v4 {
-            Addresses::V4 {
-                source: (*lookup).remote_ip4,
-                destination: (*lookup).local_ip4,
-            }
+            Addresses::v4((*lookup).remote_ip4, (*lookup).local_ip4)
         } else {
             Addresses::V6 {
                 source: words(&raw const (*lookup).remote_ip6),

@@ -1,25 +1,41 @@
 //! Packet memory: the one file that touches it.
 
+use core::arch::asm;
 use core::ffi::c_void;
-use core::mem::{MaybeUninit, size_of};
+use core::mem::{MaybeUninit, offset_of, size_of};
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_sk_fullsock, bpf_skb_change_head, bpf_skb_change_type,
-    bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_csum_diff, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_sk_fullsock, bpf_skb_change_head,
+    bpf_skb_change_type, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use aya_ebpf::programs::TcContext;
-use tproxy_common::abi::MARK_MASK;
+use tproxy_common::abi::{MARK_MASK, NUMBER_SHIFT};
 use tproxy_common::packet::{
-    Bytes, ETHERNET_HEADER, ETHERTYPE_IPV6, Packet, PacketBytes, Unparsed, Words, parse,
+    Addresses, Bytes, ETHERNET_HEADER, ETHERTYPE_IPV4, ETHERTYPE_IPV6, PROTOCOL_UDP, Packet,
+    PacketBytes, Ports, Unparsed, Words, parse,
 };
 
-/// Where in a UDP header the checksum stands (RFC 768).
+use crate::icmp::ICMPV6;
+
+/// How long a UDP header is, and where in it length and checksum stand (RFC 768).
+const UDP_HEADER: usize = 8;
+const UDP_LENGTH: usize = 4;
 const UDP_CHECKSUM: usize = 6;
+/// How long an IPv4 header without options is, and where in it time to live, protocol and checksum stand (RFC 791, 3.1).
+const IPV4_HEADER: usize = 20;
+const IPV4_PLAIN: u8 = 0x45;
+const IPV4_TIME_TO_LIVE: usize = 8;
+const IPV4_PROTOCOL: usize = 9;
+const IPV4_CHECKSUM: usize = 10;
+/// Where in it the source stands, with the destination behind it; and the same in an IPv6 header.
+const IPV4_SOURCE: usize = 12;
+const IPV6_SOURCE: usize = 8;
 /// Where in an IPv6 header the next header is named, and how long it is (RFC 8200, 3).
 const NEXT_HEADER: usize = 6;
 const IPV6_HEADER: usize = 40;
-const ICMPV6: u8 = 58;
+/// Where in it the hop limit stands.
+const HOP_LIMIT: usize = 7;
 const ICMPV6_REDIRECT: u8 = 137;
 /// Where in an Ethernet header the ethertype stands.
 const ETHERTYPE: usize = 12;
@@ -83,14 +99,26 @@ impl Skb {
 
     #[inline(always)]
     pub fn set_mark(&self, mark: u32) {
+        // The compiler is free to share the address of the field among several places that write to it, and the verifier
+        // wants it as an offset from the context.
         // SAFETY: as in `len`; the field may be written by tc programs.
-        unsafe { (*self.0).mark = mark }
+        unsafe {
+            asm!("*(u32 *)({skb} + {offset}) = {mark}", skb = in(reg) self.0, mark = in(reg) u64::from(mark),
+                offset = const offset_of!(__sk_buff, mark));
+        }
     }
 
     /// Sets our bits of the mark and leaves those of others.
     #[inline(always)]
     pub fn set_own_mark(&self, mark: u32) {
         self.set_mark(self.mark() & !MARK_MASK | mark);
+    }
+
+    /// Sets our bits of the mark, and puts a number above.
+    #[inline(always)]
+    pub fn set_numbered_mark(&self, mark: u32, number: u32) {
+        let below = self.mark() & ((1 << NUMBER_SHIFT) - 1) & !MARK_MASK;
+        self.set_mark(number << NUMBER_SHIFT | below | mark);
     }
 
     #[inline(always)]
@@ -181,6 +209,59 @@ impl Skb {
         parse(self, ethertype, header(framing))
     }
 
+    /// Is it IPv4, or else IPv6? None: neither.
+    #[inline(always)]
+    pub fn is_v4(&self) -> Option<bool> {
+        // SAFETY: as in `len`.
+        match u16::from_be(unsafe { (*self.0).protocol } as u16) {
+            ETHERTYPE_IPV4 => Some(true),
+            ETHERTYPE_IPV6 => Some(false),
+            _ => None,
+        }
+    }
+
+    /// What its IP header says that it carries. Extension headers are not followed.
+    #[inline(always)]
+    pub fn carries(&self, framing: Framing) -> Option<u8> {
+        let at = if self.is_v4()? {
+            IPV4_PROTOCOL
+        } else {
+            NEXT_HEADER
+        };
+        let protocol = self.read::<1>(header(framing) + at)?;
+        Some(protocol.0[0])
+    }
+
+    /// A datagram whose headers are plain: neither options nor extension headers, and no fragment. None: it is something else.
+    /// Less than [`parse`](Self::parse), for where most packets are nothing else or are of no interest.
+    #[inline(always)]
+    pub fn plain_datagram(&self, framing: Framing) -> Option<(Addresses, Ports, Headers)> {
+        let v4 = self.is_v4()?;
+        let headers = Headers::at(v4, Headers::begin(framing));
+        if v4 {
+            let Words([first, fragment, protocol, source, destination, ports]) =
+                self.read_words::<6>(headers.ip)?;
+            let [version, ..] = first.to_ne_bytes();
+            let [.., flags, offset] = fragment.to_ne_bytes();
+            let [_, protocol, ..] = protocol.to_ne_bytes();
+            let plain = version == IPV4_PLAIN && flags & 0x3f == 0 && offset == 0;
+            (plain && protocol == PROTOCOL_UDP).then_some((
+                Addresses::v4(source, destination),
+                of(ports),
+                headers,
+            ))
+        } else {
+            let Words([_, second, a, b, c, d, e, f, g, h, ports]) =
+                self.read_words::<11>(headers.ip)?;
+            let [_, _, next, _] = second.to_ne_bytes();
+            let addresses = Addresses::V6 {
+                source: [a, b, c, d],
+                destination: [e, f, g, h],
+            };
+            (next == PROTOCOL_UDP).then_some((addresses, of(ports), headers))
+        }
+    }
+
     /// Is it an ICMPv6 redirect (RFC 4861, 4.5)? Those of the kernel have no extension headers.
     #[inline(always)]
     pub fn is_redirect(&self, framing: Framing) -> bool {
@@ -196,10 +277,9 @@ impl Skb {
                 .is_some_and(|kind| kind.0[0] == ICMPV6_REDIRECT)
     }
 
-    /// Writes the source port of the UDP header at `offset` and mends its checksum.
-    /// Returns whether it was done.
+    /// Writes the port at `at` of the UDP header at `offset` and mends its checksum. Returns whether it was done.
     #[inline(always)]
-    pub fn set_udp_source(&self, offset: usize, from: u16, to: u16) -> bool {
+    pub fn set_port(&self, offset: usize, at: usize, from: u16, to: u16) -> bool {
         // SAFETY: the helpers check the offset against the packet themselves.
         unsafe {
             // A zero checksum means "none" over IPv4 and stays so (RFC 768).
@@ -212,7 +292,7 @@ impl Skb {
             ) == 0
                 && bpf_skb_store_bytes(
                     self.0.cast(),
-                    offset as u32,
+                    at as u32,
                     (&raw const to).cast::<c_void>(),
                     2,
                     0,
@@ -221,7 +301,206 @@ impl Skb {
     }
 }
 
+/// The ports of a datagram, as they stand in its header.
+#[inline(always)]
+const fn of(ports: u32) -> Ports {
+    let [a, b, c, d] = ports.to_ne_bytes();
+    Ports {
+        source: u16::from_ne_bytes([a, b]),
+        destination: u16::from_ne_bytes([c, d]),
+    }
+}
+
+/// Which end of a datagram.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Source,
+    Destination,
+}
+
+/// Where the headers of a datagram begin: IP without options or extensions, and UDP behind it.
+#[derive(Clone, Copy)]
+pub struct Headers {
+    pub v4: bool,
+    pub ip: usize,
+    pub udp: usize,
+}
+
+impl Headers {
+    /// Where the IP header begins.
+    #[inline(always)]
+    pub const fn begin(framing: Framing) -> u32 {
+        header(framing) as u32
+    }
+
+    /// Those of a datagram whose IP header begins there. None: it has more than that.
+    #[inline(always)]
+    pub fn of(packet: &Packet, begin: u32) -> Option<Self> {
+        let headers = Self::at(matches!(packet.addresses, Addresses::V4 { .. }), begin);
+        (packet.transport_offset == headers.udp && !packet.fragment.is_one()).then_some(headers)
+    }
+
+    /// Those of a packet whose IP header begins there and is plain.
+    #[inline(always)]
+    pub const fn at(v4: bool, begin: u32) -> Self {
+        let ip = begin as usize;
+        let udp = ip + if v4 { IPV4_HEADER } else { IPV6_HEADER };
+        Self { v4, ip, udp }
+    }
+}
+
 impl Skb {
+    /// How many datagrams it is: the kernel has several of a flow in one.
+    #[inline(always)]
+    pub fn segments(&self) -> u32 {
+        // SAFETY: as in `len`.
+        match unsafe { (*self.0).gso_segs } {
+            0 => 1,
+            segments => segments,
+        }
+    }
+
+    /// The bytes of the longest IP packet that it is.
+    #[inline(always)]
+    pub fn longest(&self, headers: Headers) -> u32 {
+        // SAFETY: as in `len`.
+        let part = unsafe { (*self.0).gso_size };
+        if part == 0 {
+            self.len() - headers.ip as u32
+        } else {
+            part + (headers.udp + UDP_HEADER - headers.ip) as u32
+        }
+    }
+
+    /// The bytes that the datagram carries, of all if it is several.
+    #[inline(always)]
+    pub fn payload(&self, headers: Headers) -> u32 {
+        // SAFETY: as in `len`.
+        if unsafe { (*self.0).gso_size } != 0 {
+            return self.len().saturating_sub((headers.udp + UDP_HEADER) as u32);
+        }
+        // A link may have filled the packet up.
+        self.read::<2>(headers.udp + UDP_LENGTH)
+            .map_or(0, |length| {
+                u32::from(u16::from_be_bytes(length.0)).saturating_sub(UDP_HEADER as u32)
+            })
+    }
+
+    /// Gives one end of a datagram another address and port, and mends the checksums. Returns whether it was done.
+    #[inline(always)]
+    pub fn set_end(
+        &self,
+        headers: Headers,
+        end: End,
+        addresses: &Addresses,
+        ports: &Ports,
+        address: &[u32; 4],
+        port: u16,
+    ) -> bool {
+        let checksum = (headers.udp + UDP_CHECKSUM) as u32;
+        let (before_port, at_port) = match end {
+            End::Source => (ports.source, headers.udp),
+            End::Destination => (ports.destination, headers.udp + 2),
+        };
+        let pseudo = u64::from(BPF_F_PSEUDO_HDR) | u64::from(BPF_F_MARK_MANGLED_0);
+        // SAFETY: the helpers check the offsets against the packet themselves, and read what they are given. The checksum
+        // of the header that UDP only thinks of is changed in its own step: where hardware is to sum up, it is all there is.
+        unsafe {
+            let skb = self.0.cast();
+            let changed = match addresses {
+                Addresses::V4 {
+                    source,
+                    destination,
+                    ..
+                } => {
+                    let (before, at) = match end {
+                        End::Source => (*source, IPV4_SOURCE),
+                        End::Destination => (*destination, IPV4_SOURCE + 4),
+                    };
+                    let (before, after) = (u64::from(before), u64::from(address[0]));
+                    bpf_l3_csum_replace(skb, (headers.ip + IPV4_CHECKSUM) as u32, before, after, 4)
+                        == 0
+                        && bpf_l4_csum_replace(skb, checksum, before, after, pseudo | 4) == 0
+                        && bpf_skb_store_bytes(
+                            skb,
+                            (headers.ip + at) as u32,
+                            (&raw const address[0]).cast::<c_void>(),
+                            4,
+                            0,
+                        ) == 0
+                }
+                Addresses::V6 {
+                    source,
+                    destination,
+                } => {
+                    let (before, at) = match end {
+                        End::Source => (source, IPV6_SOURCE),
+                        End::Destination => (destination, IPV6_SOURCE + 16),
+                    };
+                    let difference = bpf_csum_diff(
+                        before.as_ptr().cast_mut(),
+                        16,
+                        address.as_ptr().cast_mut(),
+                        16,
+                        0,
+                    );
+                    difference >= 0
+                        && bpf_l4_csum_replace(skb, checksum, 0, difference as u64, pseudo) == 0
+                        && bpf_skb_store_bytes(
+                            skb,
+                            (headers.ip + at) as u32,
+                            address.as_ptr().cast::<c_void>(),
+                            16,
+                            0,
+                        ) == 0
+                }
+            };
+            changed && self.set_port(headers.udp, at_port, before_port, port)
+        }
+    }
+
+    /// Takes one from the time to live, as a router does (RFC 1812, 5.3.1; RFC 8200, 3). Returns false if that was the last, or it
+    /// could not be done.
+    #[inline(always)]
+    pub fn age(&self, headers: Headers) -> bool {
+        // SAFETY: the helpers check the offsets against the packet themselves.
+        unsafe {
+            let skb = self.0.cast();
+            if headers.v4 {
+                let at = headers.ip + IPV4_TIME_TO_LIVE;
+                let Some(Bytes([time, protocol])) = self.read::<2>(at) else {
+                    return false;
+                };
+                if time <= 1 {
+                    return false;
+                }
+                let left = time - 1;
+                let (before, after) = (
+                    u16::from_ne_bytes([time, protocol]),
+                    u16::from_ne_bytes([left, protocol]),
+                );
+                bpf_l3_csum_replace(
+                    skb,
+                    (headers.ip + IPV4_CHECKSUM) as u32,
+                    u64::from(before),
+                    u64::from(after),
+                    2,
+                ) == 0
+                    && bpf_skb_store_bytes(skb, at as u32, (&raw const left).cast(), 1, 0) == 0
+            } else {
+                let at = headers.ip + HOP_LIMIT;
+                let Some(Bytes([limit])) = self.read::<1>(at) else {
+                    return false;
+                };
+                if limit <= 1 {
+                    return false;
+                }
+                let left = limit - 1;
+                bpf_skb_store_bytes(skb, at as u32, (&raw const left).cast(), 1, 0) == 0
+            }
+        }
+    }
+
     /// Reads what lies at `offset`, if the packet does not end before.
     ///
     /// # Safety

@@ -55,6 +55,7 @@ fn with_connection(
         Addresses::V4 {
             source,
             destination,
+            ..
         } => {
             let tuple = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
                 saddr: *source,

@@ -8,7 +8,7 @@ use tproxy_common::packet::Packet;
 use tproxy_common::trace::{Hook, Message, TraceEvent, TraceFilter};
 
 use crate::maps::{TRACE, TRACE_EVENTS, TRACE_LOST};
-use crate::skb::Skb;
+use crate::skb::{Framing, Skb};
 
 /// Does somebody listen? One who was killed counts for as long as [`TraceFilter::until`] says, and until the next packet.
 ///
@@ -27,6 +27,13 @@ pub fn is_on() -> bool {
 pub fn decision(skb: Skb, packet: Option<&Packet>, hook: Hook, reason: Reason) {
     let (link, length, mark) = (skb.interface(), skb.len(), skb.mark());
     report(packet, link, length, mark, about(hook, reason));
+}
+
+/// The same about a packet that was not parsed for the decision.
+#[inline(always)]
+pub fn bare(skb: Skb, framing: Framing, hook: Hook, reason: Reason) {
+    let packet = skb.parse(framing).ok();
+    decision(skb, packet.as_ref(), hook, reason);
 }
 
 /// Tells of a datagram that socket lookup gave to the proxy.

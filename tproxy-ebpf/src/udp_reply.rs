@@ -9,7 +9,9 @@
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
-use tproxy_common::abi::{MARK_REPLY, MARK_REPLY_MASK, Reason, Settings};
+use tproxy_common::abi::{
+    MARK_EXPRESS_ANSWER, MARK_MASK, MARK_REPLY, MARK_REPLY_MASK, Reason, Settings,
+};
 use tproxy_common::packet::{Addresses, Packet, Transport};
 use tproxy_common::trace::{Hook, Message};
 
@@ -25,6 +27,11 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
     if !reply {
         if skb.came_in_by() != 0 {
             // What is forwarded pays for these questions only, unless it is to be counted.
+            if mark & MARK_MASK == MARK_EXPRESS_ANSWER {
+                // Its bytes are counted with its flow.
+                count(Reason::ExpressDelivered, skb.len());
+                return TC_ACT_UNSPEC;
+            }
             if !settings().has(Settings::ACCOUNT) {
                 return TC_ACT_UNSPEC;
             }
@@ -60,7 +67,12 @@ pub fn run(ctx: &TcContext, framing: Framing) -> i32 {
             return TC_ACT_UNSPEC;
         }
         let port = ((mark >> 16) as u16).to_be();
-        if !skb.set_udp_source(packet.transport_offset, ports.source, port) {
+        if !skb.set_port(
+            packet.transport_offset,
+            packet.transport_offset,
+            ports.source,
+            port,
+        ) {
             // A reply from the wrong port would be taken for another peer's.
             trace::message(Message::ReplyNotRewritten, 0);
             return TC_ACT_SHOT;

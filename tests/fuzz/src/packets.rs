@@ -79,6 +79,7 @@ fn independent(bytes: &[u8], packet: Result<Packet, Unparsed>) {
         Addresses::V4 {
             source,
             destination,
+            ..
         } => {
             assert_eq!(v4, Some((source.to_ne_bytes(), destination.to_ne_bytes())));
         }

@@ -291,10 +291,7 @@ fn have_lanes(family: Family) -> bool {
             bytes.map_or(0, u32::from_ne_bytes)
         };
         match address {
-            IpAddr::V4(_) => Addresses::V4 {
-                source: word(0),
-                destination: 0,
-            },
+            IpAddr::V4(_) => Addresses::v4(word(0), 0),
             IpAddr::V6(_) => Addresses::V6 {
                 source: [word(0), word(4), word(8), word(12)],
                 destination: [0; 4],

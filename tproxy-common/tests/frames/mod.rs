@@ -10,7 +10,7 @@ use etherparse::{
     VlanId,
 };
 use proptest::prelude::*;
-use tproxy_common::packet::{Addresses, Packet, Ports, Transport};
+use tproxy_common::packet::{Addresses, Fragment, Packet, Ports, Transport};
 
 /// An IPv6 extension header with the bytes that follow its fixed part.
 #[derive(Clone, Debug)]
@@ -189,10 +189,10 @@ impl Between {
 
     pub fn addresses(&self) -> Addresses {
         match self {
-            Self::V4(source, destination) => Addresses::V4 {
-                source: u32::from_ne_bytes(source.octets()),
-                destination: u32::from_ne_bytes(destination.octets()),
-            },
+            Self::V4(source, destination) => Addresses::v4(
+                u32::from_ne_bytes(source.octets()),
+                u32::from_ne_bytes(destination.octets()),
+            ),
             Self::V6(source, destination) => Addresses::V6 {
                 source: words(*source),
                 destination: words(*destination),
@@ -376,7 +376,7 @@ impl Frame {
         Packet {
             addresses: self.between.addresses(),
             transport: self.payload.expected(),
-            fragment: None,
+            fragment: Fragment::NONE,
             transport_offset: self.link_length() + ip,
         }
     }

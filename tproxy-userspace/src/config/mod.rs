@@ -127,6 +127,19 @@ impl Serialize for Stage {
     }
 }
 
+/// How UDP flows go that need no proxy any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ExpressLane {
+    /// "forward": the kernel forwards them.
+    #[default]
+    Forward,
+    /// "redirect": from link to link.
+    Redirect,
+    /// "off": there are none.
+    Off,
+}
+
 /// What becomes of packets for the proxy while none runs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -233,6 +246,10 @@ pub struct Udp {
     /// `max_associations`: how many there are at a time; beyond it the one longest unused ends.
     /// Default 4096.
     pub max_associations: u32,
+    /// `express`: what the kernel half does with the flows that it can carry without the proxy (`direct://`). "forward": the
+    /// kernel forwards them, so that routing rules and firewall see them; "redirect": they go from link to link, which is
+    /// faster; "off": nothing, the proxy relays all. Default "forward".
+    pub express: ExpressLane,
 }
 
 /// The machine itself, and what the process may do on it.
@@ -341,6 +358,7 @@ impl Config {
                 idle: Duration::from_secs(300),
                 dns_idle: Duration::from_secs(10),
                 max_associations: 4096,
+                express: ExpressLane::default(),
             },
             gateway: Gateway::default(),
             proxy: Proxy {

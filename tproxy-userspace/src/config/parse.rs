@@ -8,8 +8,8 @@ use super::error::ConfigError;
 use super::read::{Faults, Key, Table, document, known};
 use super::value::{at_least, boolean, choice, integer, list, number_or_text, text, within};
 use super::{
-    CgroupPath, Config, IdOrName, LinkPattern, Mark, OnProxyDown, Refusal, Stage, WanPattern, api,
-    check, dns, group, outbound, rule,
+    CgroupPath, Config, ExpressLane, IdOrName, LinkPattern, Mark, OnProxyDown, Refusal, Stage,
+    WanPattern, api, check, dns, group, outbound, rule,
 };
 use crate::policy::prefix;
 use crate::policy::source::{STANDARD_INPUT, Source};
@@ -125,6 +125,15 @@ fn read_into(root: &mut Table<'_>, config: &mut Config, folder: &Path) {
             "max_associations",
             &mut config.udp.max_associations,
             integer("a number of associations", 1..=LARGEST_LIMIT),
+        );
+        udp.optional(
+            "express",
+            &mut config.udp.express,
+            choice(&[
+                ("forward", ExpressLane::Forward),
+                ("redirect", ExpressLane::Redirect),
+                ("off", ExpressLane::Off),
+            ]),
         );
     });
     root.table("gateway", |gateway| {

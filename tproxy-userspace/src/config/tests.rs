@@ -79,6 +79,7 @@ keepalive = "1m"
 idle = "5m"
 dns_idle = "10s"
 max_associations = 4096
+express = "forward"
 
 [gateway]
 forward = false
@@ -250,6 +251,7 @@ fn every_key_is_read() {
         idle = "60s"
         dns_idle = "5s"
         max_associations = 0x10
+        express = "redirect"
         [gateway]
         forward = true
         masquerade = true
@@ -410,6 +412,7 @@ fn every_key_is_read() {
             idle: Duration::from_secs(60),
             dns_idle: Duration::from_secs(5),
             max_associations: 16,
+            express: ExpressLane::Redirect,
         },
         gateway: Gateway {
             forward: true,

@@ -193,7 +193,7 @@ mod tests {
             let ethertype = u16::from_be_bytes([frame[12], frame[13]]);
             let packet = parse(&frame[..], ethertype, ETHERNET_HEADER).expect("a packet");
             prop_assert!(is_from(&packet.addresses, made.source.ip(), made.destination.ip()));
-            prop_assert_eq!(packet.fragment.is_some(), made.fragment);
+            prop_assert_eq!(packet.fragment.is_one(), made.fragment);
             let (protocol, ports) = match packet.transport {
                 Transport::Tcp { ports, opens } => {
                     prop_assert!(opens);

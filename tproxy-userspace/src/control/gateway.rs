@@ -96,6 +96,7 @@ impl AttachedLink {
             lan: self.link.flags & Link::LAN_STAYS != 0,
             wan: self.link.flags & Link::WAN_STAYS != 0,
             loopback: false,
+            express: false,
         }
     }
 
@@ -247,6 +248,27 @@ impl Gateway {
         Ok(self.maps.set_settings(settings)?)
     }
 
+    /// Lets flows be on the express lane: past routing and firewall, or not; or lets none.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`].
+    pub fn set_express(&mut self, redirect: Option<bool>) -> Result<(), Error> {
+        let mut settings = self.maps.settings()?;
+        settings.set(Settings::EXPRESS, redirect.is_some());
+        settings.set(Settings::EXPRESS_REDIRECT, redirect == Some(true));
+        Ok(self.maps.set_settings(settings)?)
+    }
+
+    /// The indices of the links that serve the express lane.
+    ///
+    /// # Errors
+    /// [`Error::Bpf`].
+    pub fn express_links(&self) -> Result<BTreeSet<u32>, Error> {
+        let links = self.maps.links()?.into_iter();
+        let express = links.filter(|(_, link)| roles_of(*link).express);
+        Ok(express.map(|(index, _)| index).collect())
+    }
+
     /// Steers DNS questions to the proxy, whatever server they are for, or leaves them alone.
     ///
     /// # Errors
@@ -290,7 +312,7 @@ impl Gateway {
         self.hijack_dns(false)
     }
 
-    /// The attached links, without `lo`.
+    /// The attached LAN and WAN links.
     ///
     /// # Errors
     /// [`Error::Bpf`].
@@ -314,13 +336,19 @@ impl Gateway {
         }
         // In the order of the indices, so `lo` is ready before any WAN link turns packets round.
         for (index, link) in &wanted.attach {
-            let known = self.attached.get(index);
-            if known.is_some_and(|(_, roles)| *roles == link.roles) {
+            let known = self.attached.get(index).map(|(_, roles)| *roles);
+            if known == Some(link.roles) {
                 continue;
             }
             match self.attach(*index, link).await {
-                Ok(()) if link.roles.loopback => {}
-                Ok(()) => synced.attached.push(link.name.clone()),
+                // Only the express lane, perhaps.
+                Ok(()) if known.unwrap_or_default().told() == link.roles.told() => {}
+                Ok(()) if link.roles.is_told() => synced.attached.push(link.name.clone()),
+                Ok(()) => synced.detached.push(link.name.clone()),
+                // The proxy does the same, only slower.
+                Err(error) if link.roles == Roles::EXPRESS => {
+                    tracing::warn!("no express lane by {}: {error}", link.name);
+                }
                 Err(error) => synced.failed.push(error),
             }
         }
@@ -335,7 +363,7 @@ impl Gateway {
             let name = name_of(snapshot, index).or(known);
             let name = name.unwrap_or_else(|| format!("link {index}"));
             match self.detach(index, &name, link, roles_of(link)).await {
-                Ok(()) if roles_of(link).loopback => {}
+                Ok(()) if !roles_of(link).is_told() => {}
                 Ok(()) => synced.detached.push(name),
                 Err(error) => synced.failed.push(error),
             }
@@ -494,7 +522,7 @@ impl Gateway {
     pub async fn close(mut self, snapshot: &Snapshot, lock: Lock) -> Result<(), Error> {
         let mut result = self.retract();
         let mut left = false;
-        for link in links(&self.maps, snapshot)? {
+        for link in all_links(&self.maps, snapshot)? {
             let stays = link.stays();
             left |= !stays.is_empty();
             let roles = link.roles().without(stays);
@@ -538,12 +566,16 @@ fn roles_of(link: Link) -> Roles {
         lan: link.flags & Link::LAN != 0,
         wan: link.flags & Link::WAN != 0,
         loopback: link.flags & Link::LOOPBACK != 0,
+        express: link.flags & Link::EXPRESS != 0,
     }
 }
 
 fn flags_of(roles: Roles) -> u32 {
     let flag = |on, flag| if on { flag } else { 0 };
-    flag(roles.lan, Link::LAN) | flag(roles.wan, Link::WAN) | flag(roles.loopback, Link::LOOPBACK)
+    flag(roles.lan, Link::LAN)
+        | flag(roles.wan, Link::WAN)
+        | flag(roles.loopback, Link::LOOPBACK)
+        | flag(roles.express, Link::EXPRESS)
 }
 
 /// Indices of the LAN links.
@@ -555,11 +587,18 @@ fn lan_links(maps: &Maps) -> Result<Vec<u32>, Error> {
         .collect())
 }
 
-/// The attached links, without `lo`.
+/// The attached LAN and WAN links.
 ///
 /// # Errors
 /// [`Error::Bpf`].
 pub fn links(maps: &Maps, snapshot: &Snapshot) -> Result<Vec<AttachedLink>, Error> {
+    let mut links = all_links(maps, snapshot)?;
+    links.retain(|link| link.roles().is_told());
+    Ok(links)
+}
+
+/// The attached links, without `lo`.
+fn all_links(maps: &Maps, snapshot: &Snapshot) -> Result<Vec<AttachedLink>, Error> {
     let mut links = maps.links()?;
     // In the order in which they were attached.
     links.sort_by_key(|(index, _)| *index);
@@ -591,7 +630,7 @@ async fn detach_roles(
             && if via.own {
                 roles.wan
             } else {
-                !roles.wan || roles.lan
+                roles.lan || roles.loopback
             }
     };
     for (via, prefix) in maps.sources()? {
@@ -690,7 +729,9 @@ pub async fn detach(
         }
         Err(error) => return Err(error.into()),
     };
-    let present = links(&maps, snapshot)?;
+    let (present, beside): (Vec<_>, Vec<_>) = all_links(&maps, snapshot)?
+        .into_iter()
+        .partition(|link| link.roles().is_told());
     if let Some(name) = names
         .iter()
         .find(|name| !present.iter().any(|link| link.name == **name))
@@ -704,6 +745,11 @@ pub async fn detach(
     let (meant, left): (Vec<_>, Vec<_>) = present
         .into_iter()
         .partition(|link| names.is_empty() || names.contains(&link.name));
+    // What is there for the express lane alone goes with the last of the others.
+    for link in beside.iter().filter(|_| left.is_empty()) {
+        let detached = detach_roles(place, &netlink, &mut maps, link, link.roles()).await;
+        result = result.and(detached);
+    }
     for link in &meant {
         let detached = detach_roles(place, &netlink, &mut maps, link, link.roles()).await;
         result = result.and(detached);

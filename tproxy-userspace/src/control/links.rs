@@ -72,6 +72,8 @@ pub struct LinkInfo {
     pub loopback: bool,
     /// What precedes the IP header.
     pub framing: Framing,
+    /// The longest packet that it carries, in bytes; 0 if it does not say.
+    pub mtu: u32,
     /// The bridge, bond, team or VRF that it is part of.
     pub master: Option<u32>,
     /// The link of the same network namespace that it is stacked on, as a VLAN or macvlan is: its
@@ -416,12 +418,13 @@ fn parse_link(bytes: &[u8]) -> Option<LinkInfo> {
     let (header, attributes) = split::<16>(bytes)?;
     let flags = word(&header[8..])?;
     let flag = |flag: i32| flags & flag.cast_unsigned() != 0;
-    let (mut name, mut master, mut below) = (None, None, None);
+    let (mut name, mut mtu, mut master, mut below) = (None, 0, None, None);
     let (mut elsewhere, mut stacked) = (false, false);
     for attribute in attributes.filter_map(Result::ok) {
         let value = attribute.value();
         match attribute.kind() {
             libc::IFLA_IFNAME => name = Some(text(value)),
+            libc::IFLA_MTU => mtu = word(value).unwrap_or(0),
             libc::IFLA_MASTER => master = word(value),
             libc::IFLA_LINK => below = word(value).filter(|index| *index != 0),
             libc::IFLA_LINK_NETNSID => elsewhere = true,
@@ -435,6 +438,7 @@ fn parse_link(bytes: &[u8]) -> Option<LinkInfo> {
         up: flag(libc::IFF_UP),
         loopback: flag(libc::IFF_LOOPBACK),
         framing: Framing::from_hardware(u16::from_ne_bytes([header[2], header[3]])),
+        mtu,
         master,
         parent: below.filter(|_| stacked && !elsewhere),
     })

@@ -16,6 +16,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use serde::{Deserialize, Serialize};
+use tproxy_common::abi::{MARK_EXPRESS, MARK_MASK};
 
 use super::Error;
 use super::links::Snapshot;
@@ -69,6 +70,11 @@ impl Masquerade {
         let _ = writeln!(
             script,
             "add chain {TABLE} postrouting {{ type nat hook postrouting priority 100; }}"
+        );
+        // What is on the express lane gets its source behind the firewall.
+        let _ = writeln!(
+            script,
+            "add rule {TABLE} postrouting meta mark and {MARK_MASK:#x} == {MARK_EXPRESS:#x} accept"
         );
         if !self.lan.is_empty() && !self.out.is_empty() {
             let between = format!("iifname {} oifname {}", set(&self.lan)?, set(&self.out)?);
@@ -377,6 +383,7 @@ mod tests {
             up: true,
             loopback: name == "lo",
             framing: Framing::Ethernet,
+            mtu: 1500,
             master,
             parent: None,
         };

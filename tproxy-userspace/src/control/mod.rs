@@ -13,6 +13,7 @@ pub mod cgroup;
 pub mod doctor;
 pub mod exempt;
 pub mod explain;
+pub mod express;
 pub mod frame;
 pub mod gateway;
 pub mod life;

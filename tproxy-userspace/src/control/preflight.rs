@@ -235,6 +235,7 @@ mod tests {
                 up: true,
                 loopback: *name == "lo",
                 framing: *framing,
+                mtu: 1500,
                 master: None,
                 parent: None,
             })

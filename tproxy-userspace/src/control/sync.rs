@@ -30,6 +30,8 @@ pub struct Roles {
     pub wan: bool,
     /// It is `lo`, by which the gateway's own traffic gets to the proxy.
     pub loopback: bool,
+    /// Datagrams on the express lane leave and come by it.
+    pub express: bool,
 }
 
 impl Roles {
@@ -38,19 +40,45 @@ impl Roles {
         lan: true,
         wan: false,
         loopback: false,
+        express: false,
     };
     /// A WAN link.
     pub const WAN: Self = Self {
         lan: false,
         wan: true,
         loopback: false,
+        express: false,
+    };
+    /// A link for the express lane alone.
+    pub const EXPRESS: Self = Self {
+        lan: false,
+        wan: false,
+        loopback: false,
+        express: true,
     };
     /// `lo`.
     pub const LOOPBACK: Self = Self {
         lan: false,
         wan: false,
         loopback: true,
+        express: false,
     };
+
+    /// Those that people know of.
+    #[must_use]
+    pub fn told(self) -> Self {
+        Self {
+            loopback: false,
+            express: false,
+            ..self
+        }
+    }
+
+    /// Is it there for devices or the gateway's own traffic, and so one that people know of?
+    #[must_use]
+    pub fn is_told(self) -> bool {
+        !self.told().is_empty()
+    }
 
     /// Is there none?
     #[must_use]
@@ -65,6 +93,7 @@ impl Roles {
             lan: self.lan || other.lan,
             wan: self.wan || other.wan,
             loopback: self.loopback || other.loopback,
+            express: self.express || other.express,
         }
     }
 
@@ -75,6 +104,7 @@ impl Roles {
             lan: self.lan && !other.lan,
             wan: self.wan && !other.wan,
             loopback: self.loopback && !other.loopback,
+            express: self.express && !other.express,
         }
     }
 }
@@ -126,6 +156,8 @@ pub struct Selection {
     pub wan: Vec<WanPattern>,
     /// Prefixes that may use the proxy on each LAN link, beside its own.
     pub sources: Vec<IpNet>,
+    /// Do links that hold a default route, and WAN links, serve the express lane?
+    pub express: bool,
     /// Names of links that are not meant all the same.
     pub except: Vec<String>,
 }
@@ -146,10 +178,13 @@ impl Selection {
             WanPattern::Default => fit && snapshot.ways_out.contains(&link.index),
             WanPattern::Link(pattern) => meant(pattern),
         };
+        let wan = self.wan.iter().any(wan);
+        let way_out = fit && snapshot.ways_out.contains(&link.index);
         Roles {
             lan: self.lan.iter().any(meant),
-            wan: self.wan.iter().any(wan),
+            wan,
             loopback: false,
+            express: self.express && (wan || way_out),
         }
     }
 }
@@ -413,6 +448,7 @@ mod tests {
             up: true,
             loopback: name == "lo",
             framing: Framing::Ethernet,
+            mtu: 1500,
             master: None,
             parent: None,
         }

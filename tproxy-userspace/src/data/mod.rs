@@ -43,7 +43,7 @@ pub use self::resolve::LookupError;
 pub use self::router::{Explained, Named, NamedRule, Resolving, Routing, Sniff, Taken};
 pub use self::sockets::Sockets;
 pub use self::stats::Stats;
-pub use self::udp::{Draining, Inherited};
+pub use self::udp::{Candidate, Carried, Draining, Express, Inherited};
 pub use self::view::View;
 pub use self::way::{HealthStatus, OutboundStatus, Upstream};
 

@@ -24,7 +24,7 @@ use super::router::{Resolving, Router, Routing};
 use super::sockets::Sockets;
 use super::stats::Stats;
 use super::tcp::{self, TcpRelay};
-use super::udp::{Receiver, UdpRelay};
+use super::udp::{Express, Receiver, UdpRelay};
 use super::view::View;
 use super::way::{Upstream, follow, keep};
 use super::workers::Workers;
@@ -236,6 +236,14 @@ impl Proxy {
         )?;
         self.dns.set(Some(dns));
         Ok(Some(learned))
+    }
+
+    /// From now on flows that need no proxy any more are given to this one.
+    ///
+    /// # Errors
+    /// When this kernel cannot tell which datagrams are on their way (before Linux 5.19).
+    pub fn set_express(&self, express: Arc<dyn Express>) -> std::io::Result<()> {
+        self.udp.set_express(express, &self.receivers)
     }
 
     /// Does everything that asks for this name at this address go to its destination itself, whoever it is?

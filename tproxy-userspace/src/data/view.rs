@@ -49,6 +49,7 @@ impl View {
     /// What lives, the oldest first.
     #[must_use]
     pub fn flows(&self) -> Vec<Arc<Flow>> {
+        self.udp.collect();
         self.shared.live.all()
     }
 
@@ -66,6 +67,7 @@ impl View {
     /// Who sent and got how much.
     #[must_use]
     pub fn account(&self) -> Account {
+        self.udp.collect();
         self.shared.live.account()
     }
 
@@ -78,6 +80,7 @@ impl View {
     /// What it did so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
+        self.udp.collect();
         self.shared.counters.snapshot(self.budget)
     }
 

@@ -18,7 +18,7 @@ use std::ptr;
 use tproxy_common::abi::MARK_REPLY;
 
 use self::control::{
-    CONTROL, Control, NAME, Name, parse_lost, parse_name, parse_original, parse_part,
+    CONTROL, Control, NAME, Name, parse_lost, parse_name, parse_number, parse_original, parse_part,
 };
 
 /// How many datagrams go through one system call.
@@ -175,6 +175,17 @@ impl RecvBatch {
 }
 
 impl RecvBatch {
+    /// The datagrams of the last batch that have a number: who sent each, where it was sent to if that is known, and the number.
+    pub fn numbers(&self) -> impl Iterator<Item = (SocketAddr, Option<SocketAddr>, u16)> {
+        (0..self.filled).filter_map(|index| {
+            let lengths = self.lengths[index];
+            let control = &self.controls[index].0[..lengths.control];
+            let number = parse_number(control)?;
+            let peer = parse_name(&self.names[index].0[..lengths.name])?;
+            Some((peer, parse_original(control), number))
+        })
+    }
+
     /// How many datagrams the socket had no room for before the last one of this batch. It goes round at 2³² and is of the
     /// socket: whoever had it before has a part in it. None where none was lost, and on sockets that do not ask for it.
     #[must_use]

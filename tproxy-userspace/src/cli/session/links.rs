@@ -23,6 +23,7 @@ pub fn selection(config: &Config) -> Selection {
         lan: config.lan.interfaces.clone(),
         wan: config.wan.interfaces.clone(),
         sources: config.lan.sources.clone(),
+        express: false,
         except: Vec::new(),
     }
 }
@@ -51,6 +52,7 @@ impl Session<'_> {
         for link in &attached {
             select(&mut selection, &link.name, link.stays())?;
         }
+        selection.express = self.lane.is_some();
         selection.except = [&self.released[..], &self.releasing[..]].concat();
         let mut wanted = wanted(&self.snapshot, &selection);
         let leaves = |index| {
@@ -64,6 +66,7 @@ impl Session<'_> {
             .gateway
             .sync_machine(&self.config.gateway, &self.snapshot);
         synced.failed.extend(machine.err());
+        self.follow_lane()?;
         Ok(synced)
     }
 

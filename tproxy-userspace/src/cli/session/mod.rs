@@ -1,5 +1,6 @@
 //! One run of a gateway with its proxy: start in order, follow the machine, stop in reverse.
 
+mod express;
 mod follow;
 mod learn;
 mod links;
@@ -15,6 +16,7 @@ use std::collections::BTreeSet;
 use std::future::pending;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -22,6 +24,7 @@ use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tproxy_userspace::config::{Config, WanPattern};
+use tproxy_userspace::control::express::Lane;
 use tproxy_userspace::control::gateway::Gateway;
 use tproxy_userspace::control::links::{Snapshot, Watch};
 use tproxy_userspace::control::place::Place;
@@ -84,6 +87,8 @@ struct Session<'a> {
     dns: Option<Settings>,
     /// Tells the addresses of the names that were asked for.
     learned: Option<Reader>,
+    /// Flows that go past the proxy.
+    lane: Option<Arc<Lane>>,
     /// Which addresses names stand for.
     names: Names,
     started: Instant,
@@ -189,6 +194,7 @@ pub async fn run(
         settling: None,
         lists,
         learned,
+        lane: None,
         names: Names::default(),
         started: Instant::now(),
         cgroups: watch_cgroups(&place),
@@ -206,6 +212,7 @@ pub async fn run(
         releasing: Vec::new(),
         leaving: Vec::new(),
     };
+    session.open_lane()?;
     let presence = match inherited {
         Some((testator, state)) => {
             let served = session.succeed(testator, state, (presence, listening));
@@ -455,6 +462,9 @@ impl Session<'_> {
         step(Step::StopAsked);
         if let Err(error) = self.gateway.retract() {
             tracing::error!("{error}");
+        }
+        if let Some(lane) = &self.lane {
+            lane.close();
         }
         step(Step::StopRetracted);
         let limit = self.config.proxy.drain;

@@ -349,6 +349,10 @@ impl Session<'_> {
             tracing::warn!("{} did not take over: {error:#}", heir.name());
             return None;
         }
+        // What lives stays with this process, which goes on without the lane: the other one has it.
+        if let Some(lane) = &self.lane {
+            lane.close();
+        }
         // The other one listens at the same paths.
         presence.close_doors();
         step(Step::TestatorClosed);
@@ -378,6 +382,9 @@ impl Session<'_> {
     /// Takes what is new again, and puts right what another process may have changed.
     async fn go_on(&mut self, presence: &mut Presence) -> Result<()> {
         self.proxy.go_on()?;
+        if let Some(lane) = &self.lane {
+            lane.reopen();
+        }
         presence.open(&self.place)?;
         self.teller = presence.teller();
         self.teller

@@ -158,6 +158,7 @@ prop_compose! {
         (udp_idle, dns_idle) in (any_duration(), any_duration()),
         (drain, takeover_drain) in (any_duration(), any_duration()),
         max_associations in 1..10_000_000_u32,
+        express in prop::sample::select(&[ExpressLane::Forward, ExpressLane::Redirect, ExpressLane::Off][..]),
         (forward, masquerade, account) in any::<(bool, bool, bool)>(),
         port: u16,
     ) -> Config {
@@ -203,7 +204,7 @@ prop_compose! {
                 keepalive: Duration::from_secs(keepalive),
                 max_connections,
             },
-            udp: Udp { idle: udp_idle, dns_idle, max_associations },
+            udp: Udp { idle: udp_idle, dns_idle, max_associations, express },
             gateway: Gateway {
                 forward,
                 masquerade,

@@ -11,8 +11,8 @@ use aya::maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, SockMap};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use tproxy_common::abi::{
     self, ABI_VERSION, BYPASS_CAPACITY, Bypass, Counter, EXEMPT_CAPACITY, Exempt, ExemptKey,
-    ExemptMarks, LANES, LOCALS_CAPACITY, Link, Listener, Local, NOTE_BYTES, Note, NoteKey, Reason,
-    SOURCES_CAPACITY, Settings, SourceV4, SourceV6, Traffic,
+    ExemptMarks, Express, FlowV4, FlowV6, LANES, LOCALS_CAPACITY, Link, Listener, Local,
+    NOTE_BYTES, Note, NoteKey, Reason, SOURCES_CAPACITY, Settings, SourceV4, SourceV6, Traffic,
 };
 use tproxy_common::trace::TraceFilter;
 
@@ -46,7 +46,10 @@ raw!(
     Exempt,
     ExemptMarks,
     Traffic,
-    TraceFilter
+    TraceFilter,
+    FlowV4,
+    FlowV6,
+    Express
 );
 
 /// One entry of the bypass set.
@@ -571,7 +574,7 @@ pub(super) fn failed(doing: &'static str, map: &'static str) -> impl FnOnce(MapE
 }
 
 /// A trie answers ENOSPC when it is full, a hash map E2BIG.
-fn full_or(
+pub(super) fn full_or(
     doing: &'static str,
     map: &'static str,
     capacity: u32,
@@ -590,7 +593,7 @@ fn full_or(
 }
 
 /// Removing what is not there is no failure.
-fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
+pub(super) fn absent_is_fine(result: Result<(), MapError>) -> Result<(), MapError> {
     match result {
         Err(MapError::KeyNotFound) => Ok(()),
         Err(MapError::SyscallError(error))
@@ -624,7 +627,7 @@ fn net_v6(key: &Key<[u32; 4]>) -> Ipv6Net {
     Ipv6Net::new_assert(bytes(key.data()).into(), key.prefix_len() as u8)
 }
 
-fn words(address: [u8; 16]) -> [u32; 4] {
+pub(super) fn words(address: [u8; 16]) -> [u32; 4] {
     let word = |at: usize| {
         u32::from_ne_bytes([
             address[at],

@@ -1,6 +1,7 @@
 //! The kernel half as user space sees it: its maps and its programs. The only module that names aya.
 
 mod account;
+mod express;
 mod maps;
 pub mod neighbours;
 mod programs;
@@ -15,6 +16,7 @@ use aya::maps::MapError;
 use aya::pin::PinError;
 use aya::programs::ProgramError;
 
+pub use express::{Ends, ExpressMaps, address};
 pub use maps::{BypassEntry, Maps};
 pub use programs::{
     AttachWay, Programs, detach_link, detach_sock_create, has_sock_create, remove_pins,

@@ -31,13 +31,14 @@ pub enum AttachWay {
 /// The priority of our clsact filters: 0x7470, after what others put first by hand.
 const PRIORITY: u16 = 0x7470;
 const HANDLE: TcHandle = TcHandle::new(0, 1);
-/// For a second program of ours in the same direction.
+/// For more programs of ours in the same direction.
 const HANDLE_LOCAL: TcHandle = TcHandle::new(0, 2);
+const HANDLE_EXPRESS: TcHandle = TcHandle::new(0, 3);
 const LOOKUP_PIN: &str = "lookup";
 const SOCK_CREATE_PIN: &str = "sock_create";
 
 /// All that are attached to links.
-pub(super) const CLASSIFIERS: [&str; 7] = [
+pub(super) const CLASSIFIERS: [&str; 11] = [
     program::LAN_INGRESS,
     program::LAN_INGRESS_L3,
     program::UDP_REPLY,
@@ -45,6 +46,10 @@ pub(super) const CLASSIFIERS: [&str; 7] = [
     program::LOCAL_EGRESS,
     program::LOCAL_EGRESS_L3,
     program::LO_INGRESS,
+    program::WAN_INGRESS,
+    program::WAN_INGRESS_L3,
+    program::WAN_EGRESS,
+    program::WAN_EGRESS_L3,
 ];
 
 /// The programs of one object, on one set of maps.
@@ -94,6 +99,20 @@ fn hooks(roles: Roles, ethernet: bool) -> Vec<Hook> {
             direction: TcAttachType::Ingress,
             pin: "ingress",
             handle: HANDLE,
+        });
+    }
+    if roles.express {
+        hooks.push(Hook {
+            program: pick(program::WAN_EGRESS, program::WAN_EGRESS_L3),
+            direction: TcAttachType::Egress,
+            pin: "express_out",
+            handle: HANDLE_EXPRESS,
+        });
+        hooks.push(Hook {
+            program: pick(program::WAN_INGRESS, program::WAN_INGRESS_L3),
+            direction: TcAttachType::Ingress,
+            pin: "express_in",
+            handle: HANDLE_EXPRESS,
         });
     }
     hooks

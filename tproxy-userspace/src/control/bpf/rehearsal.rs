@@ -10,7 +10,7 @@ use super::programs::remove_pin;
 use super::{BypassEntry, Error, Maps, Programs, Trial};
 
 /// What the programs write, and who listens to them. A rehearsal has these for itself; the rest it shares.
-const OWN: [&str; 12] = [
+const OWN: [&str; 15] = [
     map::COUNTERS,
     map::BYPASS_V4,
     map::BYPASS_V6,
@@ -20,6 +20,9 @@ const OWN: [&str; 12] = [
     map::FRAGMENTS,
     map::DEVICES,
     map::NETWORKS,
+    map::EXPRESS_V4,
+    map::EXPRESS_V6,
+    map::EXPRESS_REACHED,
     map::TRACE,
     map::TRACE_EVENTS,
     map::TRACE_LOST,

@@ -46,6 +46,7 @@ fn way() -> Option<WayOut> {
     Some(WayOut {
         link: WAN,
         source: Some(ip("192.0.2.1")),
+        mtu: None,
     })
 }
 
@@ -126,6 +127,7 @@ fn what_the_gateway_sends_leaves_by_its_way() {
     let elsewhere = Some(WayOut {
         link: 9,
         source: Some(ip("192.0.2.1")),
+        mtu: None,
     });
     let unseen = known().course(Sender::Gateway, far, None, elsewhere);
     assert_eq!(unseen, Ok(Course::Unseen(elsewhere)));

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
+use super::express::Vote;
 use super::key::Key;
 use super::upstream::{self, Answers, Datagram, Sender, Taker, Upstream};
 use super::{Receiver, UdpRelay};
@@ -17,7 +18,7 @@ use crate::data::live::Flow;
 use crate::data::outbound::DialError;
 use crate::data::record::{Outcome, Record, Shared};
 use crate::data::way::Way;
-use crate::net::mmsg::{Outgoing, Prefix, SendBatch, SendReport};
+use crate::net::mmsg::{Outgoing, Prefix, RecvBatch, SendBatch, SendReport};
 
 /// How long an association that failed stays, so that a busy device does not make us knock at a dead server
 /// with every datagram.
@@ -31,8 +32,9 @@ pub struct Association {
     /// The way that it takes.
     pub way: Arc<Way>,
     receiver: Arc<Receiver>,
-    upstream: Upstream,
+    pub(super) upstream: Upstream,
     flow: Arc<Flow>,
+    vote: Mutex<Vote>,
     task: OnceLock<AbortHandle>,
     record: Mutex<Record>,
 }
@@ -52,6 +54,7 @@ impl Association {
             receiver: Arc::clone(receiver),
             upstream,
             flow: Arc::clone(record.flow()),
+            vote: Mutex::default(),
             task: OnceLock::new(),
             record: Mutex::new(record),
         }
@@ -88,13 +91,23 @@ impl Association {
 
     /// Sends a device's datagrams to their destinations.
     pub fn send<'a>(
-        &self,
+        self: &Arc<Self>,
         batch: &mut SendBatch,
         datagrams: impl Iterator<Item = Datagram<'a>>,
-        shared: &Shared,
+        relay: &UdpRelay,
     ) {
+        let shared = &relay.hands.shared;
         let report = match &self.upstream {
-            Upstream::Direct(socket) => upstream::send_directly(socket, batch, datagrams),
+            Upstream::Direct(socket) => {
+                let mut last = None;
+                let datagrams = datagrams.inspect(|(peer, _)| last = Some(*peer));
+                let report = upstream::send_directly(socket, batch, datagrams);
+                // Mostly a batch is a burst of one flow.
+                if let Some(peer) = last {
+                    relay.vote(self, peer, report.sent);
+                }
+                report
+            }
             Upstream::Relay(relay) => relay.send(batch, datagrams),
             Upstream::Nowhere => return,
         };
@@ -116,7 +129,8 @@ impl Association {
 
     async fn answer_directly(self: Arc<Self>, relay: Arc<UdpRelay>) {
         if let Upstream::Direct(socket) = &self.upstream {
-            upstream::carry_directly(socket, &mut self.device(&relay)).await;
+            let told = |batch: &RecvBatch| relay.tell_answered(&self, batch);
+            upstream::carry_directly(socket, &mut self.device(&relay), told).await;
         }
     }
 
@@ -157,7 +171,11 @@ impl Association {
         }
     }
 
-    fn device<'a>(&'a self, relay: &'a UdpRelay) -> Device<'a> {
+    pub(super) fn vote(&self) -> MutexGuard<'_, Vote> {
+        self.vote.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn device<'a>(self: &'a Arc<Self>, relay: &'a UdpRelay) -> Device<'a> {
         Device {
             association: self,
             relay,
@@ -184,7 +202,7 @@ impl Association {
 
 /// Who sent the datagrams, and gets the answers.
 struct Device<'a> {
-    association: &'a Association,
+    association: &'a Arc<Association>,
     relay: &'a UdpRelay,
 }
 
@@ -202,7 +220,7 @@ impl Taker for Device<'_> {
             receiver,
             flow,
             ..
-        } = self.association;
+        } = &**self.association;
         let heard = || {
             let all = answers.iter().flatten();
             all.filter(|(peer, _)| self.hears(*peer))
@@ -226,6 +244,9 @@ impl Taker for Device<'_> {
             counters.down.fetch_add(report.bytes as u64, Relaxed);
             flow.count_down(report.bytes as u64);
             self.relay.used(key, heard().map(|(peer, _)| *peer));
+            if let Some((peer, _)) = heard().next_back() {
+                self.relay.vote(self.association, *peer, report.sent);
+            }
         }
         ControlFlow::Continue(())
     }

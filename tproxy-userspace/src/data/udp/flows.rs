@@ -111,7 +111,7 @@ impl UdpRelay {
             }
             let group = group[first..].iter().flatten();
             let group = group.map(|(_, destination, payload)| (*destination, *payload));
-            association.send(send, group, &self.hands.shared);
+            association.send(send, group, self);
         }
     }
 
@@ -228,7 +228,7 @@ impl UdpRelay {
         });
         match &association {
             Some(association) if done.datagrams.len() > 0 => {
-                association.send(send, done.datagrams.iter(), &self.hands.shared);
+                association.send(send, done.datagrams.iter(), self);
             }
             Some(_) => {}
             None => self.count_dropped(done.datagrams.len()),

@@ -5,6 +5,7 @@
 //! association. None is held across an await.
 
 mod association;
+mod express;
 mod flows;
 mod handover;
 mod held;
@@ -29,6 +30,8 @@ use std::time::{Duration, Instant};
 use tokio::net::UdpSocket;
 
 use self::association::Association;
+use self::express::Lane;
+pub use self::express::{Candidate, Carried, Express};
 use self::flows::Flows;
 use self::handover::Predecessors;
 pub use self::handover::{Draining, Inherited};
@@ -96,6 +99,7 @@ pub struct UdpRelay {
     flows: Mutex<Flows>,
     table: Mutex<Table<Key, Arc<Association>>>,
     questions: Questions,
+    lane: Lane,
     /// The processes that this one has taken over from.
     pub(super) predecessors: Predecessors,
     closed: AtomicBool,
@@ -111,6 +115,7 @@ impl UdpRelay {
             flows: Mutex::new(Flows::new(budget, limits)),
             table: Mutex::new(table),
             questions: Questions::default(),
+            lane: Lane::default(),
             predecessors: Predecessors::default(),
             closed: AtomicBool::new(false),
         })
@@ -136,6 +141,7 @@ impl UdpRelay {
                     lost.fetch_add(u64::from(more), Relaxed);
                 }
                 self.forward(&receiver, recv.datagrams(), send);
+                self.tell_sent(recv);
                 ControlFlow::Continue(())
             });
         }
@@ -222,7 +228,7 @@ impl UdpRelay {
                 name: None,
             });
             match association {
-                Some(association) => association.send(send, group, &self.hands.shared),
+                Some(association) => association.send(send, group, self),
                 None => self.count_dropped(group.count()),
             }
         }
@@ -277,7 +283,7 @@ impl UdpRelay {
         let evicted = table.insert(key, Arc::clone(&association), class, arrival.now);
         drop(table);
         if let Some(evicted) = evicted {
-            evicted.close(Outcome::Evicted);
+            self.close(&evicted, Outcome::Evicted);
         }
         Some(association)
     }
@@ -343,6 +349,14 @@ impl UdpRelay {
         if known.is_some_and(|known| Arc::ptr_eq(known, association)) {
             table.remove(&association.key);
         }
+        drop(table);
+        self.leave(association);
+    }
+
+    /// Ends an association that is in the table no more.
+    fn close(&self, association: &Arc<Association>, outcome: Outcome) {
+        self.leave(association);
+        association.close(outcome);
     }
 
     /// Ends idle associations and forgets idle flows, for ever.
@@ -355,6 +369,7 @@ impl UdpRelay {
     }
 
     fn sweep_at(&self, now: Instant) {
+        self.collect();
         self.sweep_flows(now);
         if self.hands.shared.router().has_groups() {
             self.end_stranded();
@@ -364,7 +379,7 @@ impl UdpRelay {
             let Some(association) = self.table().pop_idle(now) else {
                 return;
             };
-            association.close(Outcome::Idle);
+            self.close(&association, Outcome::Idle);
         }
     }
 
@@ -378,7 +393,7 @@ impl UdpRelay {
         };
         for association in stranded {
             self.forget(&association);
-            association.close(Outcome::UpstreamLost);
+            self.close(&association, Outcome::UpstreamLost);
         }
     }
 
@@ -394,7 +409,7 @@ impl UdpRelay {
         };
         flow.kill();
         self.forget(&association);
-        association.close(Outcome::Killed);
+        self.close(&association, Outcome::Killed);
         true
     }
 
@@ -411,7 +426,7 @@ impl UdpRelay {
             let Some(association) = self.table().pop() else {
                 return count;
             };
-            association.close(Outcome::Drained);
+            self.close(&association, Outcome::Drained);
             count += 1;
         }
     }

@@ -123,7 +123,7 @@ impl Answers {
     pub async fn carry(self, way: &Way, taker: &mut impl Taker) -> Result<(), DialError> {
         match self {
             Self::Direct(socket) => {
-                direct::carry(&socket, taker).await;
+                direct::carry(&socket, taker, |_| {}).await;
                 Ok(())
             }
             Self::Socks5(answers) => {
@@ -211,14 +211,17 @@ pub fn receive(
     })
 }
 
-/// The same for datagrams that are read where they lie.
+/// The same for datagrams that are read where they lie. `taken` is told when all of a batch have been taken.
 fn receive_each(
     socket: &UdpSocket,
     taker: &mut impl Taker,
     read: impl Fn(crate::net::mmsg::Received<'_>) -> Option<Datagram<'_>>,
+    taken: impl FnOnce(&RecvBatch),
 ) -> ControlFlow<()> {
     receive(socket, |recv, send| {
         let answers = recv.datagrams().map(|one| one.and_then(&read));
-        in_batches(answers, |batch, count| taker.take(&batch[..count], send))
+        in_batches(answers, |batch, count| taker.take(&batch[..count], send))?;
+        taken(recv);
+        ControlFlow::Continue(())
     })
 }

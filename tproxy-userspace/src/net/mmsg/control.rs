@@ -4,6 +4,8 @@
 use std::mem::size_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
+use tproxy_common::abi::{MARK_EXPRESS_ANSWER, MARK_MASK, MARK_STEER, NUMBER_SHIFT};
+
 use super::reply_mark;
 
 /// Bytes of the largest name, `struct sockaddr_in6`.
@@ -11,8 +13,8 @@ pub const NAME: usize = 28;
 /// Bytes of `struct cmsghdr` in the kernel: a length of word size, the level, the type.
 const CONTROL_HEADER: usize = size_of::<usize>() + 8;
 /// Room for the control messages of one datagram or train: `in6_pktinfo`, a mark and the length of a part; or an original
-/// destination, how many were lost and the length of a part.
-pub const CONTROL: usize = 96;
+/// destination, how many were lost, a mark and the length of a part.
+pub const CONTROL: usize = 128;
 
 /// A `struct sockaddr_in` or `sockaddr_in6`.
 #[derive(Clone, Copy)]
@@ -126,6 +128,17 @@ pub fn parse_lost(control: &[u8]) -> Option<u32> {
         (level, kind) == (libc::SOL_SOCKET, libc::SO_RXQ_OVFL)
     })?;
     Some(u32::from_ne_bytes(*data.first_chunk()?))
+}
+
+/// Finds among control messages the number of a datagram whose flow changes to the express lane.
+pub fn parse_number(control: &[u8]) -> Option<u16> {
+    let data = find(control, |level, kind| {
+        (level, kind) == (libc::SOL_SOCKET, libc::SO_MARK)
+    })?;
+    let mark = u32::from_ne_bytes(*data.first_chunk()?);
+    let number = (mark >> NUMBER_SHIFT) as u16;
+    let ours = matches!(mark & MARK_MASK, MARK_STEER | MARK_EXPRESS_ANSWER);
+    (ours && number != 0).then_some(number)
 }
 
 /// Finds among control messages how long the parts of a train are (`UDP_GRO`).

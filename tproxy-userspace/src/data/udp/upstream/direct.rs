@@ -8,7 +8,7 @@ use tokio::net::UdpSocket;
 use super::{Datagram, Taker, receive_each};
 use crate::data::outbound::{DialError, Dialer};
 use crate::data::way::Way;
-use crate::net::mmsg::{Outgoing, Prefix, SendBatch, SendReport};
+use crate::net::mmsg::{Outgoing, Prefix, Received, RecvBatch, SendBatch, SendReport};
 
 /// A socket that can reach peers of the same family as `first`.
 ///
@@ -40,11 +40,15 @@ pub fn send<'a>(
     batch.send(socket, outgoing)
 }
 
-/// Brings what they answer.
-pub async fn carry(socket: &UdpSocket, taker: &mut impl Taker) {
+/// Brings what they answer. `taken` is told when all of a batch have been taken.
+pub async fn carry(socket: &UdpSocket, taker: &mut impl Taker, taken: impl Fn(&RecvBatch) + Send) {
     while socket.readable().await.is_ok() {
-        if receive_each(socket, taker, |one| Some((one.peer, one.payload))).is_break() {
+        if receive_each(socket, taker, plain, &taken).is_break() {
             return;
         }
     }
+}
+
+fn plain(received: Received<'_>) -> Option<Datagram<'_>> {
+    Some((received.peer, received.payload))
 }

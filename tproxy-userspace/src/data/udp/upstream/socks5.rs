@@ -51,7 +51,7 @@ impl Answers {
         loop {
             tokio::select! {
                 readable = self.socket.readable() => {
-                    if readable.is_err() || receive_each(&self.socket, taker, unwrap).is_break() {
+                    if readable.is_err() || receive_each(&self.socket, taker, unwrap, |_| {}).is_break() {
                         return;
                     }
                 }
