@@ -94,7 +94,9 @@ struct State {
     astray: usize,
     /// Answers that came, and that got to a device, when it was looked last.
     answers: [u64; 2],
+    /// Nobody is let in, for now or for good.
     closed: bool,
+    given_up: bool,
 }
 
 /// What of the network matters here.
@@ -180,6 +182,7 @@ impl Lane {
             astray: 0,
             answers: [0; 2],
             closed: false,
+            given_up: false,
         };
         let lane = Arc::new(Self {
             state: Mutex::new(state),
@@ -189,8 +192,13 @@ impl Lane {
         Ok((lane, Asked(heard)))
     }
 
-    /// Asks for a flow. It may be refused; then the proxy goes on with it, and may ask again.
+    /// Asks for a flow. It may be refused; then the proxy goes on with it, and may ask again. From then on the association is
+    /// known until it [leaves](Self::leave).
     pub fn ask(&self, wanted: Wanted) {
+        self.state()
+            .associations
+            .entry(wanted.association)
+            .or_default();
         // Where there is no room it is asked for again.
         let _ = self.asked.try_send(wanted);
     }
@@ -265,7 +273,8 @@ impl Lane {
 
     /// Flows may come again.
     pub fn reopen(&self) {
-        self.state().closed = false;
+        let mut state = self.state();
+        state.closed = state.given_up;
     }
 
     /// Looks whether answers get to the devices. If none does, nothing goes by the lane any more.
@@ -283,10 +292,8 @@ impl Lane {
     async fn put(&self, netlink: &Netlink, wanted: &Wanted) -> Result<(), Error> {
         let (network, redirect) = {
             let state = self.state();
-            let refused = |on_lane: &OnLane| on_lane.astray.contains(&wanted.peer);
-            let on_lane = state.associations.get(&wanted.association);
             let full = state.up.len() >= EXPRESS_FLOWS as usize;
-            if state.closed || full || on_lane.is_some_and(refused) {
+            if full || !state.may_have(wanted) {
                 return Ok(());
             }
             (Arc::clone(&state.network), state.redirect)
@@ -297,10 +304,8 @@ impl Lane {
         let mut state = self.state();
         // Whether it was there already and went astray.
         state.remove(wanted.association, wanted.peer);
-        let refused = |on_lane: &OnLane| on_lane.astray.contains(&wanted.peer);
-        let on_lane = state.associations.get(&wanted.association);
         // While the kernel was asked, that may have become untrue.
-        if state.closed || !Arc::ptr_eq(&state.network, &network) || on_lane.is_some_and(refused) {
+        if !Arc::ptr_eq(&state.network, &network) || !state.may_have(wanted) {
             return Ok(());
         }
         let patience = 2 * Duration::from_nanos(EXPRESS_PATIENCE);
@@ -353,6 +358,12 @@ impl Asked {
 }
 
 impl State {
+    /// Is the association there still, and the lane good for the flow?
+    fn may_have(&self, wanted: &Wanted) -> bool {
+        let on_lane = self.associations.get(&wanted.association);
+        !self.closed && on_lane.is_some_and(|on_lane| !on_lane.astray.contains(&wanted.peer))
+    }
+
     fn reached(&mut self, id: u32, number: u16) {
         // Without it the lane opens by itself a little later.
         let _ = self.maps.set_reached(id, Some(number.into()));
@@ -380,8 +391,8 @@ impl State {
             ids,
             told: Default::default(),
         };
-        let on_lane = self.associations.entry(wanted.association).or_default();
-        on_lane.flows.insert(wanted.peer, flow);
+        let on_lane = self.associations.entry(wanted.association);
+        on_lane.or_default().flows.insert(wanted.peer, flow);
         Ok(())
     }
 
@@ -412,7 +423,8 @@ impl State {
     }
 
     fn give_up(&mut self, why: &str) {
-        if !std::mem::replace(&mut self.closed, true) {
+        if !std::mem::replace(&mut self.given_up, true) {
+            self.closed = true;
             tracing::warn!(
                 "no express lane any more: {why}; let packets with the mark {MARK_EXPRESS:#x} or {MARK_EXPRESS_ANSWER:#x} \
                  (mask {MARK_MASK:#x}) through the firewall untranslated, or set udp.express to \"redirect\" or \"off\"; then \

@@ -48,7 +48,7 @@ pub struct Carried {
 
 /// Who carries flows past the proxy.
 pub trait Express: fmt::Debug + Send + Sync {
-    /// Asks for a flow. That may be refused without a word, and asked for again.
+    /// Asks for a flow. That may be refused without a word, and asked for again. It must not take long.
     fn ask(&self, candidate: Candidate);
     /// May there be datagrams with numbers?
     fn is_switching(&self) -> bool;
@@ -155,16 +155,20 @@ impl UdpRelay {
             return;
         }
         let id = association.flow().id;
-        self.lane
-            .associations()
-            .entry(id)
-            .or_insert_with(|| Arc::clone(association));
-        express.ask(Candidate {
+        let candidate = Candidate {
             association: id,
             device: association.key.client,
             peer,
             port: local.port(),
-        });
+        };
+        // Under the lock: whoever ends it takes it out of the table first, and off the lane then.
+        let table = self.table();
+        let present = table.get(&association.key);
+        if present.is_some_and(|present| Arc::ptr_eq(present, association)) {
+            let mut associations = self.lane.associations();
+            associations.insert(id, Arc::clone(association));
+            express.ask(candidate);
+        }
     }
 
     /// Devices' datagrams of this batch have been sent on.

@@ -1,8 +1,8 @@
 //! UDP: steered datagrams in, each to the association of its device socket and way, and the answers back.
 //!
 //! Without rules all datagrams of a device socket take the default way, and nothing is kept but its association. With
-//! rules each flow is decided by itself (`flows`). Locks are taken in this order: flows, associations, what waits in an
-//! association. None is held across an await.
+//! rules each flow is decided by itself (`flows`). Locks are taken in this order: flows, associations, those on the express
+//! lane, what waits in an association. None is held across an await.
 
 mod association;
 mod express;
