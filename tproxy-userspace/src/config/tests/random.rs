@@ -17,9 +17,10 @@ fn any_prefixes() -> impl Strategy<Value = Vec<IpNet>> {
     })
 }
 
+/// None of them ends as a file does.
 fn any_domain() -> impl Strategy<Value = Domain> {
     let form = prop::sample::select(&["", ".", "full:", "keyword:", "regexp:"][..]);
-    (form, "[a-z]{1,9}(\\.[a-z]{1,9}){0,2}")
+    (form, "([a-z]{1,9}\\.){0,2}[a-z]{1,8}q")
         .prop_map(|(form, name)| format!("{form}{name}").parse().unwrap())
 }
 
