@@ -87,8 +87,9 @@ fn end_of_key(line: &str) -> Option<usize> {
     let mut word = String::new();
     for (at, letter) in letters.take(KEY.len() + 1) {
         word.push(letter);
-        let end = at + letter.len_utf8();
-        let is_end = !line[end..].starts_with(is_of_key);
+        let rest = line[at + letter.len_utf8()..].trim_start_matches(['-', '_']);
+        let end = line.len() - rest.len();
+        let is_end = !rest.starts_with(is_of_key);
         if is_end && strsim::damerau_levenshtein(&word, KEY) <= 1 {
             return Some(end);
         }

@@ -235,6 +235,15 @@ const WITH_SECRET: &str = "stage = 2\n[[outbound]]\nname = \"a\"\n\
 
 const WITH_TOKEN: &str = "[api]\ntoken = \"hunter2hunter2\" # mine\ncolour = 1\n";
 
+#[test]
+fn a_dash_behind_the_key_does_not_show_the_token() {
+    for key in ["token-", "token_", "-token", "token--"] {
+        let text = WITH_TOKEN.replace("token", key);
+        let error = parse(&text).expect_err("there is no such key").to_string();
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+}
+
 proptest! {
     #[test]
     fn what_is_printed_is_read_back(config in any_config()) {
