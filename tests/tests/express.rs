@@ -34,9 +34,9 @@ const MANY: u32 = 200;
 /// How the lane takes datagrams through.
 const MODES: [&str; 2] = ["forward", "redirect"];
 
-fn run(lab: &Lab, mode: &str, more: &str) -> Result<Tproxy> {
+fn run(lab: &Lab, mode: &str) -> Result<Tproxy> {
     lab.tproxy_configured(&format!(
-        "[udp]\nexpress = \"{mode}\"\n[[outbound]]\nname = \"near\"\nurl = \"direct://\"\n{more}"
+        "[udp]\nexpress = \"{mode}\"\n[[outbound]]\nname = \"near\"\nurl = \"direct://\"\n"
     ))
 }
 
@@ -73,10 +73,7 @@ fn count(lab: &Lab, reason: &str) -> Result<u64> {
 /// Talks until the flow is on the lane.
 fn talk_onto_lane(lab: &Lab, socket: &UdpSocket) -> Result<()> {
     until("the flow to go by the lane", SOON, || {
-        let before = count(lab, "express")?;
-        talk(socket, MANY)?;
-        let gone = count(lab, "express")? - before;
-        Ok((gone > u64::from(MANY) / 2).then_some(()))
+        Ok((by_lane(lab, socket)? > u64::from(MANY) / 2).then_some(()))
     })
 }
 
@@ -106,7 +103,7 @@ fn a_long_flow_goes_by_the_lane_and_nobody_sees_the_difference() -> Result<()> {
         let lab = Lab::builder().masquerade().no_way_back().build()?;
         let before = Snapshot::take(&lab)?;
         let echo = UdpEcho::start(&lab.internet, PORT..=PORT)?;
-        let tproxy = run(&lab, mode, "")?;
+        let tproxy = run(&lab, mode)?;
         for family in Family::BOTH {
             echo.forget();
             let socket = talker(&lab, family)?;
@@ -166,7 +163,7 @@ fn the_gateways_own_flows_go_by_the_lane() -> Result<()> {
 fn without_the_lane_the_proxy_does_all() -> Result<()> {
     let lab = Lab::new()?;
     let _echo = UdpEcho::start(&lab.internet, PORT..=PORT)?;
-    let tproxy = run(&lab, "off", "")?;
+    let tproxy = run(&lab, "off")?;
     talk(&talker(&lab, Family::V4)?, 3 * MANY)?;
     assert_eq!(count(&lab, "express")?, 0);
     tproxy.stop()
@@ -177,7 +174,7 @@ fn a_flow_ends_when_it_is_killed_and_comes_back_as_another() -> Result<()> {
     for mode in MODES {
         let lab = Lab::new()?;
         let echo = UdpEcho::start(&lab.internet, PORT..=PORT)?;
-        let tproxy = run(&lab, mode, "")?;
+        let tproxy = run(&lab, mode)?;
         let socket = talker(&lab, Family::V4)?;
         talk_onto_lane(&lab, &socket)?;
         let id = flow(&lab)?["id"].to_string();
@@ -196,7 +193,7 @@ fn edits_reach_a_flow_on_the_lane() -> Result<()> {
     for mode in MODES {
         let lab = Lab::new()?;
         let echo = UdpEcho::start(&lab.internet, PORT..=PORT)?;
-        let tproxy = run(&lab, mode, "")?;
+        let tproxy = run(&lab, mode)?;
         let socket = talker(&lab, Family::V4)?;
         talk_onto_lane(&lab, &socket)?;
         // A reload that changes nothing about it leaves it there.
@@ -249,7 +246,7 @@ fn without_a_proxy_nothing_goes_by_the_lane() -> Result<()> {
             let own = echo.clients().contains_key(&socket.local_addr()?);
             assert_eq!(own, policy == "pass");
             // The next proxy finds what is left, and begins anew.
-            let tproxy = run(&lab, mode, "")?;
+            let tproxy = run(&lab, mode)?;
             talk_onto_lane(&lab, &talker(&lab, Family::V4)?)?;
             tproxy.stop()?;
         }
@@ -289,7 +286,7 @@ fn what_is_more_than_a_plain_datagram_goes_by_the_proxy() -> Result<()> {
         // Datagrams of 1,450 bytes fit on the LAN, and not on the WAN.
         let lab = Lab::builder().wan_mtu(1_400).build()?;
         let _echo = UdpEcho::start(&lab.internet, PORT..=PORT)?;
-        let tproxy = run(&lab, mode, "")?;
+        let tproxy = run(&lab, mode)?;
         for family in Family::BOTH {
             let socket = talker(&lab, family)?;
             talk_onto_lane(&lab, &socket)?;
@@ -318,7 +315,7 @@ fn forged_datagrams_do_not_get_in() -> Result<()> {
     for mode in MODES {
         let lab = Lab::new()?;
         let echo = UdpEcho::start(&lab.internet, PORT..=PORT)?;
-        let tproxy = run(&lab, mode, "")?;
+        let tproxy = run(&lab, mode)?;
         let family = Family::V4;
         let socket = talker(&lab, family)?;
         talk_onto_lane(&lab, &socket)?;
@@ -362,7 +359,7 @@ fn a_flow_that_changes_to_the_lane_and_back_loses_nothing_and_keeps_its_order() 
         let lab = Lab::new()?;
         let sink = udp_at(&lab.internet, at(Family::V4.far(1), PORT))?;
         setsockopt(&sink, sockopt::RcvBufForce, &(4 << 20))?;
-        let tproxy = run(&lab, mode, "")?;
+        let tproxy = run(&lab, mode)?;
         let socket = talker(&lab, Family::V4)?;
         let done = AtomicBool::new(false);
         let arrived = thread::scope(|scope| -> Result<Arrived> {
@@ -441,7 +438,7 @@ fn a_device_that_comes_with_another_address_is_another_flow() -> Result<()> {
 fn an_error_about_a_datagram_reaches_the_device() -> Result<()> {
     for mode in MODES {
         let lab = Lab::builder().masquerade().no_way_back().build()?;
-        let tproxy = run(&lab, mode, "")?;
+        let tproxy = run(&lab, mode)?;
         for family in Family::BOTH {
             let echo = UdpEcho::start(&lab.internet, PORT..=PORT)?;
             let socket = talker(&lab, family)?;
@@ -493,7 +490,7 @@ fn time_to_live(socket: &UdpSocket, family: Family) -> Result<i32> {
 fn a_datagram_ages_by_one_on_its_way() -> Result<()> {
     for mode in MODES {
         let lab = Lab::new()?;
-        let tproxy = run(&lab, mode, "")?;
+        let tproxy = run(&lab, mode)?;
         for family in Family::BOTH {
             let echo = UdpEcho::start(&lab.internet, PORT..=PORT)?;
             let socket = talker(&lab, family)?;
@@ -524,7 +521,7 @@ fn a_firewall_that_forwards_nothing_costs_a_flow_some_datagrams_and_no_more() ->
     nft("add table inet strict")?.ok()?;
     nft("add chain inet strict forward { type filter hook forward priority 0; policy drop; }")?
         .ok()?;
-    let tproxy = run(&lab, "forward", "")?;
+    let tproxy = run(&lab, "forward")?;
     for family in Family::BOTH {
         let socket = talker(&lab, family)?;
         socket.set_read_timeout(Some(Duration::from_millis(20)))?;
@@ -542,7 +539,7 @@ fn a_firewall_that_forwards_nothing_costs_a_flow_some_datagrams_and_no_more() ->
     }
     // With "redirect" no firewall is asked.
     tproxy.stop()?;
-    let tproxy = run(&lab, "redirect", "")?;
+    let tproxy = run(&lab, "redirect")?;
     talk_onto_lane(&lab, &talker(&lab, Family::V4)?)?;
     tproxy.stop()
 }
@@ -555,7 +552,7 @@ fn answers_that_a_firewall_ends_close_the_lane() -> Result<()> {
     nft("add table inet strict")?.ok()?;
     nft("add chain inet strict forward { type filter hook forward priority 0; }")?.ok()?;
     nft("add rule inet strict forward iifname wan0 drop")?.ok()?;
-    let tproxy = run(&lab, "forward", "")?;
+    let tproxy = run(&lab, "forward")?;
     let socket = talker(&lab, Family::V4)?;
     socket.set_read_timeout(Some(Duration::from_millis(5)))?;
     until("the flow to go by the proxy", SOON, || {

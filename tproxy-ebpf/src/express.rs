@@ -94,7 +94,7 @@ fn done(way: u32, reason: Reason) -> Option<Done> {
 
 /// What becomes of a datagram of a device.
 #[inline(never)]
-fn up(skb: Skb, packet: &Packet, begin: u32) -> u32 {
+fn up(skb: Skb, packet: &Packet, begin: usize) -> u32 {
     let Some((ports, headers, entry)) = known(packet, begin) else {
         return PROXY;
     };
@@ -129,7 +129,7 @@ fn up(skb: Skb, packet: &Packet, begin: u32) -> u32 {
 
 /// What becomes of a datagram of the gateway itself, at the link that it leaves by.
 #[inline(never)]
-fn up_own(skb: Skb, packet: &Packet, begin: u32) -> u32 {
+fn up_own(skb: Skb, packet: &Packet, begin: usize) -> u32 {
     let Some((ports, headers, entry)) = known(packet, begin) else {
         return PROXY;
     };
@@ -156,7 +156,7 @@ fn up_own(skb: Skb, packet: &Packet, begin: u32) -> u32 {
 
 /// The entry of a datagram, with its ports and where its headers are. None: the proxy has to look at it.
 #[inline(always)]
-fn known(packet: &Packet, begin: u32) -> Option<(&Ports, Headers, *mut Express)> {
+fn known(packet: &Packet, begin: usize) -> Option<(&Ports, Headers, *mut Express)> {
     let Transport::Udp { ports } = &packet.transport else {
         return None;
     };
@@ -196,7 +196,7 @@ fn down(skb: Skb, framing: Framing) -> u32 {
 }
 
 #[inline(never)]
-fn error(skb: Skb, begin: u32) -> u32 {
+fn error(skb: Skb, begin: usize) -> u32 {
     let Some(v4) = skb.is_v4() else {
         return PROXY;
     };

@@ -10,23 +10,18 @@ use aya_ebpf::helpers::generated::{
 use tproxy_common::abi::Express;
 use tproxy_common::packet::{Addresses, PROTOCOL_UDP, PacketBytes as _, Ports, Words};
 
-use crate::skb::{Headers, Skb};
+use crate::skb::{
+    Headers, IPV4_CHECKSUM, IPV4_DESTINATION, IPV4_PLAIN, IPV4_SOURCE, IPV6_DESTINATION,
+    IPV6_SOURCE, Skb,
+};
 
 /// Bytes of an ICMP header (RFC 792, RFC 4443), and where in it the checksum stands.
 const ICMP_HEADER: usize = 8;
 const ICMP_CHECKSUM: usize = 2;
-/// The first byte of an IPv4 header without options.
-const V4_PLAIN: u8 = 0x45;
 /// IP protocol number of ICMP.
 pub const ICMP: u8 = 1;
 /// IP protocol number of ICMPv6.
 pub const ICMPV6: u8 = 58;
-/// Where in an IPv4 header the checksum, the source and the destination stand; and in an IPv6 header the source and the destination.
-const V4_CHECKSUM: usize = 10;
-const V4_SOURCE: usize = 12;
-const V4_DESTINATION: usize = 16;
-const V6_SOURCE: usize = 8;
-const V6_DESTINATION: usize = 24;
 
 /// An error, and the datagram that it is about.
 pub struct Quote {
@@ -51,23 +46,23 @@ fn quote_v4(skb: Skb, ip: usize) -> Option<Quote> {
     let outer = skb.read::<20>(ip)?.0;
     let kind = skb.read::<1>(ip + 20)?.0[0];
     // Destination unreachable, time exceeded, parameter problem.
-    if outer[0] != V4_PLAIN || outer[9] != ICMP || !matches!(kind, 3 | 11 | 12) {
+    if outer[0] != IPV4_PLAIN || outer[9] != ICMP || !matches!(kind, 3 | 11 | 12) {
         return None;
     }
     let inner = skb.read::<20>(ip + 20 + ICMP_HEADER)?.0;
     let Words([ports]) = skb.read_words::<1>(ip + 40 + ICMP_HEADER)?;
-    if inner[0] != V4_PLAIN || inner[9] != PROTOCOL_UDP {
+    if inner[0] != IPV4_PLAIN || inner[9] != PROTOCOL_UDP {
         return None;
     }
     let word = |bytes: &[u8; 20], at: usize| {
         u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
     };
-    let own = word(&inner, V4_SOURCE);
-    if own != word(&outer, V4_DESTINATION) {
+    let own = word(&inner, IPV4_SOURCE);
+    if own != word(&outer, IPV4_DESTINATION) {
         return None;
     }
     Some(Quote {
-        answer: Addresses::v4(word(&inner, V4_DESTINATION), own),
+        answer: Addresses::v4(word(&inner, IPV4_DESTINATION), own),
         ports: turned(ports),
     })
 }
@@ -82,9 +77,9 @@ fn quote_v6(skb: Skb, ip: usize) -> Option<Quote> {
     }
     let inner = ip + 40 + ICMP_HEADER;
     let carried = skb.read::<1>(inner + 6)?.0[0];
-    let Words(receiver) = skb.read_words::<4>(ip + V6_DESTINATION)?;
-    let Words(own) = skb.read_words::<4>(inner + V6_SOURCE)?;
-    let Words(peer) = skb.read_words::<4>(inner + V6_DESTINATION)?;
+    let Words(receiver) = skb.read_words::<4>(ip + IPV6_DESTINATION)?;
+    let Words(own) = skb.read_words::<4>(inner + IPV6_SOURCE)?;
+    let Words(peer) = skb.read_words::<4>(inner + IPV6_DESTINATION)?;
     let Words([ports]) = skb.read_words::<1>(inner + 40)?;
     if carried != PROTOCOL_UDP || own != receiver {
         return None;
@@ -130,17 +125,19 @@ pub unsafe fn translate(skb: Skb, headers: Headers, quote: &Quote, entry: *const
                 let new = (&raw const address[0]).cast();
                 // A checksum of an IP header takes up what its addresses change, so that of ICMP sees no difference.
                 let changed =
-                    bpf_l3_csum_replace(context, (ip + V4_CHECKSUM) as u32, before, after, 4) == 0
-                        && bpf_skb_store_bytes(context, (ip + V4_DESTINATION) as u32, new, 4, 0)
+                    bpf_l3_csum_replace(context, (ip + IPV4_CHECKSUM) as u32, before, after, 4)
+                        == 0
+                        && bpf_skb_store_bytes(context, (ip + IPV4_DESTINATION) as u32, new, 4, 0)
                             == 0
                         && bpf_l3_csum_replace(
                             context,
-                            (inner + V4_CHECKSUM) as u32,
+                            (inner + IPV4_CHECKSUM) as u32,
                             before,
                             after,
                             4,
                         ) == 0
-                        && bpf_skb_store_bytes(context, (inner + V4_SOURCE) as u32, new, 4, 0) == 0;
+                        && bpf_skb_store_bytes(context, (inner + IPV4_SOURCE) as u32, new, 4, 0)
+                            == 0;
                 (changed, inner + 20)
             }
             Addresses::V6 { destination, .. } => {
@@ -155,9 +152,10 @@ pub unsafe fn translate(skb: Skb, headers: Headers, quote: &Quote, entry: *const
                 let pseudo = u64::from(BPF_F_PSEUDO_HDR);
                 let changed = difference >= 0
                     && bpf_l4_csum_replace(context, checksum, 0, difference as u64, pseudo) == 0
-                    && bpf_skb_store_bytes(context, (ip + V6_DESTINATION) as u32, new, 16, 0) == 0
+                    && bpf_skb_store_bytes(context, (ip + IPV6_DESTINATION) as u32, new, 16, 0)
+                        == 0
                     && bpf_l4_csum_replace(context, checksum, 0, difference as u64, 0) == 0
-                    && bpf_skb_store_bytes(context, (inner + V6_SOURCE) as u32, new, 16, 0) == 0;
+                    && bpf_skb_store_bytes(context, (inner + IPV6_SOURCE) as u32, new, 16, 0) == 0;
                 (changed, inner + 40)
             }
         };

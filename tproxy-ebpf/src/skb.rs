@@ -1,4 +1,4 @@
-//! Packet memory: the one file that touches it.
+//! Packet memory: the file that touches it, and `icmp` beside it for what errors quote.
 
 use core::arch::asm;
 use core::ffi::c_void;
@@ -22,15 +22,17 @@ use crate::icmp::ICMPV6;
 const UDP_HEADER: usize = 8;
 const UDP_LENGTH: usize = 4;
 const UDP_CHECKSUM: usize = 6;
-/// How long an IPv4 header without options is, and where in it time to live, protocol and checksum stand (RFC 791, 3.1).
+/// How long an IPv4 header without options is, its first byte, and where in it the parts stand (RFC 791, 3.1).
 const IPV4_HEADER: usize = 20;
-const IPV4_PLAIN: u8 = 0x45;
+pub const IPV4_PLAIN: u8 = 0x45;
 const IPV4_TIME_TO_LIVE: usize = 8;
 const IPV4_PROTOCOL: usize = 9;
-const IPV4_CHECKSUM: usize = 10;
-/// Where in it the source stands, with the destination behind it; and the same in an IPv6 header.
-const IPV4_SOURCE: usize = 12;
-const IPV6_SOURCE: usize = 8;
+pub const IPV4_CHECKSUM: usize = 10;
+pub const IPV4_SOURCE: usize = 12;
+pub const IPV4_DESTINATION: usize = 16;
+/// Where in an IPv6 header source and destination stand.
+pub const IPV6_SOURCE: usize = 8;
+pub const IPV6_DESTINATION: usize = 24;
 /// Where in an IPv6 header the next header is named, and how long it is (RFC 8200, 3).
 const NEXT_HEADER: usize = 6;
 const IPV6_HEADER: usize = 40;
@@ -202,18 +204,20 @@ impl Skb {
 
     #[inline(always)]
     pub fn parse(&self, framing: Framing) -> Result<Packet, Unparsed> {
-        // The kernel keeps the ethertype behind the link header, and behind an offloaded VLAN tag,
-        // in the context, so the header itself need not be read.
+        parse(self, self.ethertype(), header(framing))
+    }
+
+    /// What it is, behind the link header and an offloaded VLAN tag: the kernel keeps that in the context.
+    #[inline(always)]
+    fn ethertype(&self) -> u16 {
         // SAFETY: as in `len`.
-        let ethertype = u16::from_be(unsafe { (*self.0).protocol } as u16);
-        parse(self, ethertype, header(framing))
+        u16::from_be(unsafe { (*self.0).protocol } as u16)
     }
 
     /// Is it IPv4, or else IPv6? None: neither.
     #[inline(always)]
     pub fn is_v4(&self) -> Option<bool> {
-        // SAFETY: as in `len`.
-        match u16::from_be(unsafe { (*self.0).protocol } as u16) {
+        match self.ethertype() {
             ETHERTYPE_IPV4 => Some(true),
             ETHERTYPE_IPV6 => Some(false),
             _ => None,
@@ -265,15 +269,10 @@ impl Skb {
     /// Is it an ICMPv6 redirect (RFC 4861, 4.5)? Those of the kernel have no extension headers.
     #[inline(always)]
     pub fn is_redirect(&self, framing: Framing) -> bool {
-        // SAFETY: as in `len`.
-        let ethertype = u16::from_be(unsafe { (*self.0).protocol } as u16);
-        let offset = header(framing);
-        ethertype == ETHERTYPE_IPV6
+        self.is_v4() == Some(false)
+            && self.carries(framing) == Some(ICMPV6)
             && self
-                .read::<1>(offset + NEXT_HEADER)
-                .is_some_and(|next| next.0[0] == ICMPV6)
-            && self
-                .read::<1>(offset + IPV6_HEADER)
+                .read::<1>(header(framing) + IPV6_HEADER)
                 .is_some_and(|kind| kind.0[0] == ICMPV6_REDIRECT)
     }
 
@@ -329,21 +328,20 @@ pub struct Headers {
 impl Headers {
     /// Where the IP header begins.
     #[inline(always)]
-    pub const fn begin(framing: Framing) -> u32 {
-        header(framing) as u32
+    pub const fn begin(framing: Framing) -> usize {
+        header(framing)
     }
 
     /// Those of a datagram whose IP header begins there. None: it has more than that.
     #[inline(always)]
-    pub fn of(packet: &Packet, begin: u32) -> Option<Self> {
+    pub fn of(packet: &Packet, begin: usize) -> Option<Self> {
         let headers = Self::at(matches!(packet.addresses, Addresses::V4 { .. }), begin);
         (packet.transport_offset == headers.udp && !packet.fragment.is_one()).then_some(headers)
     }
 
     /// Those of a packet whose IP header begins there and is plain.
     #[inline(always)]
-    pub const fn at(v4: bool, begin: u32) -> Self {
-        let ip = begin as usize;
+    pub const fn at(v4: bool, ip: usize) -> Self {
         let udp = ip + if v4 { IPV4_HEADER } else { IPV6_HEADER };
         Self { v4, ip, udp }
     }
@@ -415,7 +413,7 @@ impl Skb {
                 } => {
                     let (before, at) = match end {
                         End::Source => (*source, IPV4_SOURCE),
-                        End::Destination => (*destination, IPV4_SOURCE + 4),
+                        End::Destination => (*destination, IPV4_DESTINATION),
                     };
                     let (before, after) = (u64::from(before), u64::from(address[0]));
                     bpf_l3_csum_replace(skb, (headers.ip + IPV4_CHECKSUM) as u32, before, after, 4)
@@ -435,7 +433,7 @@ impl Skb {
                 } => {
                     let (before, at) = match end {
                         End::Source => (source, IPV6_SOURCE),
-                        End::Destination => (destination, IPV6_SOURCE + 16),
+                        End::Destination => (destination, IPV6_DESTINATION),
                     };
                     let difference = bpf_csum_diff(
                         before.as_ptr().cast_mut(),

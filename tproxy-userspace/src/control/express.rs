@@ -4,8 +4,8 @@
 //! are made. What the entries count is told on demand. When links, addresses or routes change, all flows leave the lane: those
 //! that go on are asked for again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::net::{IpAddr, SocketAddr};
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -99,15 +99,11 @@ struct State {
     given_up: bool,
 }
 
-/// What of the network matters here.
+/// The network, and the links in it that serve the lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Network {
-    /// Links that serve the lane.
+    snapshot: Snapshot,
     express: BTreeSet<u32>,
-    /// How long the packets of each link may be.
-    mtu: BTreeMap<u32, u32>,
-    own: BTreeSet<IpAddr>,
-    whole: Snapshot,
 }
 
 /// The flows of an association.
@@ -127,18 +123,28 @@ struct Flow {
     told: [Told; 2],
 }
 
+/// What the entries of a flow say.
+#[derive(Default)]
+struct Taken {
+    /// What went since they were asked last. None: nothing.
+    carried: Option<Carried>,
+    /// When the last one went.
+    used: u64,
+    /// Those to the peer do not get out.
+    astray: bool,
+}
+
 impl Flow {
-    /// What went since, and when the last one did.
-    fn take(&mut self, maps: &ExpressMaps) -> (Option<Carried>, u64) {
-        let mut carried = None;
-        let mut used = 0;
+    fn take(&mut self, maps: &ExpressMaps) -> Taken {
+        let mut taken = Taken::default();
         for at in 0..2 {
             let Some(entry) = maps.get(self.ends[at]) else {
                 continue;
             };
-            used = used.max(entry.used);
+            taken.used = taken.used.max(entry.used);
+            taken.astray |= at == 0 && entry.used == 0;
             if let Some(bytes) = self.told[at].take(&entry) {
-                let carried: &mut Carried = carried.get_or_insert_default();
+                let carried = taken.carried.get_or_insert_default();
                 *(if at == 0 {
                     &mut carried.up
                 } else {
@@ -146,7 +152,7 @@ impl Flow {
                 }) += bytes;
             }
         }
-        (carried, used)
+        taken
     }
 }
 
@@ -244,18 +250,8 @@ impl Lane {
     /// The network is so now, and the lane goes by these links. If that is new, all flows leave the lane.
     pub fn follow(&self, snapshot: &Snapshot, express: BTreeSet<u32>) {
         let network = Network {
+            snapshot: snapshot.clone(),
             express,
-            mtu: snapshot
-                .links
-                .iter()
-                .map(|link| (link.index, link.mtu))
-                .collect(),
-            own: snapshot
-                .addresses
-                .iter()
-                .map(|address| address.address)
-                .collect(),
-            whole: snapshot.clone(),
         };
         let mut state = self.state();
         if *state.network != network {
@@ -405,19 +401,19 @@ impl State {
             return;
         };
         self.up.remove(&flow.ends[0]);
-        let astray = self.maps.get(flow.ends[0]).is_some_and(|up| up.used == 0);
-        if astray && on_lane.astray.insert(peer) {
+        let taken = flow.take(&self.maps);
+        if taken.astray && on_lane.astray.insert(peer) {
             self.astray += 1;
         }
-        if let (Some(carried), _) = flow.take(&self.maps) {
-            on_lane.owed.push((peer, carried));
-        }
+        on_lane
+            .owed
+            .extend(taken.carried.map(|carried| (peer, carried)));
         for at in 0..2 {
             // One that cannot be removed is not used for long: the proxy has the flow again, so it idles.
             let _ = self.maps.remove(flow.ends[at]);
             let _ = self.maps.set_reached(flow.ids[at], None);
         }
-        if astray && self.astray == ASTRAY {
+        if taken.astray && self.astray == ASTRAY {
             self.give_up("what the kernel is to forward does not leave");
         }
     }
@@ -459,10 +455,12 @@ impl State {
         };
         let mut idle = Vec::new();
         for (peer, flow) in &mut on_lane.flows {
-            let (carried, used) = flow.take(&self.maps);
-            on_lane.owed.extend(carried.map(|carried| (*peer, carried)));
-            let astray = self.maps.get(flow.ends[0]).is_some_and(|up| up.used == 0);
-            if astray || now.is_some_and(|now| now.saturating_sub(used) > 2 * EXPRESS_LIFE) {
+            let taken = flow.take(&self.maps);
+            on_lane
+                .owed
+                .extend(taken.carried.map(|carried| (*peer, carried)));
+            let idles = |now: u64| now.saturating_sub(taken.used) > 2 * EXPRESS_LIFE;
+            if taken.astray || now.is_some_and(idles) {
                 idle.push(*peer);
             }
         }
@@ -491,10 +489,12 @@ async fn plan(
         return Ok(None);
     };
     let mtu = |way: &WayOut| {
-        let of_link = network.mtu.get(&way.link).copied().filter(|mtu| *mtu > 0);
+        let link = network.snapshot.link(way.link);
+        let of_link = link.map(|link| link.mtu).filter(|mtu| *mtu > 0);
         way.mtu.into_iter().chain(of_link).min().unwrap_or(0)
     };
-    let own = network.own.contains(&device.ip());
+    let addresses = &network.snapshot.addresses;
+    let own = addresses.iter().any(|own| own.address == device.ip());
     let back = if own {
         out
     } else {

@@ -3,11 +3,12 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
-use aya::maps::{HashMap, MapData, PerCpuArray};
+use aya::Pod;
+use aya::maps::{HashMap, MapData, MapError, PerCpuArray};
 use tproxy_common::abi::{Counter, EXPRESS_FLOWS, Express, FlowV4, FlowV6, Reason, map};
 
 use super::Error;
-use super::maps::{Raw, absent_is_fine, failed, full_or, pinned, words};
+use super::maps::{Raw, absent_is_fine, counter, failed, full_or, pinned, words};
 
 /// Who sends, and to whom: what a datagram says when it comes.
 pub type Ends = (SocketAddr, SocketAddr);
@@ -136,9 +137,7 @@ impl ExpressMaps {
     /// # Errors
     /// [`Error::Map`].
     pub fn count(&self, reason: Reason) -> Result<u64, Error> {
-        let counted = self.counters.get(&(reason as u32), 0);
-        let counted = counted.map_err(failed("reading", map::COUNTERS))?;
-        Ok(counted.iter().map(|Raw(counter)| counter.packets).sum())
+        Ok(counter(&self.counters, reason)?.packets)
     }
 
     /// Removes all entries.
@@ -146,23 +145,15 @@ impl ExpressMaps {
     /// # Errors
     /// [`Error::Map`].
     pub fn clear(&mut self) -> Result<(), Error> {
-        let failed = || failed("clearing", "EXPRESS");
-        let keys: Vec<_> = self.v4.keys().collect::<Result<_, _>>().map_err(failed())?;
-        for key in keys {
-            absent_is_fine(self.v4.remove(&key)).map_err(failed())?;
-        }
-        let keys: Vec<_> = self.v6.keys().collect::<Result<_, _>>().map_err(failed())?;
-        for key in keys {
-            absent_is_fine(self.v6.remove(&key)).map_err(failed())?;
-        }
-        let keys: Vec<_> = self
-            .reached
-            .keys()
-            .collect::<Result<_, _>>()
-            .map_err(failed())?;
-        for key in keys {
-            absent_is_fine(self.reached.remove(&key)).map_err(failed())?;
-        }
-        Ok(())
+        clear(&mut self.v4)
+            .and_then(|()| clear(&mut self.v6))
+            .and_then(|()| clear(&mut self.reached))
+            .map_err(failed("clearing", "EXPRESS"))
     }
+}
+
+fn clear<K: Pod, V: Pod>(map: &mut HashMap<MapData, K, V>) -> Result<(), MapError> {
+    let keys: Vec<_> = map.keys().collect::<Result<_, _>>()?;
+    keys.iter()
+        .try_for_each(|key| absent_is_fine(map.remove(key)))
 }

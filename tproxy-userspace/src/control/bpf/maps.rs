@@ -178,18 +178,7 @@ impl Maps {
     /// # Errors
     /// [`Error::Map`].
     pub fn counters(&self) -> Result<Vec<(Reason, Counter)>, Error> {
-        let read = |reason: &Reason| {
-            let per_cpu = self
-                .counters
-                .get(&(*reason as u32), 0)
-                .map_err(failed("reading", abi::map::COUNTERS))?;
-            let mut sum = Counter::default();
-            for Raw(counter) in per_cpu.iter() {
-                sum.packets += counter.packets;
-                sum.bytes += counter.bytes;
-            }
-            Ok((*reason, sum))
-        };
+        let read = |reason: &Reason| Ok((*reason, counter(&self.counters, *reason)?));
         Reason::ALL.iter().map(read).collect()
     }
 
@@ -567,6 +556,22 @@ fn put<K: Pod, V: Pod>(
         Some(value) => trie.insert(&key, value, 0),
         None => absent_is_fine(trie.remove(&key)),
     }
+}
+
+/// The counter of a reason, summed over the CPUs.
+pub(super) fn counter(
+    counters: &PerCpuArray<MapData, Raw<Counter>>,
+    reason: Reason,
+) -> Result<Counter, Error> {
+    let per_cpu = counters
+        .get(&(reason as u32), 0)
+        .map_err(failed("reading", abi::map::COUNTERS))?;
+    let mut sum = Counter::default();
+    for Raw(counter) in per_cpu.iter() {
+        sum.packets += counter.packets;
+        sum.bytes += counter.bytes;
+    }
+    Ok(sum)
 }
 
 pub(super) fn failed(doing: &'static str, map: &'static str) -> impl FnOnce(MapError) -> Error {
